@@ -1,1 +1,1 @@
-"""g."""
+"""Approximate posteriors for any Pyro model."""

@@ -1,0 +1,183 @@
+"""Checks made before any work: what would otherwise fail late, or silently give a wrong answer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+
+from guides.engine.data import Data
+from guides.errors import (
+    DataError,
+    DiscreteLatentError,
+    GuideMismatchError,
+    MinibatchScaleError,
+    OptionError,
+)
+
+__all__ = ["check_batch_size", "check_guide", "check_latents", "data_plates", "is_latent", "is_observed"]
+
+
+def is_latent(site: Any) -> bool:
+    """Tell whether a trace's site is a latent variable (and not, say, a plate's choice of a subsample)."""
+    return site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+
+
+def is_observed(site: Any) -> bool:
+    """Tell whether a trace's site is an observed variable; ``pyro.deterministic`` sites are not."""
+    return site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic")
+
+
+def check_batch_size(batch_size: int | None, data: Data) -> int | None:
+    """Return ``batch_size``, or ``None`` if one batch holds all the data.
+
+    :raises OptionError: if it is not positive, larger than the data, or there are no rows to take batches of.
+    """
+    if batch_size is None:
+        return None
+    if data.size == 0:
+        raise OptionError("batch_size was given but no positional tensor argument has rows to take batches of")
+    if not 1 <= batch_size <= data.size:
+        raise OptionError(
+            f"batch_size={batch_size} but there are {data.size} data points; use 1 to {data.size}, or None for all of them"
+        )
+    return None if batch_size == data.size else batch_size
+
+
+def _trace(model: Callable[..., Any], data: Data) -> Trace:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trace = poutine.trace(poutine.block(model, hide_types=["param"])).get_trace(*data.args, **data.kwargs)
+            trace.compute_log_prob()
+    except (RuntimeError, ValueError, IndexError) as error:
+        shapes = ", ".join(str(tuple(a.shape)) if hasattr(a, "shape") else repr(a) for a in data.args)
+        raise DataError(f"the model cannot be run on the data it was given (arguments {shapes}): {error}") from error
+    return trace
+
+
+def data_plates(model: Callable[..., Any], data: Data, batch_size: int | None) -> tuple[frozenset[str], Trace]:
+    """Return the names of the plates that follow the rows of the data, and a trace of the model on all of it.
+
+    The model is run on all rows and on fewer; plates whose size changes follow the rows. Under minibatching every observed site
+    whose shape changes must either stand in such a plate (the engine rescales it) or be rescaled by the model.
+
+    :raises MinibatchScaleError: if an observed site would count a batch as if it were all the data.
+    :raises DataError: if the model cannot be run on the data.
+    """
+    full = _trace(model, data)
+    fewer = batch_size if batch_size is not None else data.size - 1
+    if data.size < 2 or fewer < 1:
+        return frozenset(), full
+    try:
+        part = _trace(model, data.head(fewer))
+    except DataError:
+        if batch_size is None:  # a model bound to all of its rows is fine as long as it gets them
+            return frozenset(), full
+        raise
+    sizes = {f.name: f.size for s in full.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]}
+    plates = frozenset(
+        f.name
+        for s in part.nodes.values()
+        if s["type"] == "sample"
+        for f in s["cond_indep_stack"]
+        if f.size != sizes.get(f.name, f.size) and (f.full_size is None or f.full_size == f.size)
+    )
+    if batch_size is not None:
+        _check_scale(full, part, plates, data.size, batch_size)
+        _check_local_latents(full, part)
+    return plates, full
+
+
+def _check_scale(full: Trace, part: Trace, plates: frozenset[str], size: int, batch_size: int) -> None:
+    wanted = size / batch_size
+    for name, site in part.nodes.items():
+        if not is_observed(site) or name not in full.nodes:
+            continue
+        if site["value"].shape == full.nodes[name]["value"].shape:
+            continue
+        if any(f.name in plates for f in site["cond_indep_stack"]):
+            continue
+        scale = float(site["scale"])
+        if abs(scale - wanted) > 1e-3 * wanted:
+            raise MinibatchScaleError(
+                f"observed site {name!r} gets {batch_size} of {size} data points per step, but its log-likelihood is scaled by "
+                f"{scale:g} instead of {wanted:g}: the prior would count {wanted:g} times too much. Put the site in "
+                'pyro.plate("data", len(x)), which guides.fit rescales, or in a plate of the full size with a subsample'
+            )
+
+
+def _check_local_latents(full: Trace, part: Trace) -> None:
+    for name, site in part.nodes.items():
+        if not is_latent(site) or name not in full.nodes:
+            continue
+        if site["value"].shape != full.nodes[name]["value"].shape and not site["infer"].get("amortized"):
+            raise MinibatchScaleError(
+                f"latent site {name!r} has one value per data point (shape {tuple(full.nodes[name]['value'].shape)}), which "
+                "a guide without an encoder cannot follow through minibatches; fit with batch_size=None"
+            )
+
+
+def check_latents(prototype: Trace, guide: Callable[..., Any]) -> None:
+    """Check that the model has latent sites, all of them continuous.
+
+    :raises DiscreteLatentError: naming a discrete site.
+    :raises GuideMismatchError: if there is no latent site at all.
+    """
+    latents = [(n, s) for n, s in prototype.nodes.items() if is_latent(s)]
+    if not latents:
+        raise GuideMismatchError(
+            "the model has no latent sample site, so there is no posterior to approximate; is every site observed?"
+        )
+    for name, site in latents:
+        if site["fn"].support.is_discrete if hasattr(site["fn"], "support") else False:
+            raise DiscreteLatentError(
+                f"latent site {name!r} is discrete ({type(site['fn']).__name__}), and {_name(guide)} needs continuous latents; "
+                "marginalise it in the model, or infer it with pyro.infer.TraceEnum_ELBO and enumeration"
+            )
+
+
+def check_guide(model_trace: Trace, guide_trace: Trace, guide: Callable[..., Any]) -> None:
+    """Check that guide and model have the same latent sites and that the guide's can be reparameterised.
+
+    :raises GuideMismatchError: naming the sites that are missing or invented, or that cannot be reparameterised.
+    """
+    wanted = {n for n, s in model_trace.nodes.items() if is_latent(s)}
+    found = {
+        n: s
+        for n, s in guide_trace.nodes.items()
+        if is_latent(s) and not s["infer"].get("is_auxiliary")
+    }
+    missing, invented = sorted(wanted - set(found)), sorted(set(found) - wanted)
+    if missing:
+        raise GuideMismatchError(
+            f"{_name(guide)} does not sample latent site{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} of the "
+            f"model; it samples {', '.join(map(repr, sorted(found))) or 'nothing'}. Add a pyro.sample statement for each"
+        )
+    if invented:
+        raise GuideMismatchError(
+            f"{_name(guide)} samples {', '.join(map(repr, invented))}, which the model does not have as latent; the model has "
+            f"{', '.join(map(repr, sorted(wanted)))}. Rename the site, or mark it infer={{'is_auxiliary': True}}"
+        )
+    for name, site in guide_trace.nodes.items():
+        if not is_latent(site) or site["infer"].get("stratum"):
+            continue
+        if not getattr(site["fn"], "has_rsample", False):
+            raise GuideMismatchError(
+                f"{_name(guide)} draws site {name!r} from {type(site['fn']).__name__}, which cannot be reparameterised; its "
+                "gradient would be wrong. Use a distribution with rsample"
+            )
+    for name in wanted & set(found):
+        if found[name]["value"].shape != model_trace.nodes[name]["value"].shape:
+            raise GuideMismatchError(
+                f"{_name(guide)} draws site {name!r} with shape {tuple(found[name]['value'].shape)}, the model with "
+                f"{tuple(model_trace.nodes[name]['value'].shape)}; was the guide set up on other data?"
+            )
+
+
+def _name(guide: Callable[..., Any]) -> str:
+    return f"guide {getattr(guide, '__name__', type(guide).__name__)!r}"

@@ -1,0 +1,130 @@
+"""The arguments of a model as data: which of them have rows, and how many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guides.errors import DataError, OptionError
+
+__all__ = ["Data", "stack"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Positional and keyword arguments of a model.
+
+    :ivar args: positional arguments; numpy arrays have become tensors.
+    :ivar kwargs: keyword arguments, never minibatched.
+    :ivar rows: positions in ``args`` of the tensors whose first dimension runs over data points.
+    :ivar size: number of data points N; 0 if no argument has rows.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    rows: tuple[int, ...] = ()
+    size: int = 0
+
+    @classmethod
+    def of(cls, args: Sequence[Any], kwargs: dict[str, Any] | None = None, device: torch.device | None = None) -> Data:
+        """Check and wrap the arguments of a model.
+
+        The first tensor argument with a dimension sets N; every tensor with N rows has rows.
+
+        :raises DataError: for NaN or infinite values, an empty data set, or tensors whose rows do not match.
+        """
+        converted = tuple(_tensor(a, device) for a in args)
+        for i, a in enumerate(converted):
+            _check_values(f"argument {i}", a)
+        keywords = {k: _tensor(v, device) for k, v in (kwargs or {}).items()}
+        for k, a in keywords.items():
+            _check_values(f"argument {k!r}", a)
+        tall = [i for i, a in enumerate(converted) if isinstance(a, Tensor) and a.dim() > 0]
+        if not tall:
+            return cls(converted, keywords)
+        size = converted[tall[0]].shape[0]
+        rows = tuple(i for i in tall if converted[i].shape[0] == size)
+        odd = [i for i in tall if i not in rows]
+        if odd:
+            shapes = ", ".join(f"argument {i}: {tuple(converted[i].shape)}" for i in tall)
+            raise DataError(
+                f"the data arguments have different numbers of rows ({shapes}); the first dimension of every tensor must "
+                "run over the same data points (pass other tensors by keyword, through model_kwargs)"
+            )
+        return cls(converted, keywords, rows, size)
+
+    def to(self, device: torch.device) -> Data:
+        """Return the same data on ``device``."""
+        move = lambda a: a.to(device) if isinstance(a, Tensor) else a  # noqa: E731
+        return Data(tuple(map(move, self.args)), {k: move(v) for k, v in self.kwargs.items()}, self.rows, self.size)
+
+    def take(self, index: Tensor) -> Data:
+        """Return the data points in ``index``."""
+        args = tuple(a.index_select(0, index) if i in self.rows else a for i, a in enumerate(self.args))
+        return Data(args, self.kwargs, self.rows, len(index))
+
+    def head(self, count: int) -> Data:
+        """Return the first ``count`` data points."""
+        args = tuple(a[:count] if i in self.rows else a for i, a in enumerate(self.args))
+        return Data(args, self.kwargs, self.rows, min(count, self.size))
+
+    def split(self, fraction: float, seed: int) -> tuple[Data, Data]:
+        """Return (training, validation) data, a random ``fraction`` of the rows held out.
+
+        :raises OptionError: if either part would be empty.
+        """
+        held_out = round(fraction * self.size)
+        if not 0 < held_out < self.size:
+            raise OptionError(f"validation={fraction} of {self.size} data points leaves a part empty; use a fraction between")
+        device = self.args[self.rows[0]].device
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed)).to(device)
+        return self.take(order[held_out:]), self.take(order[:held_out])
+
+
+def stack(parts: Sequence[Data]) -> tuple[Any, ...]:
+    """Stack the positional arguments of equally shaped data sets along a new first dimension.
+
+    :raises DataError: if shapes or non-tensor arguments differ.
+    """
+    first = parts[0]
+    stacked: list[Any] = []
+    for i, a in enumerate(first.args):
+        column = [p.args[i] for p in parts]
+        if not isinstance(a, Tensor):
+            if any(c is not a and c != a for c in column):
+                raise DataError(f"argument {i} differs between the data sets and is no tensor; fit them one by one")
+            stacked.append(a)
+        elif any(c.shape != a.shape for c in column):
+            shapes = sorted({tuple(c.shape) for c in column})
+            raise DataError(f"argument {i} has different shapes in the data sets: {shapes}; only equal shapes run together")
+        else:
+            stacked.append(torch.stack(column))
+    return tuple(stacked)
+
+
+def _tensor(value: Any, device: torch.device | None) -> Any:
+    if isinstance(value, np.ndarray):
+        value = torch.as_tensor(value)
+        if value.dtype == torch.float64:
+            value = value.to(torch.get_default_dtype())
+    return value.to(device) if isinstance(value, Tensor) and device is not None else value
+
+
+def _check_values(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        return
+    if value.numel() == 0:
+        raise DataError(f"{name} is empty (shape {tuple(value.shape)}); a fit needs at least one data point")
+    if value.is_floating_point():
+        bad = ~torch.isfinite(value)
+        if bad.any():
+            where = tuple(int(i) for i in bad.nonzero()[0])
+            raise DataError(
+                f"{name} has {int(bad.sum())} NaN or infinite values, the first at index {where}; "
+                "drop or impute them before fitting"
+            )

@@ -1,0 +1,166 @@
+"""Randomness as an input: every standard draw of a model and guide read from a tape.
+
+A step of stochastic variational inference is a pure function only if its noise is an argument. Distributions draw theirs
+deep inside ``rsample``; :class:`NoiseTape` intercepts the handful of torch functions that they use and hands out slices of
+two vectors, one of standard normals and one of uniforms. The same tape gives the same step, whatever runs it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Noise", "NoiseLayout", "NoiseTape"]
+
+
+@dataclass(frozen=True)
+class NoiseLayout:
+    """How many numbers of each kind one particle of one step consumes."""
+
+    normals: int
+    uniforms: int
+
+    def draw(self, leading: tuple[int, ...], generator: torch.Generator) -> Noise:
+        """Return noise of shape ``(*leading, normals)`` and ``(*leading, uniforms)`` on the generator's device."""
+        device = generator.device
+        return Noise(
+            torch.randn(*leading, self.normals, generator=generator, device=device),
+            torch.rand(*leading, self.uniforms, generator=generator, device=device),
+        )
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard normals and uniforms, each with the same leading shape."""
+
+    normals: Tensor
+    uniforms: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Noise:
+        """Apply ``function`` to both tensors."""
+        return Noise(function(self.normals), function(self.uniforms))
+
+
+def _options(tensor_like: Tensor | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return dtype and device of a draw, from its arguments or from the tensor that it imitates."""
+    dtype, device = kwargs.get("dtype"), kwargs.get("device")
+    if tensor_like is not None:
+        dtype, device = dtype or tensor_like.dtype, device or tensor_like.device
+    return {"dtype": dtype or torch.get_default_dtype(), "device": device}
+
+
+def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    size = kwargs.get("size", args)
+    if len(size) == 1 and not isinstance(size[0], int):
+        size = size[0]
+    return tuple(int(s) for s in size)
+
+
+class NoiseTape(TorchFunctionMode):
+    """Serve the random draws inside the block from ``noise``; without it, draw afresh and count.
+
+    Draws that are not built from normals or uniforms (gamma, Poisson, categorical, permutations) pass through to torch's own
+    generator: they are seeded by the caller.
+
+    :param noise: the two vectors to serve from, or ``None`` to record a layout.
+    :ivar used: the :class:`NoiseLayout` consumed so far.
+    """
+
+    def __init__(self, noise: Noise | None = None) -> None:
+        super().__init__()
+        self._noise = noise
+        self._normals = 0
+        self._uniforms = 0
+
+    @property
+    def used(self) -> NoiseLayout:
+        """The number of normals and uniforms consumed so far."""
+        return NoiseLayout(self._normals, self._uniforms)
+
+    def _take_normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
+        size = math.prod(shape)
+        start, self._normals = self._normals, self._normals + size
+        if self._noise is None:
+            return torch.randn(shape, dtype=dtype, device=device)
+        return self._noise.normals[start : start + size].view(shape).to(dtype)
+
+    def _take_uniform(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
+        size = math.prod(shape)
+        start, self._uniforms = self._uniforms, self._uniforms + size
+        if self._noise is None:
+            return torch.rand(shape, dtype=dtype, device=device)
+        return self._noise.uniforms[start : start + size].view(shape).to(dtype)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        handler = _HANDLERS.get(func)
+        if handler is None or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        return handler(self, args, kwargs)
+
+
+def _randn(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
+    return tape._take_normal(_shape(args, kwargs), **_options(None, kwargs))
+
+
+def _randn_like(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
+    return tape._take_normal(tuple(args[0].shape), **_options(args[0], kwargs))
+
+
+def _normal_(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
+    target, mean, std = (*args, kwargs.get("mean", 0.0), kwargs.get("std", 1.0))[:3]
+    draw = tape._take_normal(tuple(target.shape), target.dtype, target.device)
+    return draw if (mean, std) == (0.0, 1.0) else mean + std * draw
+
+
+def _normal(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
+    mean, std = (*args, kwargs.get("mean", 0.0), kwargs.get("std", 1.0))[:2]
+    like = mean if isinstance(mean, Tensor) else std
+    if not isinstance(like, Tensor):
+        return mean + std * tape._take_normal(_shape((), kwargs), **_options(None, kwargs))
+    shape = torch.broadcast_shapes(*(t.shape for t in (mean, std) if isinstance(t, Tensor)))
+    return mean + std * tape._take_normal(tuple(shape), like.dtype, like.device)
+
+
+def _rand(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
+    return tape._take_uniform(_shape(args, kwargs), **_options(None, kwargs))
+
+
+def _rand_like(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
+    return tape._take_uniform(tuple(args[0].shape), **_options(args[0], kwargs))
+
+
+def _uniform_(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
+    target, low, high = (*args, kwargs.get("from", 0.0), kwargs.get("to", 1.0))[:3]
+    return low + (high - low) * tape._take_uniform(tuple(target.shape), target.dtype, target.device)
+
+
+def _bernoulli(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
+    probs = args[0]
+    return (tape._take_uniform(tuple(probs.shape), probs.dtype, probs.device) < probs).to(probs.dtype)
+
+
+def _exponential_(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
+    target, rate = (*args, kwargs.get("lambd", 1.0))[:2]
+    return -torch.log1p(-tape._take_uniform(tuple(target.shape), target.dtype, target.device)) / rate
+
+
+_HANDLERS: dict[Any, Callable[[NoiseTape, Any, Any], Tensor]] = {
+    torch.randn: _randn,
+    torch.randn_like: _randn_like,
+    torch.Tensor.normal_: _normal_,
+    torch.normal: _normal,
+    torch.rand: _rand,
+    torch.rand_like: _rand_like,
+    torch.Tensor.uniform_: _uniform_,
+    torch.bernoulli: _bernoulli,
+    torch.Tensor.exponential_: _exponential_,
+}

@@ -1,0 +1,148 @@
+"""A Pyro model, guide and objective as pure functions of parameters, noise and data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from guides.engine.checks import check_guide, check_latents, data_plates, is_latent
+from guides.engine.data import Data
+from guides.engine.noise import Noise, NoiseLayout, NoiseTape
+from guides.engine.parameters import ParameterLayout, isolated_store
+from guides.objectives.base import Estimate, Objective, Stratum, joint_traces, num_strata
+
+__all__ = ["Program", "RescalePlates", "quiet", "seeded"]
+
+
+class RescalePlates(Messenger):
+    """Multiply the log-density scale of every site inside one of ``plates`` by ``factor``.
+
+    This is what makes ``pyro.plate("data", len(x))`` right for a minibatch: the plate knows only the rows it is given, the
+    factor is the number of rows in all over the number given.
+    """
+
+    def __init__(self, plates: frozenset[str], factor: float) -> None:
+        super().__init__()
+        self._plates = plates
+        self._factor = factor
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if self._factor != 1.0 and any(frame.name in self._plates for frame in msg["cond_indep_stack"]):
+            msg["scale"] = msg["scale"] * self._factor
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generators inside the block and give the caller's states back afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Switch Pyro's and torch's argument validation off inside the block: it branches on values, which vmap cannot."""
+    with pyro.validation_enabled(False):
+        yield
+
+
+@dataclass(frozen=True)
+class Program:
+    """The pure functions of one (model, guide, objective), and the layouts of what they consume.
+
+    Made by :meth:`build`; every method is a function of its arguments alone and works under :mod:`torch.func` transforms
+    when called inside :func:`quiet` and :func:`~guides.engine.parameters.isolated_store`.
+
+    :ivar prototype: a trace of the model on the data it was built with.
+    :ivar plates: names of the plates whose size follows the rows of the data.
+    """
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    objective: Objective
+    parameters: ParameterLayout
+    noise: NoiseLayout
+    plates: frozenset[str]
+    prototype: Trace
+    latents: tuple[str, ...]
+
+    @classmethod
+    def build(
+        cls,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        objective: Objective,
+        data: Data,
+        *,
+        batch_size: int | None,
+        seed: int,
+    ) -> Program:
+        """Run model and guide once on ``data``, check that they fit together, and read the layouts off that run.
+
+        :raises GuideMismatchError, DiscreteLatentError, MinibatchScaleError, UnsupportedModelError: see the classes.
+        """
+        with isolated_store() as store, seeded(seed), torch.no_grad():
+            plates, prototype = data_plates(model, data, batch_size)
+            check_latents(prototype, guide)
+            guide_trace = poutine.trace(guide).get_trace(*data.args, **data.kwargs)
+            check_guide(prototype, guide_trace, guide)
+            small = data.head(batch_size) if batch_size is not None else data
+            with NoiseTape() as tape, Stratum(torch.tensor(0)):
+                objective.particle(model, guide, small.args, small.kwargs)
+            layout = ParameterLayout.discover(store, model, guide)
+        latents = tuple(n for n, s in prototype.nodes.items() if is_latent(s))
+        return cls(model, guide, objective, layout, tape.used, plates, prototype, latents)
+
+    @property
+    def particles(self) -> int:
+        """Draws per step: particles of the objective times strata of the guide."""
+        return self.objective.num_particles * num_strata(self.guide)
+
+    def strata(self, device: torch.device) -> Tensor:
+        """Return the stratum of each particle, shape ``(particles,)``."""
+        return torch.arange(self.particles, device=device) % num_strata(self.guide)
+
+    def estimate(
+        self, flat: Tensor, normals: Tensor, uniforms: Tensor, args: Sequence[Any], kwargs: dict[str, Any], factor: float
+    ) -> Estimate:
+        """Return one estimate of the objective.
+
+        :param flat: parameters, shape ``(size,)``.
+        :param normals: shape ``(particles, noise.normals)``; ``uniforms`` likewise.
+        :param factor: rows of the full data over rows of ``args``.
+        """
+
+        def particle(normals: Tensor, uniforms: Tensor, stratum: Tensor) -> dict[str, Tensor]:
+            def run() -> dict[str, Tensor]:
+                with NoiseTape(Noise(normals, uniforms)), RescalePlates(self.plates, factor), Stratum(stratum):
+                    return self.objective.particle(self.model, self.guide, tuple(args), kwargs)
+
+            return self.parameters.call(flat, run)
+
+        strata = self.strata(flat.device)
+        if self.particles == 1:
+            terms = {k: v.unsqueeze(0) for k, v in particle(normals[0], uniforms[0], strata[0]).items()}
+        else:
+            terms = torch.vmap(particle, randomness="different")(normals, uniforms, strata)
+        return self.objective.combine(terms)
+
+    def traces(
+        self, flat: Tensor, args: Sequence[Any], kwargs: dict[str, Any], noise: Noise | None = None
+    ) -> tuple[Trace, Trace]:
+        """Return model and guide traces of one draw at parameters ``flat``."""
+
+        def run() -> tuple[Trace, Trace]:
+            with NoiseTape(noise):
+                return joint_traces(self.model, self.guide, tuple(args), kwargs)
+
+        return self.parameters.call(flat, run)
+

@@ -1,0 +1,46 @@
+"""What can go wrong, one class per cause, so that callers can tell the causes apart."""
+
+from __future__ import annotations
+
+__all__ = [
+    "DataError",
+    "DiscreteLatentError",
+    "GuideMismatchError",
+    "MinibatchScaleError",
+    "NonFiniteLossError",
+    "NonFiniteLossWarning",
+    "OptionError",
+    "UnsupportedModelError",
+]
+
+
+class DataError(ValueError):
+    """Data that no fit can use: empty, not finite, or of shapes that do not match."""
+
+
+class OptionError(ValueError):
+    """An option of a fit whose value makes no sense for this model or these data."""
+
+
+class GuideMismatchError(ValueError):
+    """A guide whose latent sites are not those of the model."""
+
+
+class DiscreteLatentError(ValueError):
+    """A discrete latent site under a guide that needs continuous ones."""
+
+
+class MinibatchScaleError(ValueError):
+    """An observed site that would be minibatched without being rescaled to the full data."""
+
+
+class UnsupportedModelError(ValueError):
+    """A model that lacks the structure which a guide or an option needs."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss that is NaN or infinite before the first step, so that there is nothing to keep."""
+
+
+class NonFiniteLossWarning(RuntimeWarning):
+    """A loss that turned NaN or infinite during a fit; the last finite parameters were kept."""

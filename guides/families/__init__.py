@@ -1,0 +1,9 @@
+"""Families of approximate posteriors, one file each; importing this package registers them."""
+
+from guides.families.base import Family, FlatFamily
+from guides.families.full_rank import FullRank
+from guides.families.low_rank import LowRank
+from guides.families.map import MAP
+from guides.families.mean_field import MeanField
+
+__all__ = ["MAP", "Family", "FlatFamily", "FullRank", "LowRank", "MeanField"]

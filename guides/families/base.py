@@ -1,0 +1,94 @@
+"""What the families of approximate posteriors share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from pyro.infer.autoguide import AutoGuide, init_to_feasible, init_to_median, init_to_sample
+from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import biject_to
+
+from guides.errors import OptionError
+
+if TYPE_CHECKING:
+    from guides.engine.finish import Finished, FitContext
+
+__all__ = ["Family", "FlatFamily", "init_function"]
+
+_INITIALISERS: dict[str, Callable[..., Any]] = {
+    "feasible": init_to_feasible,
+    "median": init_to_median,
+    "sample": init_to_sample,
+}
+
+
+def init_function(init: str | Callable[..., Any]) -> Callable[..., Any]:
+    """Return Pyro's initialisation strategy of that name, or ``init`` itself if it is callable.
+
+    :raises OptionError: for an unknown name.
+    """
+    if callable(init):
+        return init
+    if init not in _INITIALISERS:
+        raise OptionError(f"init={init!r} is not known; use {', '.join(map(repr, _INITIALISERS))} or a Pyro init function")
+    return _INITIALISERS[init]
+
+
+class Family(AutoGuide):
+    """A family of approximate posteriors: a Pyro autoguide that ``guides.fit`` knows how to finish.
+
+    :cvar is_point_mass: the guide has no density (MAP, ensembles of points), so importance weights mean nothing.
+    :cvar num_strata: components that a step draws one by one instead of at random.
+    """
+
+    is_point_mass: ClassVar[bool] = False
+    num_strata: int = 1
+    fit_defaults: ClassVar[dict[str, Any]] = {}
+
+    def finish(self, context: FitContext) -> Finished | None:
+        """Turn the optimum into the posterior, for families whose optimisation only finds a mode.
+
+        :returns: a guide and its parameters, or ``None`` (the default) if the optimum is the answer.
+        """
+        return None
+
+
+class FlatFamily(Family, AutoContinuous):
+    """A family with one distribution over the flat vector of all latents, mapped to each site's support.
+
+    A subclass gives :meth:`~pyro.infer.autoguide.guides.AutoContinuous.get_posterior`.
+    """
+
+    @property
+    def latent_site(self) -> str:
+        """The auxiliary site that holds the flat vector."""
+        return f"_{self._pyro_name}_latent"
+
+    def flatten(self, latents: dict[str, Tensor], leading: int = 0) -> Tensor:
+        """Return the flat unconstrained vector of latents by name, each with ``leading`` leading dimensions."""
+        parts = []
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            value = biject_to(site["fn"].support).inv(latents[name])
+            parts.append(value.reshape(*value.shape[:leading], -1))
+        return torch.cat(parts, dim=-1)
+
+    def slices(self) -> dict[str, slice]:
+        """Return where each site lies in the flat vector."""
+        found, position = {}, 0
+        for name, _ in self.prototype_trace.iter_stochastic_nodes():
+            size = self._unconstrained_shapes[name].numel()
+            found[name] = slice(position, position + size)
+            position += size
+        return found
+
+    def unconstrained_shape(self, name: str) -> torch.Size:
+        """Return the shape of one site's unconstrained value."""
+        return self._unconstrained_shapes[name]
+
+    def flat_draw(self, guide_trace: Trace) -> Tensor:
+        """Return the flat vector that a trace of this guide drew."""
+        return guide_trace.nodes[self.latent_site]["value"]

@@ -1,0 +1,80 @@
+"""Intercepting the product of data and a drawn weight matrix.
+
+Local reparameterisation, flipout, dropout and Kronecker-factored curvature all act where a model multiplies by its weights.
+A Pyro model says nothing about where that is, but the product is taken with the very tensor that ``pyro.sample`` returned, so
+it can be recognised by identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["LinearRules", "Product", "flipout", "local_reparameterisation"]
+
+Product = Callable[[Tensor, bool], Tensor]
+"""A replacement for a product: from inputs ``(..., in)`` and whether the weight is stored transposed, to ``(..., out)``."""
+
+_MATMUL = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.Tensor.mm}
+
+
+class LinearRules(TorchFunctionMode):
+    """Inside the block, replace ``x @ w`` and ``linear(x, w, b)`` for the weights that ``rules`` names.
+
+    :param rules: by ``id`` of the weight tensor, what to compute instead of the product.
+    """
+
+    def __init__(self, rules: Mapping[int, Product]) -> None:
+        super().__init__()
+        self._rules = rules
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _MATMUL and len(args) == 2 and id(args[1]) in self._rules:
+            return self._rules[id(args[1])](args[0], False)
+        if func is functional.linear:
+            inputs, weight, bias = (*args, kwargs.get("weight"), kwargs.get("bias"))[:3] if len(args) < 3 else args
+            if id(weight) in self._rules:
+                product = self._rules[id(weight)](inputs, True)
+                return product if bias is None else product + bias
+        return func(*args, **kwargs)
+
+
+def _apply(inputs: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+    return inputs @ (weight.mT if transposed else weight)
+
+
+def local_reparameterisation(q: Normal, draw: Tensor) -> Product:
+    r"""Draw the product from its own distribution, independently for every data point.
+
+    For :math:`w_{ij} \sim \mathcal N(\mu_{ij}, \sigma_{ij}^2)`, the product :math:`x w` is normal with mean :math:`x \mu`
+    and variance :math:`x^2 \sigma^2` (Kingma, Salimans & Welling 2015).
+    """
+
+    def product(inputs: Tensor, transposed: bool) -> Tensor:
+        mean = _apply(inputs, q.loc, transposed)
+        variance = _apply(inputs.square(), q.scale.square(), transposed)
+        # The floor keeps the square root differentiable where all inputs of a row are zero.
+        return mean + (variance + 1e-16).sqrt() * torch.randn_like(mean)
+
+    return product
+
+
+def flipout(q: Normal, draw: Tensor) -> Product:
+    r"""Flip the signs of one draw's deviation per data point: :math:`x \mu + ((x \circ s) \Delta w) \circ r` (Wen et al. 2018)."""
+
+    def product(inputs: Tensor, transposed: bool) -> Tensor:
+        mean = _apply(inputs, q.loc, transposed)
+        sign_in = torch.where(torch.rand_like(inputs) < 0.5, -1.0, 1.0)
+        sign_out = torch.where(torch.rand_like(mean) < 0.5, -1.0, 1.0)
+        return mean + _apply(inputs * sign_in, draw - q.loc, transposed) * sign_out
+
+    return product

@@ -1,0 +1,126 @@
+"""What an objective is: a function of traces that names its value apart from its surrogate."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pyro import poutine
+from pyro.infer.elbo import ELBO as PyroELBO
+from pyro.infer.util import torch_item
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+__all__ = ["Estimate", "Objective", "Stratum", "joint_traces", "num_strata"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One stochastic estimate of an objective.
+
+    :ivar value: scalar, in nats: what to report.
+    :ivar surrogate: scalar: what to differentiate. Its gradient estimates that of the objective; its number means nothing.
+    """
+
+    value: Tensor
+    surrogate: Tensor
+
+
+class Stratum(Messenger):
+    """Fix the stratum that a stratified guide would otherwise choose at random.
+
+    A guide with several components marks the site that chooses one with ``infer={"stratum": True}``; drawing every
+    component once instead of a random one removes that part of the gradient's variance.
+
+    :param index: scalar integer tensor, the component to use.
+    """
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self._index = index
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["infer"].get("stratum"):
+            msg["value"] = self._index
+            msg["done"] = True
+
+
+def num_strata(guide: Callable[..., Any]) -> int:
+    """Return how many strata a guide has; one for guides that say nothing."""
+    return int(getattr(guide, "num_strata", 1))
+
+
+def joint_traces(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Trace, Trace]:
+    """Run guide, then model on the guide's draws, and return the traces of both.
+
+    A guide may change how the model's arithmetic is carried out on its draws (local reparameterisation does) by a method
+    ``around_model(guide_trace)`` that returns a context manager.
+    """
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    around: Callable[[Trace], AbstractContextManager[Any]] = getattr(guide, "around_model", lambda _: nullcontext())
+    with around(guide_trace):
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    return model_trace, guide_trace
+
+
+class Objective(PyroELBO):
+    """An objective to *maximise*, usable in ``guides.fit`` and in stock :class:`pyro.infer.SVI`.
+
+    A subclass says what one particle contributes (:meth:`particle`) and how particles combine (:meth:`combine`).
+    As everywhere in Pyro, the *loss* that SVI sees is minus the objective.
+
+    :param num_particles: Monte Carlo draws per step (per stratum, for stratified guides).
+    """
+
+    bounds: ClassVar[str]
+    """What the value bounds, in words."""
+
+    def __init__(self, num_particles: int = 1) -> None:
+        super().__init__(num_particles=num_particles)
+
+    @abstractmethod
+    def particle(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """Return the scalars that one draw of the guide contributes."""
+
+    @abstractmethod
+    def combine(self, particles: dict[str, Tensor]) -> Estimate:
+        """Turn stacked scalars, shape ``(num_particles * num_strata,)`` each, into an estimate."""
+
+    def estimate(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Estimate:
+        """Return one estimate, drawing particles one after the other (the engine draws them all at once)."""
+        draws = []
+        strata = num_strata(guide)
+        for i in range(self.num_particles * strata):
+            with Stratum(torch.tensor(i % strata)):
+                draws.append(self.particle(model, guide, args, kwargs))
+        return self.combine({name: torch.stack([d[name] for d in draws]) for name in draws[0]})
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        return joint_traces(model, guide, args, kwargs)
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Return minus the surrogate, to differentiate (stock SVI's convention)."""
+        return -self.estimate(model, guide, args, kwargs).surrogate
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Return minus the value in nats, without gradients."""
+        with torch.no_grad():
+            return -torch_item(self.estimate(model, guide, args, kwargs).value)
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Accumulate gradients of minus the surrogate and return minus the value in nats."""
+        estimate = self.estimate(model, guide, args, kwargs)
+        if estimate.surrogate.requires_grad:
+            (-estimate.surrogate).backward()
+        return -torch_item(estimate.value)

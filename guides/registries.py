@@ -1,0 +1,12 @@
+"""The registries of this package, in a leaf module so that every entry can be filed where it is defined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from registry import Registry
+
+__all__ = ["families", "objectives"]
+
+families: Registry[Any] = Registry("guide", group="guides.families")
+objectives: Registry[Any] = Registry("objective", group="guides.objectives")
