@@ -1,0 +1,49 @@
+"""Data sets: UCI regression with its published splits, scikit-learn's embedded sets, and toy curves.
+
+Every loader returns a :class:`Dataset`, which cuts itself into a :class:`Split`; a split can be standardised by its training
+part. ``zoo.datasets.registry`` maps names to loaders that need no argument.
+"""
+
+from zoo._registries import datasets as registry
+from zoo.datasets.dataset import Dataset, Split
+from zoo.datasets.embedded import breast_cancer, diabetes, digits
+from zoo.datasets.files import CorruptDataError, DataHashWarning, MissingDataError
+from zoo.datasets.toy import blundell, foong
+from zoo.datasets.uci_sets import (
+    UCI_NAMES,
+    boston_housing,
+    concrete,
+    energy,
+    kin8nm,
+    naval_propulsion_plant,
+    power_plant,
+    protein_tertiary_structure,
+    uci,
+    wine_quality_red,
+    yacht,
+)
+
+__all__ = [
+    "UCI_NAMES",
+    "CorruptDataError",
+    "DataHashWarning",
+    "Dataset",
+    "MissingDataError",
+    "Split",
+    "blundell",
+    "boston_housing",
+    "breast_cancer",
+    "concrete",
+    "diabetes",
+    "digits",
+    "energy",
+    "foong",
+    "kin8nm",
+    "naval_propulsion_plant",
+    "power_plant",
+    "protein_tertiary_structure",
+    "registry",
+    "uci",
+    "wine_quality_red",
+    "yacht",
+]
