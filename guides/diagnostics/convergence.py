@@ -9,9 +9,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from guides.diagnostics.finding import DrawsLike, Finding, Level, PosteriorLike, Undefined, diagnostics_registry
+from guides.diagnostics.finding import (
+    DrawsLike,
+    Finding,
+    Level,
+    PosteriorLike,
+    Undefined,
+    diagnostics_registry,
+)
 
-__all__ = ["Convergence", "Trend", "Status", "convergence", "loss_trend"]
+__all__ = ["Convergence", "Status", "Trend", "convergence", "loss_trend"]
 
 Status = Literal["converged", "improving", "worsening", "diverged", "noisy", "short"]
 
@@ -30,8 +37,8 @@ class Trend:
 
     :param status: the verdict on this trace.
     :param window: number of last steps that the test looked at.
-    :param gain: fall of the loss over the window (negative when it rose); what a second window of the same length would
-        bring at most, if the descent goes on slowing down.
+    :param gain: fall of the loss over the window (negative when it rose); what a second window of the same
+        length would bring at most, if the descent goes on slowing down.
     :param standard_error: of ``gain``, allowing for autocorrelation.
     :param per_1000_steps: the same fall, per 1000 steps.
     :param noise: standard deviation of single losses around the trend.
@@ -64,21 +71,22 @@ class Convergence(Finding):
     def rows(self) -> list[tuple[str, str]]:
         """Return the verdict with the gain over the last window and the noise beside it."""
         worst = max(self.trends, key=lambda trend: _ORDER.index(trend.status))
-        figures = f"gain {worst.gain:.3g} ± {worst.standard_error:.2g} nats in the last {worst.window} of {self.steps} steps"
+        gain = f"gain {worst.gain:.3g} ± {worst.standard_error:.2g} nats"
+        figures = f"{gain} in the last {worst.window} of {self.steps} steps"
         return [(self.title, f"{self.status}  ({figures}; noise {worst.noise:.3g})")]
 
 
 def loss_trend(losses: Tensor) -> Trend:
     r"""Test one loss trace for a trend in its last third.
 
-    The window is cut into 20 batches of consecutive steps; a line is fitted to the batch medians, which single wild
-    losses do not move. The slope's standard error comes from the residuals and is widened by
+    The window is cut into 20 batches of consecutive steps; a line is fitted to the batch medians, which
+    single wild losses do not move. The slope's standard error comes from the residuals and is widened by
     :math:`\sqrt{(1 + \rho) / (1 - \rho)}` where they have a lag-one autocorrelation :math:`\rho > 0`.
 
     ``improving`` or ``worsening``: the change over the window exceeds three standard errors and 0.1 nats.
-    ``noisy``: three standard errors exceed one nat and 2 % of the whole descent, so that an improvement that matters
-    could hide. ``converged``: neither. ``diverged``: the trace ends in NaN or infinity. ``short``: fewer than 40 steps in
-    the window.
+    ``noisy``: three standard errors exceed one nat and 2 % of the whole descent, so that an improvement that
+    matters could hide. ``converged``: neither. ``diverged``: the trace ends in NaN or infinity. ``short``:
+    fewer than 40 steps in the window.
 
     :param losses: (steps,), nats. Smaller is better.
 
@@ -129,8 +137,8 @@ def _line(y: Tensor) -> tuple[float, float]:
 def convergence(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     """Say in words whether the optimisation is done; see :func:`loss_trend` for the test.
 
-    **Blind spot.** A flat loss is no proof of a good optimum: a learning rate that is too small, or a plateau, looks
-    converged. R-hat over restarts is the check.
+    **Blind spot.** A flat loss is no proof of a good optimum: a learning rate that is too small, or a
+    plateau, looks converged. R-hat over restarts is the check.
 
     :param posterior: its ``losses`` (R, steps) and ``stop_reasons`` are read.
     :param draws: not used.
@@ -167,7 +175,11 @@ def _verdict(trend: Trend) -> tuple[Level, str, str]:
         case "worsening":
             return "usable", f"the loss is getting worse by about {per_1000}", "lower the learning rate"
         case "diverged":
-            return "unreliable", "the loss ends in NaN or infinity", "lower the learning rate, or clip gradients"
+            return (
+                "unreliable",
+                "the loss ends in NaN or infinity",
+                "lower the learning rate, or clip gradients",
+            )
         case "noisy":
             return (
                 "unknown",

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from registry import Registry
 
-__all__ = ["DrawsLike", "Finding", "Level", "PosteriorLike", "Undefined", "diagnostics_registry", "is_point_mass"]
+__all__ = [
+    "DrawsLike",
+    "Finding",
+    "Level",
+    "PosteriorLike",
+    "Undefined",
+    "diagnostics_registry",
+    "is_point_mass",
+]
 
 Level = Literal["good", "usable", "unreliable", "unknown"]
 
@@ -20,9 +28,9 @@ Level = Literal["good", "usable", "unreliable", "unknown"]
 class DrawsLike(Protocol):
     """Draws from a guide as the diagnostics read them: C chains (restarts) of S draws each.
 
-    ``latents[site]`` is (C, S, *site shape); ``log_p`` and ``log_q`` are (C, S), in nats: the log joint density of
-    latents and all of the data, and the guide's log density, in the same parametrisation; ``log_likelihood[site]`` is
-    (C, S, *batch shape), one number per observation.
+    ``latents[site]`` is (C, S, *site shape); ``log_p`` and ``log_q`` are (C, S), in nats: the log joint
+    density of latents and all of the data, and the guide's log density, in the same parametrisation;
+    ``log_likelihood[site]`` is (C, S, *batch shape), one number per observation.
     """
 
     @property
@@ -73,7 +81,8 @@ class PosteriorLike(Protocol):
 class Finding:
     """The result of one diagnostic: figures (fields of the subclass), a level and words.
 
-    :param level: ``"good"``, ``"usable"``, ``"unreliable"``, or ``"unknown"`` where the diagnostic has no say.
+    :param level: ``"good"``, ``"usable"``, ``"unreliable"``, or ``"unknown"`` where the diagnostic has no
+        say.
     :param text: what was found, one sentence in plain words.
     :param advice: what to try next; empty where nothing is wrong.
     """
@@ -88,7 +97,7 @@ class Finding:
         return [(self.title, self.text)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain Python that ``json`` can write; numbers that are not finite become None."""
+        """Return the figures as plain Python for ``json``; numbers that are not finite become None."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: jsonable(value) for name, value in fields.items() if not isinstance(value, Tensor)}
 

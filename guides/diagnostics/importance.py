@@ -51,10 +51,11 @@ def importance_sample_size(posterior: PosteriorLike, draws: DrawsLike) -> Findin
 
     with :math:`\bar w` the Pareto-smoothed, normalised weights.
 
-    **Blind spot.** The weights of mass that q never visits are not in the sum: with k-hat above its threshold, or a
-    missed mode, the number is too optimistic.
+    **Blind spot.** The weights of mass that q never visits are not in the sum: with k-hat above its
+    threshold, or a missed mode, the number is too optimistic.
 
-    References: Vehtari et al. (2024), *Pareto smoothed importance sampling*, https://jmlr.org/papers/v25/19-556.html
+    References: Vehtari et al. (2024), *Pareto smoothed importance sampling*,
+    https://jmlr.org/papers/v25/19-556.html
     """
     undefined = _undefined(posterior, draws, ImportanceESS.title)
     if undefined is not None:
@@ -66,9 +67,7 @@ def importance_sample_size(posterior: PosteriorLike, draws: DrawsLike) -> Findin
     text = f"the draws of the worst chain are worth {ess.min():.0f} of {num_samples} exact ones"
     if float(k_hat.max()) > pareto_k_threshold(num_samples):
         text += " at most: k-hat is above its limit"
-    return ImportanceESS(
-        level="unknown", text=text, ess=tuple(ess.tolist()), relative=relative, num_samples=num_samples
-    )
+    return ImportanceESS(level="unknown", text=text, ess=tuple(ess.tolist()), relative=relative, num_samples=num_samples)
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ class CorrectedMoments(Finding):
     """Posterior means and standard deviations, raw and PSIS-corrected, per latent site.
 
     :param sites: site name -> :class:`SiteMoments`.
-    :param trustworthy: whether k-hat of every chain is below its threshold, so that the correction can be used.
+    :param trustworthy: whether k-hat of every chain is below its threshold, so that the correction can be
+        used.
     """
 
     title: ClassVar[str] = "PSIS moments"
@@ -139,12 +139,13 @@ def corrected_moments(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
 
     .. math:: \hat\mu = \sum_s \bar w_s z_s, \qquad \hat\sigma^2 = \sum_s \bar w_s (z_s - \hat\mu)^2
 
-    The correction is consistent for the exact posterior moments wherever k-hat is below its threshold; mean-field guides,
-    for example, get their standard deviations widened to the posterior's.
+    The correction is consistent for the exact posterior moments wherever k-hat is below its threshold;
+    mean-field guides, for example, get their standard deviations widened to the posterior's.
 
     **Blind spot.** Draws can be reweighted but not moved: mass that q never visits stays missing.
 
-    References: Yao et al. (2018), *Yes, but did it work?*, section 3, https://proceedings.mlr.press/v80/yao18a.html
+    References: Yao et al. (2018), *Yes, but did it work?*, section 3,
+    https://proceedings.mlr.press/v80/yao18a.html
     """
     undefined = _undefined(posterior, draws, CorrectedMoments.title)
     if undefined is not None:
@@ -155,7 +156,7 @@ def corrected_moments(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     trustworthy = bool((k_hat <= pareto_k_threshold(smoothed.shape[-1])).all())
     text = "there is no latent site"
     if worst is not None:
-        text = f"importance weights move the mean of {worst!r} by up to {sites[worst].shift:.2f} of its standard deviations"
+        text = f"importance weights move the mean of {worst!r} by up to {sites[worst].shift:.2f} standard deviations"
     return CorrectedMoments(level="unknown", text=text, sites=sites, trustworthy=trustworthy)
 
 

@@ -20,7 +20,7 @@ from guides.diagnostics.finding import (
     diagnostics_registry,
     is_point_mass,
 )
-from guides.diagnostics.psis import pareto_k_threshold, psis
+from guides.diagnostics.psis import CONSTANT, pareto_k_threshold, psis
 
 __all__ = ["Elpd", "ElpdLOO", "elpd_loo"]
 
@@ -66,7 +66,8 @@ class ElpdLOO(Finding):
         rows = []
         for name, site in self.sites.items():
             label = self.title if len(self.sites) == 1 else f"{self.title} {name}"
-            text = f"{site.elpd:.1f} ± {site.se:.1f} nats, {site.num_points} points, {site.bad_k} with k > {self.threshold:.2f}"
+            text = f"{site.elpd:.1f} ± {site.se:.1f} nats, {site.num_points} points"
+            text += f", {site.bad_k} with k > {self.threshold:.2f}"
             if not math.isnan(site.corrected) and not site.corrected_bad_k:
                 text += f"; {site.corrected:.1f} with draws weighted to the posterior"
             rows.append((label, text))
@@ -78,22 +79,22 @@ def elpd_loo(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     r"""Estimate how well each observation is predicted by a posterior that did not see it.
 
     .. math:: \sum_n \log p(y_n \mid y_{-n}) \approx
-              \sum_n \log \frac{\sum_s w_{ns}\, p(y_n \mid z_s)}{\sum_s w_{ns}}, \qquad w_{ns} \propto 1 / p(y_n \mid z_s)
+              \sum_n \log \frac{\sum_s w_{ns}\, p(y_n \mid z_s)}{\sum_s w_{ns}}, \qquad w_{ns} \propto 1 /
+              p(y_n \mid z_s)
 
-    ``elpd`` is ``arviz.loo`` of the guide's draws taken as posterior draws, the number that can be compared between fits.
-    ``corrected`` multiplies the weights by p(x, z) / q(z) before smoothing (Magnusson et al. 2019); it estimates what the
-    exact posterior would score, where its own k's allow.
+    ``elpd`` is ``arviz.loo`` of the guide's draws taken as posterior draws, the number that can be compared
+    between fits. ``corrected`` multiplies the weights by p(x, z) / q(z) before smoothing (Magnusson et al.
+    2019); it estimates what the exact posterior would score, where its own k's allow.
 
     **Blind spot.** Both condition on the draws of q, so a missed mode is missed here too; and ``elpd`` of an
     over-confident guide is optimistic, because its weights cannot widen it.
 
     References: Vehtari, Gelman, Gabry (2017), *Practical Bayesian model evaluation using leave-one-out
-    cross-validation and WAIC*, https://doi.org/10.1007/s11222-016-9696-4; Magnusson, Andersen, Jonasson, Vehtari (2019),
-    *Bayesian leave-one-out cross-validation for large data*, https://proceedings.mlr.press/v97/magnusson19a.html
+    cross-validation and WAIC*, https://doi.org/10.1007/s11222-016-9696-4; Magnusson, Andersen, Jonasson,
+    Vehtari (2019), *Bayesian leave-one-out cross-validation for large data*,
+    https://proceedings.mlr.press/v97/magnusson19a.html
     """
-    pointwise = {
-        name: value.detach().double().flatten(2) for name, value in draws.log_likelihood.items() if value.dim() > 2
-    }
+    pointwise = {name: value.detach().double().flatten(2) for name, value in draws.log_likelihood.items() if value.dim() > 2}
     if not pointwise:
         reason = "the model has no observed site"
         if draws.log_likelihood:
@@ -127,9 +128,11 @@ def elpd_loo(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
 def _loo(log_likelihood: Tensor, log_weights: Tensor | None, threshold: float) -> Elpd:
     result = _arviz_loo(log_likelihood)
     pareto_k = torch.as_tensor(result["pareto_k"])
+    values = log_likelihood.flatten(0, 1).T  # (N, C S)
+    # ArviZ calls the k of equal weights, which have no tail, infinite.
+    pareto_k = torch.where(values.amax(-1).cpu() - values.amin(-1).cpu() < CONSTANT, 0.0, pareto_k)
     corrected, corrected_bad = math.nan, 0
     if log_weights is not None and torch.isfinite(log_weights).all():
-        values = log_likelihood.flatten(0, 1).T  # (N, C S)
         smoothed, k = psis(log_weights.flatten() - values)
         corrected = float((smoothed + values).logsumexp(-1).sum())
         corrected_bad = int((k > threshold).sum())

@@ -59,21 +59,24 @@ def pareto_k(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     .. math:: w_s = p(x, z_s) / q(z_s), \quad z_s \sim q, \qquad
               w \mid w > \text{cut-off} \;\approx\; \text{GPD}(\hat k, \hat\sigma)
 
-    Moments of w of order below 1 / k are finite. Below 0.5 the guide is good; up to :math:`\min(1 - 1/\log_{10} S, 0.7)`
-    it is usable with PSIS weights; above, neither its moments nor corrections of them can be relied on.
+    Moments of w of order below 1 / k are finite. Below 0.5 the guide is good; up to :math:`\min(1 -
+    1/\log_{10} S, 0.7)` it is usable with PSIS weights; above, neither its moments nor corrections of them
+    can be relied on.
 
-    **Blind spots.** k-hat reads weights only where q put draws: *it cannot see a mode that q never visits*, and a guide
-    on one of two far modes gets a perfect score (restarts and R-hat, or another family, are the check). It also measures
-    the optimisation: Yao et al. found 0.61 for a guide optimised to tolerance 1e-5 and 4.4 for the same guide at 1e-2, so
-    train to convergence before blaming the family. And it judges the *joint* posterior: in high dimensions it is above 0.7
-    for guides whose marginals or predictions are still fine.
+    **Blind spots.** k-hat reads weights only where q put draws: *it cannot see a mode that q never visits*,
+    and a guide on one of two far modes gets a perfect score (restarts and R-hat, or another family, are the
+    check). It also measures the optimisation: Yao et al. found 0.61 for a guide optimised to tolerance 1e-5
+    and 4.4 for the same guide at 1e-2, so train to convergence before blaming the family. And it judges the
+    *joint* posterior: in high dimensions it is above 0.7 for guides whose marginals or predictions are still
+    fine.
 
     :param posterior: the fit that is judged.
     :param draws: ``log_p`` and ``log_q`` of C chains of S draws each.
     :returns: :class:`ParetoK`, or :class:`Undefined` for a guide of point masses, which has no density.
 
-    References: Yao, Vehtari, Simpson, Gelman (2018), *Yes, but did it work?*, https://proceedings.mlr.press/v80/yao18a.html;
-    Vehtari et al. (2024), *Pareto smoothed importance sampling*, https://jmlr.org/papers/v25/19-556.html
+    References: Yao, Vehtari, Simpson, Gelman (2018), *Yes, but did it work?*,
+    https://proceedings.mlr.press/v80/yao18a.html; Vehtari et al. (2024), *Pareto smoothed importance
+    sampling*, https://jmlr.org/papers/v25/19-556.html
     """
     if is_point_mass(posterior):
         return Undefined(
@@ -118,8 +121,10 @@ def _verdict(k_hat: float, threshold: float, num_samples: int) -> tuple[Level, s
     return (
         "unreliable",
         f"{figure}: the guide misses posterior mass, and importance weights cannot repair it",
-        "try a family that can follow correlations ('full_rank', 'low_rank', 'laplace'), or reparametrise the model"
-        " (a non-centred hierarchy); if only predictions matter, judge those by held-out log-likelihood and calibration",
+        "try a family that can follow correlations ('full_rank', 'low_rank', 'laplace'), or reparametrise"
+        " the model"
+        " (a non-centred hierarchy); if only predictions matter, judge those by held-out log-likelihood and"
+        " calibration",
     )
 
 

@@ -1,4 +1,4 @@
-"""Pareto-smoothed importance sampling, vectorised over rows: the arithmetic behind k-hat, corrected moments and LOO."""
+"""Pareto-smoothed importance sampling, vectorised over rows: behind k-hat, corrected moments and LOO."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["MIN_DRAWS", "fit_generalized_pareto", "importance_ess", "pareto_k_threshold", "psis", "tail_length"]
+__all__ = [
+    "CONSTANT",
+    "MIN_DRAWS",
+    "fit_generalized_pareto",
+    "importance_ess",
+    "pareto_k_threshold",
+    "psis",
+    "tail_length",
+]
 
 MIN_DRAWS = 25
 """Fewest draws with a tail (five) that a generalised Pareto distribution can be fitted to."""
 
-_CONSTANT_TAIL = 1e-3  # nats; weights that agree to one part in a thousand are equal for every use we make of them
+CONSTANT = 1e-3  # nats; weights that agree to one part in a thousand are equal for every use we make of them
 _ROWS_AT_ONCE = 1024
 
 
@@ -25,8 +33,8 @@ def pareto_k_threshold(num_samples: int) -> float:
 
     :param num_samples: S, the number of draws behind k-hat.
 
-    References: Vehtari, Simpson, Gelman, Yao, Gabry (2024), *Pareto smoothed importance sampling*, section 3.2.4,
-    https://jmlr.org/papers/v25/19-556.html
+    References: Vehtari, Simpson, Gelman, Yao, Gabry (2024), *Pareto smoothed importance sampling*, section
+    3.2.4, https://jmlr.org/papers/v25/19-556.html
 
     Example::
 
@@ -46,8 +54,9 @@ def fit_generalized_pareto(exceedances: Tensor) -> tuple[Tensor, Tensor]:
 
     .. math:: p(x) = \sigma^{-1} (1 + k x / \sigma)^{-1/k - 1}, \qquad x > 0
 
-    Zhang and Stephens' quasi-Bayesian estimate with Vehtari et al.'s weak prior (k = 0.5 with the weight of ten
-    points). ``pyro.ops.stats.fit_generalized_pareto`` is the same for one row; leave-one-out needs one row per observation.
+    Zhang and Stephens' quasi-Bayesian estimate with Vehtari et al.'s weak prior (k = 0.5 with the weight of
+    ten points). ``pyro.ops.stats.fit_generalized_pareto`` is the same for one row; leave-one-out needs one
+    row per observation.
 
     :param exceedances: (..., M) positive numbers, ascending along the last dimension.
     :returns: shape k and scale sigma, each (...), float64.
@@ -77,17 +86,19 @@ def fit_generalized_pareto(exceedances: Tensor) -> tuple[Tensor, Tensor]:
 def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     r"""Smooth importance weights and say how heavy their tail is.
 
-    The M = min(S / 5, 3 sqrt S) largest weights are replaced by the expected order statistics of the generalised
-    Pareto distribution fitted to them, cut off at the largest raw weight, and all are normalised.
+    The M = min(S / 5, 3 sqrt S) largest weights are replaced by the expected order statistics of the
+    generalised Pareto distribution fitted to them, cut off at the largest raw weight, and all are normalised.
 
-    :param log_weights: (..., S) log p - log q in nats, up to a constant per row. ``-inf`` (a draw the model gives
-        no density) is a weight of zero.
-    :returns: normalised smoothed log weights (..., S), and k-hat (...), both float64. Where the tail is constant, as
-        it is for an exact guide, nothing needs smoothing and k-hat is 0 (a distribution without spread has no shape;
-        bounded weights have k <= 0). A row with NaN or +inf, or with no finite weight, has k-hat NaN.
+    :param log_weights: (..., S) log p - log q in nats, up to a constant per row. ``-inf`` (a draw the model
+        gives no density) is a weight of zero.
+    :returns: normalised smoothed log weights (..., S), and k-hat (...), both float64. Where the tail is
+        constant, as it is for an exact guide, nothing needs smoothing and k-hat is 0 (a distribution without
+        spread has no shape; bounded weights have k <= 0). A row with NaN or +inf, or with no finite weight,
+        has k-hat NaN.
     :raises ValueError: with fewer than 25 draws, whose tail is too short to fit.
 
-    References: Vehtari et al. (2024), *Pareto smoothed importance sampling*, https://jmlr.org/papers/v25/19-556.html
+    References: Vehtari et al. (2024), *Pareto smoothed importance sampling*,
+    https://jmlr.org/papers/v25/19-556.html
 
     Example::
 
@@ -113,7 +124,7 @@ def _psis_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     ascending, order = rows.sort(-1)
     length = tail_length(rows.shape[-1])
     cutoff = ascending[:, -length - 1, None]
-    constant = (cutoff > -_CONSTANT_TAIL).squeeze(-1)
+    constant = (cutoff > -CONSTANT).squeeze(-1)
 
     exceedances = ascending[:, -length:].exp() - cutoff.exp()
     exceedances = torch.where(constant.unsqueeze(-1), 1.0, exceedances.clamp(min=1e-15))  # ties in the tail
@@ -144,7 +155,7 @@ def importance_ess(log_weights: Tensor) -> Tensor:
 
     Example::
 
-        >>> importance_ess(torch.zeros(100)).item()
+        >>> round(importance_ess(torch.zeros(100)).item(), 6)
         100.0
     """
     log_weights = log_weights.double()

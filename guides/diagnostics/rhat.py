@@ -11,7 +11,14 @@ import numpy as np
 from torch import Tensor
 
 from guides.arviz_io import from_groups, import_arviz
-from guides.diagnostics.finding import DrawsLike, Finding, Level, PosteriorLike, Undefined, diagnostics_registry
+from guides.diagnostics.finding import (
+    DrawsLike,
+    Finding,
+    Level,
+    PosteriorLike,
+    Undefined,
+    diagnostics_registry,
+)
 
 __all__ = ["RHat", "r_hat"]
 
@@ -45,15 +52,17 @@ def r_hat(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
 
     .. math:: \hat R = \sqrt{(\tfrac{S-1}{S} W + \tfrac1S B) / W}
 
-    on rank-normalised draws; W is the variance within a restart, B that between restarts. 1 means that the restarts
-    agree; a difference of half a standard deviation between two restarts is about 1.03, of two about 1.4.
+    on rank-normalised draws; W is the variance within a restart, B that between restarts. 1 means that the
+    restarts agree; a difference of half a standard deviation between two restarts is about 1.03, of two about
+    1.4.
 
-    **Blind spot.** Restarts that all miss the same mode, or all have the same too narrow spread, agree perfectly: R-hat
-    compares guides with each other, never with the posterior. Symmetric models (the hidden units of a network, the
-    components of a mixture) have a large R-hat without being wrong in their predictions.
+    **Blind spot.** Restarts that all miss the same mode, or all have the same too narrow spread, agree
+    perfectly: R-hat compares guides with each other, never with the posterior. Symmetric models (the hidden
+    units of a network, the components of a mixture) have a large R-hat without being wrong in their
+    predictions.
 
-    References: Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), *Rank-normalization, folding, and localization: an
-    improved R-hat*, https://doi.org/10.1214/20-BA1221
+    References: Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), *Rank-normalization, folding, and
+    localization: an improved R-hat*, https://doi.org/10.1214/20-BA1221
     """
     chains = draws.log_p.shape[0]
     if chains < 2:
@@ -80,7 +89,7 @@ def r_hat(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
 
 
 def _varying(value: Tensor) -> np.ndarray:
-    """Return (C, S, E): the elements that vary in every restart, at most a thousand of them, evenly spaced."""
+    """Return (C, S, E): the elements that vary in every restart, at most a thousand, evenly spaced."""
     flat = value.detach().cpu().double().reshape(*value.shape[:2], -1)
     flat = flat[..., (flat.amax(1) > flat.amin(1)).all(0)]
     return flat[..., :: max(1, math.ceil(flat.shape[-1] / _MAX_ELEMENTS))].numpy()
@@ -93,10 +102,15 @@ def _verdict(value: float, site: str, chains: int) -> tuple[Level, str, str]:
     if value <= _SAME:
         return "good", f"{figure}: the restarts agree", ""
     if value <= _DIFFERENT:
-        return "usable", f"{figure}: the restarts differ a little", "train longer or with a decaying learning rate"
+        return (
+            "usable",
+            f"{figure}: the restarts differ a little",
+            "train longer or with a decaying learning rate",
+        )
     return (
         "unreliable",
         f"{figure}: the restarts ended in different places",
-        "train longer; if the losses are equal all the same, the posterior has several modes (or symmetries) and one"
+        "train longer; if the losses are equal all the same, the posterior has several modes (or symmetries)"
+        " and one"
         " guide shows one of them: use 'ensemble', or keep to predictions, which symmetries leave alone",
     )

@@ -1,0 +1,330 @@
+"""Posteriors as ArviZ objects: ``InferenceData`` under ArviZ 0.x, ``xarray.DataTree`` under ArviZ 1.x.
+
+The conversion has two halves. :func:`from_groups` turns dictionaries of numpy arrays into the object of
+whichever ArviZ is installed; it knows nothing of torch or Pyro and is the only place where the two
+generations differ. :func:`to_arviz` collects those dictionaries from a fitted posterior.
+"""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    import xarray
+
+__all__ = ["from_groups", "import_arviz", "to_arviz"]
+
+GROUPS = (
+    "posterior",
+    "posterior_predictive",
+    "predictions",
+    "log_likelihood",
+    "sample_stats",
+    "prior",
+    "prior_predictive",
+    "observed_data",
+    "constant_data",
+)
+_WITHOUT_DRAWS = ("observed_data", "constant_data", "predictions_constant_data")
+
+
+class SiteLike(Protocol):
+    """One site of a model: what it is, and a name for each dimension of its value."""
+
+    @property
+    def kind(self) -> str:
+        """``"latent"``, ``"observed"`` or ``"deterministic"``."""
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """One name per dimension; those of plates carry the plate's name."""
+
+
+def import_arviz() -> ModuleType:
+    """Import ArviZ without the notice that ArviZ 0.23 shows once a day on import.
+
+    Example::
+
+        >>> import_arviz().__name__
+        'arviz'
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing a major refactor", category=FutureWarning)
+        import arviz
+    return arviz
+
+
+def from_groups(
+    groups: Mapping[str, Mapping[str, np.ndarray]],
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Turn groups of arrays into ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x).
+
+    Arrays of all groups except the ``..._data`` groups lead with the dimensions chain and draw.
+
+    :param groups: group name -> variable name -> array.
+    :param dims: variable name -> one name per dimension after chain and draw. A variable that has fewer
+        dimensions in a group, as a log-likelihood of vector-valued observations has, uses the first of them.
+        Others get ``<name>_dim_<i>``.
+    :param coords: dimension name -> labels; other dimensions are numbered from 0.
+    :param attrs: attributes of every group.
+    :raises ValueError: if the sizes of one dimension differ within a group, or labels do not fit a
+        dimension's size.
+
+    Example::
+
+        >>> tree = from_groups({"posterior": {"mu": np.zeros((1, 10, 3))}}, dims={"mu": ["school"]})
+        >>> tree["posterior"]["mu"].dims
+        ('chain', 'draw', 'school')
+    """
+    dims, coords = _without_clashes(groups, dims or {}, coords or {})
+    arviz = import_arviz()
+    datasets = {
+        name: _dataset(name, variables, dims, coords, {**_attributes(arviz), **(attrs or {})})
+        for name, variables in groups.items()
+        if variables
+    }
+    if int(arviz.__version__.split(".")[0]) >= 1:
+        from xarray import DataTree
+
+        return DataTree.from_dict(datasets)
+    return arviz.InferenceData(**datasets)
+
+
+def _dataset(
+    group: str,
+    variables: Mapping[str, np.ndarray],
+    dims: Mapping[str, Sequence[str]],
+    coords: Mapping[str, Sequence[Any]],
+    attrs: Mapping[str, Any],
+) -> xarray.Dataset:
+    import xarray
+
+    leading = () if group in _WITHOUT_DRAWS else ("chain", "draw")
+    arrays: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
+    sizes: dict[str, int] = {}
+    for name, value in variables.items():
+        value = np.asarray(value)
+        own = list(dims.get(name, ()))[: value.ndim - len(leading)]
+        own += [f"{name}_dim_{i}" for i in range(len(own), value.ndim - len(leading))]
+        arrays[name] = ((*leading, *own), value)
+        for dim, size in zip(arrays[name][0], value.shape, strict=True):
+            if sizes.setdefault(dim, size) != size:
+                raise ValueError(
+                    f"dimension {dim!r} of {name!r} in group {group!r} has size {size}, elsewhere"
+                    f" {sizes[dim]};"
+                    f" pass dims={{{name!r}: [...]}} with another name"
+                )
+    labels = {dim: np.arange(size) for dim, size in sizes.items()}
+    for dim in labels.keys() & coords.keys():
+        if len(coords[dim]) != sizes[dim]:
+            raise ValueError(
+                f"coords[{dim!r}] has {len(coords[dim])} labels, but the dimension has size {sizes[dim]} in {group!r}"
+            )
+        labels[dim] = np.asarray(coords[dim])
+    return xarray.Dataset(arrays, coords=labels, attrs=dict(attrs))
+
+
+def _without_clashes(
+    groups: Mapping[str, Mapping[str, np.ndarray]],
+    dims: Mapping[str, Sequence[str]],
+    coords: Mapping[str, Sequence[Any]],
+) -> tuple[dict[str, list[str]], dict[str, Sequence[Any]]]:
+    """Rename dimensions that bear a variable's name, which xarray would take for coordinates."""
+    taken = {name for variables in groups.values() for name in variables}
+    new = {dim: f"{dim}_plate" if dim in taken else dim for names in dims.values() for dim in names}
+    return (
+        {name: [new[dim] for dim in names] for name, names in dims.items()},
+        {new.get(dim, dim): labels for dim, labels in coords.items()},
+    )
+
+
+def _attributes(arviz: ModuleType) -> dict[str, Any]:
+    attributes = {
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(),
+        "creation_library": "pyro-posterior-zoo",
+        "arviz_version": arviz.__version__,
+        "inference_library": "pyro",
+    }
+    for key, package in (
+        ("creation_library_version", "pyro-posterior-zoo"),
+        ("inference_library_version", "pyro-ppl"),
+    ):
+        try:
+            attributes[key] = version(package)
+        except PackageNotFoundError:
+            continue
+    return attributes
+
+
+def to_arviz(
+    posterior: Any,
+    *,
+    num_samples: int = 1000,
+    prior_samples: int = 500,
+    seed: int | None = None,
+    groups: Collection[str] | None = None,
+    predictions: tuple[Any, ...] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+) -> Any:
+    """Convert a fitted posterior to ArviZ: ``InferenceData`` under ArviZ 0.x, ``DataTree`` under ArviZ 1.x.
+
+    It offers NumPyro's ``arviz.from_numpyro_svi`` to Pyro users. Chains are restarts (``fit(replicates=R)``).
+
+    ========================
+    ===================================================================================== group
+    variables
+    ========================
+    ===================================================================================== posterior
+    latent sites, then deterministic ones, (chain, draw, ...) posterior_predictive      observed sites drawn
+    anew predictions               observed and deterministic sites at the arguments ``predictions``
+    log_likelihood            observed sites, one number per observation, nats sample_stats
+    ``lp`` (log joint density) and ``log_q`` (the guide's log density), nats, (chain, draw) prior,
+    prior_predictive   draws from the model with nothing observed; one chain observed_data             values
+    of the observed sites constant_data             other tensor arguments of the model, under their argument
+    names
+    ========================
+    =====================================================================================
+
+    Dimensions are named by plates, those of events ``<site>_dim_<i>``. A plate that bears the name of a
+    variable becomes ``<name>_plate``.
+
+    :param posterior: the fit.
+    :param num_samples: draws per chain.
+    :param prior_samples: draws from the prior; 0 leaves the prior groups out.
+    :param seed: makes the draws repeatable; the caller's random state is left as it was.
+    :param groups: the groups wanted; all of them if None.
+    :param predictions: arguments of the model at which to predict, such as ``(x_new,)``.
+    :param dims: names that replace the inferred ones: site -> one name per dimension.
+    :param coords: labels: dimension -> one label per index.
+    :raises ValueError: for an unknown group, a name in ``dims`` that is no site, or labels of the wrong
+        number.
+
+    Example::
+
+        tree = posterior.to_arviz(coords={"school": ["Choate", "Deerfield"]})
+        arviz.plot_forest(tree)
+    """
+    wanted = _wanted(groups, prior_samples, predictions)
+    inferred = {name: list(site.dims) for name, site in posterior.sites.items()}
+    unknown = sorted(set(dims or {}) - set(inferred))
+    if unknown:
+        raise ValueError(f"dims names {unknown[0]!r}, which is no site of the model; its sites are {sorted(inferred)}")
+    dims = {**inferred, **(dims or {})}
+
+    collected: dict[str, dict[str, np.ndarray]] = {name: {} for name in GROUPS if name in wanted}
+    if wanted & {"posterior", "posterior_predictive", "log_likelihood", "sample_stats"}:
+        draws = posterior.draws(num_samples, seed=seed, predictive="posterior_predictive" in wanted)
+        parts = {
+            "posterior": {**draws.latents, **draws.deterministic},
+            "posterior_predictive": {k: v for k, v in draws.predictive.items() if _kind(posterior, k) == "observed"},
+            "log_likelihood": draws.log_likelihood,
+            "sample_stats": {"lp": draws.log_p, "log_q": draws.log_q},
+        }
+        collected |= {name: _arrays(part) for name, part in parts.items() if name in wanted}
+    if predictions is not None:
+        new = _arrays(posterior.predict(*predictions, num_samples=num_samples, seed=seed))
+        collected["predictions"] = new if posterior.replicates > 1 else {k: v[None] for k, v in new.items()}
+    if wanted & {"prior", "prior_predictive"}:
+        prior = _prior(posterior, prior_samples, seed)
+        for name, values in prior.items():
+            group = "prior_predictive" if _kind(posterior, name) == "observed" else "prior"
+            if group in wanted:
+                collected[group][name] = values[None]
+    if wanted & {"observed_data", "constant_data"}:
+        observed, constant, constant_dims = _data(posterior)
+        dims |= {name: value for name, value in constant_dims.items() if name not in dims}
+        collected |= {k: v for k, v in (("observed_data", observed), ("constant_data", constant)) if k in wanted}
+    return from_groups(collected, dims, coords, {"guide": posterior.family, "objective": posterior.objective})
+
+
+def _wanted(groups: Collection[str] | None, prior_samples: int, predictions: tuple[Any, ...] | None) -> set[str]:
+    wanted = set(GROUPS if groups is None else groups)
+    unknown = sorted(wanted - set(GROUPS))
+    if unknown:
+        raise ValueError(f"there is no group {unknown[0]!r}; choose from {', '.join(GROUPS)}")
+    if predictions is None:
+        wanted.discard("predictions")
+    if prior_samples < 1:
+        wanted -= {"prior", "prior_predictive"}
+    return wanted
+
+
+def _kind(posterior: Any, name: str) -> str:
+    return posterior.sites[name].kind if name in posterior.sites else "deterministic"
+
+
+def _arrays(values: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.detach().cpu().numpy() for name, value in values.items()}
+
+
+def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[str]]]:
+    """Return the observed values, the other tensor arguments, and names for the dimensions of the latter."""
+    import torch
+
+    from guides.prior import run_once
+
+    nodes = run_once(posterior.model, posterior.data, _keywords(posterior))
+    observed = {name: nodes[name]["value"] for name, site in posterior.sites.items() if site.kind == "observed"}
+    arguments = _named_arguments(posterior.model, posterior.data, _keywords(posterior))
+    constant = {
+        name: value
+        for name, value in arguments.items()
+        if isinstance(value, torch.Tensor)
+        and not any(
+            value is seen or (value.shape == seen.shape and bool((value == seen).all())) for seen in observed.values()
+        )
+    }
+    rows = {
+        (site.dims[0], observed[name].shape[0]) for name, site in posterior.sites.items() if name in observed and site.dims
+    }
+    dims = {}
+    for name, value in constant.items():
+        plates = [plate for plate, size in rows if value.dim() and value.shape[0] == size]
+        if len(plates) == 1:
+            dims[name] = [plates[0], *(f"{name}_dim_{i}" for i in range(1, value.dim()))]
+    return _arrays(observed), _arrays(constant), dims
+
+
+def _keywords(posterior: Any) -> dict[str, Any]:
+    return dict(getattr(posterior, "model_kwargs", None) or {})
+
+
+def _named_arguments(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    signature = inspect.signature(getattr(model, "forward", model))
+    bound = signature.bind(*args, **kwargs)
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            named |= {f"{name}_{i}": item for i, item in enumerate(value)}
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            named |= value
+        else:
+            named[name] = value
+    return named
+
+
+def _prior(posterior: Any, num_samples: int, seed: int | None) -> dict[str, np.ndarray]:
+    from guides.prior import sample_prior
+
+    draws = sample_prior(
+        posterior.model,
+        *posterior.data,
+        num_samples=num_samples,
+        seed=seed,
+        model_kwargs=_keywords(posterior),
+    )
+    return {name: value for name, value in _arrays(draws).items() if name in posterior.sites}

@@ -1,0 +1,46 @@
+"""Can this fit be trusted? One file per diagnostic, filed in ``diagnostics_registry``; ``diagnose`` runs all."""
+
+from __future__ import annotations
+
+from guides.diagnostics.convergence import Convergence, Trend, convergence, loss_trend
+from guides.diagnostics.diagnosis import Diagnosis, diagnose
+from guides.diagnostics.finding import Finding, Undefined, diagnostics_registry
+from guides.diagnostics.importance import (
+    CorrectedMoments,
+    ImportanceESS,
+    SiteMoments,
+    corrected_moments,
+    importance_sample_size,
+)
+from guides.diagnostics.loo import Elpd, ElpdLOO, elpd_loo
+from guides.diagnostics.pareto import ParetoK, pareto_k
+from guides.diagnostics.psis import fit_generalized_pareto, importance_ess, pareto_k_threshold, psis
+from guides.diagnostics.rhat import RHat, r_hat
+
+__all__ = [
+    "Convergence",
+    "CorrectedMoments",
+    "Diagnosis",
+    "Elpd",
+    "ElpdLOO",
+    "Finding",
+    "ImportanceESS",
+    "ParetoK",
+    "RHat",
+    "SiteMoments",
+    "Trend",
+    "Undefined",
+    "convergence",
+    "corrected_moments",
+    "diagnose",
+    "diagnostics_registry",
+    "elpd_loo",
+    "fit_generalized_pareto",
+    "importance_ess",
+    "importance_sample_size",
+    "loss_trend",
+    "pareto_k",
+    "pareto_k_threshold",
+    "psis",
+    "r_hat",
+]

@@ -1,0 +1,251 @@
+"""All diagnostics of one fit, with a verdict and a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from guides.diagnostics.convergence import Convergence
+from guides.diagnostics.finding import Finding, Level, PosteriorLike, diagnostics_registry
+from guides.diagnostics.importance import CorrectedMoments, ImportanceESS, SiteMoments
+from guides.diagnostics.loo import Elpd, ElpdLOO
+from guides.diagnostics.pareto import ParetoK
+from guides.diagnostics.psis import MIN_DRAWS, pareto_k_threshold
+from guides.diagnostics.rhat import RHat
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Diagnosis", "diagnose"]
+
+Verdict = Literal["good", "usable", "unreliable"]
+
+_SEVERITY: tuple[Level, ...] = ("unknown", "good", "usable", "unreliable")
+_FIRST = ("pareto_k", "importance_ess", "r_hat", "convergence", "elpd_loo", "psis_moments")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the diagnostics found about one fit; print it for a table.
+
+    ``verdict`` is ``"good"`` (k-hat below 0.5, restarts agree, converged), ``"usable"`` (with importance
+    weights, or with more training) or ``"unreliable"``. It is about the *joint posterior* of the latents; a
+    network whose weights are judged unreliable can predict well, which :mod:`guides.predictive` measures.
+
+    What no figure here can see: a mode of the posterior that no restart visited.
+
+    :param family: registry name of the guide's family.
+    :param num_samples: S, draws per chain behind every figure.
+    :param chains: number of restarts.
+    :param verdict: the worst level among the findings.
+    :param summary: one or two sentences in plain words: what was found and what to try next.
+    :param findings: diagnostic name -> its :class:`~guides.diagnostics.finding.Finding`, with all figures.
+    """
+
+    family: str
+    num_samples: int
+    chains: int
+    verdict: Verdict
+    summary: str
+    findings: Mapping[str, Finding]
+
+    @property
+    def k_hat(self) -> float | None:
+        """Pareto k-hat, the worst over chains; None where it is not defined."""
+        finding = self._of(ParetoK)
+        return None if finding is None else finding.k_hat
+
+    @property
+    def k_threshold(self) -> float:
+        """The largest k-hat that ``num_samples`` draws can cope with."""
+        return pareto_k_threshold(self.num_samples)
+
+    @property
+    def ess(self) -> tuple[float, ...] | None:
+        """Importance effective sample size per chain; None where it is not defined."""
+        finding = self._of(ImportanceESS)
+        return None if finding is None else finding.ess
+
+    @property
+    def r_hat(self) -> float | None:
+        """Largest R-hat over restarts; None with one restart."""
+        finding = self._of(RHat)
+        return None if finding is None else finding.r_hat
+
+    @property
+    def convergence(self) -> str | None:
+        """Verdict on the loss trace, such as ``"converged"``; None where nothing was optimised."""
+        finding = self._of(Convergence)
+        return None if finding is None else finding.status
+
+    @property
+    def elpd(self) -> Mapping[str, Elpd]:
+        """PSIS-LOO per observed site, empty where it is not defined."""
+        finding = self._of(ElpdLOO)
+        return {} if finding is None else finding.sites
+
+    @property
+    def moments(self) -> Mapping[str, SiteMoments]:
+        """Raw and PSIS-corrected moments per latent site, empty where they are not defined."""
+        finding = self._of(CorrectedMoments)
+        return {} if finding is None else finding.sites
+
+    def _of(self, kind: type[Any]) -> Any:
+        return next((finding for finding in self.findings.values() if isinstance(finding, kind)), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain Python for ``json``; numbers that are not finite become None."""
+        return {
+            "family": self.family,
+            "num_samples": self.num_samples,
+            "chains": self.chains,
+            "verdict": self.verdict,
+            "summary": self.summary,
+            "findings": {name: finding.to_dict() for name, finding in self.findings.items()},
+        }
+
+    def __str__(self) -> str:
+        restarts = f", {self.chains} restarts" if self.chains > 1 else ""
+        rows = [row for finding in self.findings.values() for row in finding.rows()]
+        width = max((len(label) for label, _ in rows), default=0)
+        lines = [
+            f"{self.family}: {self.verdict.upper()}  ({self.num_samples} draws{restarts})",
+            self.summary,
+            "",
+        ]
+        return "\n".join([*lines, *(f"{label:<{width}}  {text}" for label, text in rows)])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def plot(self) -> Figure:
+        """Draw the importance weights, the loss traces and the Pareto k of each observation, where defined.
+
+        :returns: a matplotlib figure that belongs to no window; save it with ``figure.savefig(path)``.
+        """
+        from matplotlib.figure import Figure
+
+        panels = [
+            (draw, finding)
+            for kind, draw in (
+                (ParetoK, _plot_weights),
+                (Convergence, _plot_losses),
+                (ElpdLOO, _plot_pointwise),
+            )
+            if (finding := self._of(kind)) is not None
+        ]
+        figure = Figure(figsize=(4.2 * max(len(panels), 1), 3.4), layout="constrained")
+        for axes, (draw, finding) in zip(figure.subplots(1, len(panels), squeeze=False)[0] if panels else [], panels):
+            draw(axes, finding)
+        figure.suptitle(f"{self.family}: {self.verdict}")
+        return figure
+
+
+def diagnose(
+    posterior: PosteriorLike,
+    num_samples: int = 1000,
+    seed: int | None = 0,
+    only: Collection[str] | None = None,
+) -> Diagnosis:
+    """Judge a fit: k-hat, importance ESS, PSIS moments, R-hat, convergence, elpd, and what to try next.
+
+    :param posterior: a fitted posterior; see :class:`~guides.diagnostics.finding.PosteriorLike` for what is
+        read.
+    :param num_samples: S, draws per restart. The limit on k-hat grows with it, from 0.5 at 100 to 0.7 at
+        2155.
+    :param seed: seed of the draws.
+    :param only: names of diagnostics to run; every registered one if None.
+    :raises ValueError: for fewer than 25 draws.
+    :raises UnknownNameError: for a name in ``only`` that no diagnostic has, with the nearest that exists.
+
+    Example::
+
+        diagnosis = diagnose(guides.fit(model, "mean_field", x, y))
+        print(diagnosis)
+    """
+    if num_samples < MIN_DRAWS:
+        raise ValueError(
+            f"num_samples is {num_samples}; diagnostics need at least {MIN_DRAWS} draws (1000 is a good number)"
+        )
+    names = list(diagnostics_registry) if only is None else list(only)
+    functions = {name: diagnostics_registry[name] for name in sorted(names, key=_rank)}
+    with torch.no_grad():
+        draws = posterior.draws(num_samples, seed=seed)
+        findings = {name: function(posterior, draws) for name, function in functions.items()}
+    verdict, summary = _conclude(findings)
+    return Diagnosis(
+        family=posterior.family,
+        num_samples=num_samples,
+        chains=int(draws.log_p.shape[0]),
+        verdict=verdict,
+        summary=summary,
+        findings=findings,
+    )
+
+
+def _rank(name: str) -> tuple[int, str]:
+    return (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)
+
+
+def _conclude(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
+    levels = {name: finding.level for name, finding in findings.items()}
+    # k-hat measures the optimisation too: where it is good, what training may still gain does not matter.
+    trace = findings.get("convergence")
+    if isinstance(trace, Convergence) and trace.status == "improving" and levels.get("pareto_k") == "good":
+        levels["convergence"] = "unknown"
+    worst: Level = max(levels.values(), key=_SEVERITY.index, default="unknown")
+    spoken = [name for name, level in levels.items() if level == worst]
+    if worst in ("good", "unknown") and "pareto_k" in findings:
+        spoken = ["pareto_k"]
+    texts = [findings[name].text for name in spoken]
+    if isinstance(trace, Convergence) and trace.level in ("usable", "unknown") and "convergence" not in spoken:
+        texts.append(trace.text)
+    advice = [findings[name].advice for name in spoken if findings[name].advice]
+    if isinstance(trace, Convergence) and trace.advice and worst != "good":
+        # Before another family is blamed, the optimisation has to be done.
+        advice = [trace.advice, *(item for item in advice if item != trace.advice)]
+    summary = "; ".join(texts) + "."
+    summary = summary[:1].upper() + summary[1:]
+    if advice:
+        summary += " Next: " + "; then ".join(advice) + "."
+    verdict: Verdict = worst if worst != "unknown" else "usable"
+    return verdict, summary
+
+
+def _plot_weights(axes: Any, finding: ParetoK) -> None:
+    for chain, k in zip(finding.log_weights.double(), finding.k_hats):
+        weights = chain[chain.isfinite()]
+        if len(weights):
+            weights = (weights - weights.logsumexp(0)).exp().sort(descending=True).values
+            label = f"k-hat {k:.2f}" if math.isfinite(k) else "k-hat not defined"
+            axes.loglog(torch.arange(1, len(weights) + 1).numpy(), weights.numpy(), ".", markersize=3, label=label)
+    axes.axhline(1 / finding.num_samples, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="rank of the draw", ylabel="normalised weight p / q", title=f"limit {finding.threshold:.2f}")
+    axes.legend(fontsize="small")
+
+
+def _plot_losses(axes: Any, finding: Convergence) -> None:
+    for row in finding.losses:
+        axes.plot(row.numpy(), linewidth=0.6)
+    window = max(trend.window for trend in finding.trends)
+    axes.axvspan(finding.steps - window, finding.steps, color="grey", alpha=0.15)
+    finite = finding.losses[finding.losses.isfinite()].double()
+    if len(finite):
+        low, high = (
+            float(finite.min()),
+            float(finite.quantile(0.98) if len(finite) < 1_000_000 else finite.max()),
+        )
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low) or 1.0)
+    axes.set(xlabel="step", ylabel="loss (nats)", title=finding.status)
+
+
+def _plot_pointwise(axes: Any, finding: ElpdLOO) -> None:
+    for name, site in finding.sites.items():
+        axes.plot(site.pareto_k.numpy(), "+", markersize=4, label=name)
+    axes.axhline(finding.threshold, color="grey", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="observation", ylabel="Pareto k (leave one out)", title=f"{finding.threshold:.2f} is the limit")
+    axes.legend(fontsize="small")
