@@ -143,9 +143,8 @@ def convergence(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     :param posterior: its ``losses`` (R, steps) and ``stop_reasons`` are read.
     :param draws: not used.
     """
-    losses = torch.as_tensor(posterior.losses)
-    losses = losses.reshape(-1, losses.shape[-1])
-    if not losses.shape[-1]:
+    losses = torch.atleast_2d(torch.as_tensor(posterior.losses))
+    if not losses.numel():
         return Undefined(label=Convergence.title, level="unknown", text="not defined: this guide was not optimised")
     trends = tuple(loss_trend(row) for row in losses)
     worst = max(trends, key=lambda trend: _ORDER.index(trend.status))

@@ -147,11 +147,7 @@ def check_guide(model_trace: Trace, guide_trace: Trace, guide: Callable[..., Any
     :raises GuideMismatchError: naming the sites that are missing or invented, or that cannot be reparameterised.
     """
     wanted = {n for n, s in model_trace.nodes.items() if is_latent(s)}
-    found = {
-        n: s
-        for n, s in guide_trace.nodes.items()
-        if is_latent(s) and not s["infer"].get("is_auxiliary")
-    }
+    found = {n: s for n, s in guide_trace.nodes.items() if is_latent(s) and not s["infer"].get("is_auxiliary")}
     missing, invented = sorted(wanted - set(found)), sorted(set(found) - wanted)
     if missing:
         raise GuideMismatchError(

@@ -80,7 +80,9 @@ class Data:
         """
         held_out = round(fraction * self.size)
         if not 0 < held_out < self.size:
-            raise OptionError(f"validation={fraction} of {self.size} data points leaves a part empty; use a fraction between")
+            raise OptionError(
+                f"validation={fraction} of {self.size} data points leaves a part empty; use a fraction between"
+            )
         device = self.args[self.rows[0]].device
         order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed)).to(device)
         return self.take(order[held_out:]), self.take(order[:held_out])

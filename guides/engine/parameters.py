@@ -125,9 +125,7 @@ class ParameterLayout:
 
     def flatten(self, constrained: dict[str, Tensor], leading: tuple[int, ...] = ()) -> Tensor:
         """Return the flat vector for constrained tensors by name; the inverse of :meth:`constrained`."""
-        parts = [
-            transform_to(c).inv(constrained[n]).reshape(*leading, -1) for n, c in zip(self.names, self.supports)
-        ]
+        parts = [transform_to(c).inv(constrained[n]).reshape(*leading, -1) for n, c in zip(self.names, self.supports)]
         return torch.cat(parts, dim=-1) if parts else self.initial
 
     def call(self, flat: Tensor, function: Callable[[], Any]) -> Any:
@@ -141,12 +139,12 @@ class ParameterLayout:
 
 
 def _plain_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield path and value of the parameters that belong to modules which are not PyroModules.
+    """Yield path and value of the parameters that modules read as attributes.
 
-    A PyroModule reads its own parameters through ``pyro.param``, where :class:`Substitute` finds them.
+    A ``PyroParam`` (whose parameter is called ``<name>_unconstrained``) is read through ``pyro.param`` instead, where
+    :class:`Substitute` finds it.
     """
     for prefix, module in root.named_modules():
-        if isinstance(module, pyro.nn.PyroModule):
-            continue
         for name, parameter in module.named_parameters(recurse=False):
-            yield (f"{prefix}.{name}" if prefix else name), parameter
+            if not (isinstance(module, pyro.nn.PyroModule) and name.endswith("_unconstrained")):
+                yield (f"{prefix}.{name}" if prefix else name), parameter

@@ -14,7 +14,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.engine.checks import check_guide, check_latents, data_plates, is_latent
+from guides.engine.checks import check_guide, check_latents, data_plates, is_latent, is_observed
 from guides.engine.data import Data
 from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.parameters import ParameterLayout, isolated_store
@@ -112,7 +112,13 @@ class Program:
         return torch.arange(self.particles, device=device) % num_strata(self.guide)
 
     def estimate(
-        self, flat: Tensor, normals: Tensor, uniforms: Tensor, args: Sequence[Any], kwargs: dict[str, Any], factor: float
+        self,
+        flat: Tensor,
+        normals: Tensor,
+        uniforms: Tensor,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        factor: float,
     ) -> Estimate:
         """Return one estimate of the objective.
 
@@ -123,7 +129,11 @@ class Program:
 
         def particle(normals: Tensor, uniforms: Tensor, stratum: Tensor) -> dict[str, Tensor]:
             def run() -> dict[str, Tensor]:
-                with NoiseTape(Noise(normals, uniforms)), RescalePlates(self.plates, factor), Stratum(stratum):
+                with (
+                    NoiseTape(Noise(normals, uniforms)),
+                    RescalePlates(self.plates, factor),
+                    Stratum(stratum),
+                ):
                     return self.objective.particle(self.model, self.guide, tuple(args), kwargs)
 
             return self.parameters.call(flat, run)
@@ -146,3 +156,15 @@ class Program:
 
         return self.parameters.call(flat, run)
 
+    def log_likelihood(
+        self, flat: Tensor, noise: Noise, stratum: Tensor, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Return the log-likelihood in nats of every data point at one draw, summed over observed sites, shape ``(rows,)``."""
+        with Stratum(stratum):
+            model_trace, _ = self.traces(flat, args, kwargs, noise)
+        parts = []
+        for site in model_trace.nodes.values():
+            if is_observed(site):
+                log_prob = site["fn"].log_prob(site["value"])
+                parts.append(log_prob.reshape(-1) if log_prob.dim() < 2 else log_prob.flatten(1).sum(-1))
+        return sum(parts[1:], start=parts[0])

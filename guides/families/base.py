@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,9 +16,35 @@ from torch.distributions import biject_to
 from guides.errors import OptionError
 
 if TYPE_CHECKING:
-    from guides.engine.finish import Finished, FitContext
+    from guides.engine.data import Data
+    from guides.engine.program import Program
 
-__all__ = ["Family", "FlatFamily", "init_function"]
+__all__ = ["Family", "Finished", "FitContext", "FlatFamily", "init_function"]
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """One replicate's optimum, as handed to :meth:`Family.finish`."""
+
+    program: Program
+    flat: Tensor
+    data: Data
+    seed: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A posterior that a family made of an optimum.
+
+    :ivar guide: the guide that represents it.
+    :ivar parameters: constrained values by parameter name, of model and guide.
+    :ivar info: what the user should know about how it was made.
+    """
+
+    guide: Family
+    parameters: dict[str, Tensor]
+    info: dict[str, Any]
+
 
 _INITIALISERS: dict[str, Callable[..., Any]] = {
     "feasible": init_to_feasible,
@@ -47,13 +74,13 @@ class Family(AutoGuide):
 
     is_point_mass: ClassVar[bool] = False
     num_strata: int = 1
-    fit_defaults: ClassVar[dict[str, Any]] = {}
 
-    def finish(self, context: FitContext) -> Finished | None:
-        """Turn the optimum into the posterior, for families whose optimisation only finds a mode.
+    def finish(self, context: FitContext) -> Finished:
+        """Turn the optimum into the posterior, for families whose optimisation only finds a mode."""
+        raise NotImplementedError
 
-        :returns: a guide and its parameters, or ``None`` (the default) if the optimum is the answer.
-        """
+    def finished_guide(self) -> Family | None:
+        """Return the kind of guide that :meth:`finish` returns, not set up; ``None`` if the optimum is the answer."""
         return None
 
 

@@ -87,7 +87,11 @@ class Objective(PyroELBO):
 
     @abstractmethod
     def particle(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
         """Return the scalars that one draw of the guide contributes."""
 
@@ -96,7 +100,11 @@ class Objective(PyroELBO):
         """Turn stacked scalars, shape ``(num_particles * num_strata,)`` each, into an estimate."""
 
     def estimate(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Estimate:
         """Return one estimate, drawing particles one after the other (the engine draws them all at once)."""
         draws = []

@@ -59,7 +59,11 @@ class ELBO(Objective):
         self.kl = kl
 
     def particle(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
         """Return ``{"elbo": ...}``: the log joint minus the log density of the guide at one draw."""
         model_trace, guide_trace = joint_traces(model, guide, args, kwargs)

@@ -1,0 +1,95 @@
+"""Optimisers and learning-rate schedules as pure functions of one flat vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guides.errors import OptionError
+
+__all__ = ["Optimiser", "make_optimiser", "make_schedule"]
+
+State = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """A first-order optimiser over vectors, shape ``(replicates, size)``.
+
+    :ivar init: from parameters to the state before the first step.
+    :ivar update: from (gradient of the loss, state, 1-based step) to (direction to move against, state).
+    """
+
+    init: Callable[[Tensor], State]
+    update: Callable[[Tensor, State, int], tuple[Tensor, State]]
+
+
+def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Optimiser:
+    """Adam (Kingma & Ba 2015)."""
+
+    def update(grad: Tensor, state: State, step: int) -> tuple[Tensor, State]:
+        mean, square = state
+        mean = torch.lerp(mean, grad, 1 - beta1)
+        square = torch.addcmul(beta2 * square, grad, grad, value=1 - beta2)
+        scale = math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        return scale * mean / (square.sqrt() + epsilon * math.sqrt(1 - beta2**step)), (mean, square)
+
+    return Optimiser(lambda flat: (torch.zeros_like(flat), torch.zeros_like(flat)), update)
+
+
+def sgd(momentum: float = 0.9) -> Optimiser:
+    """Gradient descent with heavy-ball momentum (Polyak 1964)."""
+
+    def update(grad: Tensor, state: State, step: int) -> tuple[Tensor, State]:
+        velocity = momentum * state[0] + grad
+        return velocity, (velocity,)
+
+    return Optimiser(lambda flat: (torch.zeros_like(flat),), update)
+
+
+_OPTIMISERS: dict[str, Callable[[], Optimiser]] = {"adam": adam, "sgd": sgd}
+
+
+def make_optimiser(name: str) -> Optimiser:
+    """Return the optimiser of that name, ``"adam"`` or ``"sgd"``.
+
+    :raises OptionError: for another name.
+    """
+    if name not in _OPTIMISERS:
+        raise OptionError(f"optimizer={name!r} is not known; use one of {', '.join(map(repr, _OPTIMISERS))}")
+    return _OPTIMISERS[name]()
+
+
+def _constant(progress: float) -> float:
+    return 1.0
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _linear(progress: float) -> float:
+    return 1 - progress
+
+
+_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "linear": _linear,
+}
+
+
+def make_schedule(schedule: str | Callable[[float], float]) -> Callable[[float], float]:
+    """Return a function from progress in [0, 1) to a factor on the learning rate.
+
+    :raises OptionError: for a name other than ``"constant"``, ``"cosine"``, ``"linear"``.
+    """
+    if callable(schedule):
+        return schedule
+    if schedule not in _SCHEDULES:
+        raise OptionError(f"schedule={schedule!r} is not known; use one of {', '.join(map(repr, _SCHEDULES))} or a function")
+    return _SCHEDULES[schedule]

@@ -1,0 +1,394 @@
+"""``fit`` and ``fit_many``: the short way from a model and data to a posterior."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guides.engine.checks import check_batch_size
+from guides.engine.data import Data
+from guides.engine.loop import Settings, Trained, train
+from guides.engine.parameters import isolated_store
+from guides.engine.program import Program, seeded
+from guides.errors import DataError, NonFiniteLossWarning, OptionError
+from guides.families.base import Family, FitContext
+from guides.objectives.base import Objective
+from guides.posterior import Posterior, write_back
+from guides.registries import families, objectives
+
+__all__ = ["fit", "fit_many"]
+
+Model = Callable[..., Any]
+GuideSpec = str | tuple[str, dict[str, Any]] | type[Family] | Callable[..., Any]
+
+
+def fit(
+    model: Model,
+    guide: Any = None,
+    *data: Any,
+    objective: str | Objective = "elbo",
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float = 1e-2,
+    optimizer: str = "adam",
+    schedule: str | Callable[[float], float] = "constant",
+    clip_norm: float | None = None,
+    num_particles: int | None = None,
+    validation: float | tuple[Any, ...] | None = None,
+    patience: int | None = None,
+    seed: int = 0,
+    replicates: int = 1,
+    device: str | torch.device = "auto",
+    progress: bool | None = None,
+    checkpoint: str | Path | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+) -> Posterior:
+    r"""Fit an approximate posterior to data.
+
+    :param model: any Pyro model with continuous latent sites.
+    :param guide: a registry name (``"mean_field"``), a name with options (``("low_rank", {"rank": 5})``), a family class, a guide
+        object, or any Pyro guide function. Left out, the model's ``natural_guide`` is used.
+    :param data: the model's positional arguments. Tensors share their first dimension, the data points.
+    :param objective: a registry name or an :class:`~guides.Objective`.
+    :param steps: optimisation steps; 2000 if neither this nor ``epochs`` is given.
+    :param epochs: passes over the data, instead of ``steps``.
+    :param batch_size: data points per step; all by default. Plates that follow the rows are rescaled to the full data.
+    :param lr: learning rate, times the ``schedule``: ``"constant"``, ``"cosine"``, ``"linear"``, or a function of progress in [0, 1).
+    :param optimizer: ``"adam"`` or ``"sgd"`` (with momentum).
+    :param clip_norm: largest gradient norm; longer gradients are shortened to it.
+    :param num_particles: Monte Carlo draws per step; one by default.
+    :param validation: data to choose the best parameters by, either a fraction of ``data`` to hold out or a tuple like ``data``. Scored
+        after every epoch by log predictive density; the best parameters are restored at the end.
+    :param patience: stop after that many epochs without a better score.
+    :param seed: of everything random in the fit. Replicate r has seed ``seed + r``.
+    :param replicates: independent fits to run at once; they become chains in ArviZ.
+    :param device: ``"auto"`` takes a GPU if there is one.
+    :param progress: show a progress bar; by default if standard error is a terminal.
+    :param checkpoint: a file to save the state to every 20 seconds and to continue from if it exists.
+    :param model_kwargs: keyword arguments of the model, the same at every step.
+    :raises DataError, OptionError, GuideMismatchError, DiscreteLatentError, MinibatchScaleError, NonFiniteLossError:
+        before any work is lost, naming what was found and what to do.
+
+    A loss that turns NaN later stops that replicate with a :class:`~guides.NonFiniteLossWarning`, keeps the last finite parameters, and
+    says in ``stop_reasons`` at which step and site it went wrong. Pyro's parameter store, torch's random state, default dtype and
+    grad mode are left as they were.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist, torch, guides
+        >>> def model(x):
+        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+        >>> posterior = guides.fit(model, "mean_field", torch.randn(100), steps=500)
+        >>> posterior.sample(10)["scale"].shape
+        torch.Size([10])
+    """
+    if guide is not None and not _is_guide(guide):
+        guide, data = None, (guide, *data)
+    if not replicates >= 1:
+        raise OptionError(f"replicates must be at least 1, not {replicates!r}")
+    where = _device(device)
+    training = Data.of(data, model_kwargs, where)
+    held_out = None
+    if isinstance(validation, float):
+        if not training.rows:
+            raise OptionError("validation is a fraction, but no positional tensor argument has rows to hold out")
+        training, held_out = training.split(validation, seed)
+    elif validation is not None:
+        held_out = Data.of(validation, model_kwargs, where)
+    settings = _Options(
+        objective, steps, epochs, batch_size, lr, optimizer, schedule, clip_norm, num_particles, patience, progress
+    )
+    seeds = [seed + r for r in range(replicates)]
+    many = [training] * replicates
+    return _fit(
+        model, guide, many, None if held_out is None else [held_out] * replicates, seeds, settings, where, checkpoint
+    )
+
+
+def fit_many(
+    model: Model,
+    guide: Any,
+    datasets: Sequence[tuple[Any, ...]],
+    *,
+    validations: Sequence[tuple[Any, ...]] | None = None,
+    seeds: Sequence[int] | None = None,
+    objective: str | Objective = "elbo",
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float = 1e-2,
+    optimizer: str = "adam",
+    schedule: str | Callable[[float], float] = "constant",
+    clip_norm: float | None = None,
+    num_particles: int | None = None,
+    patience: int | None = None,
+    device: str | torch.device = "auto",
+    progress: bool | None = None,
+    checkpoint: str | Path | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+) -> list[Posterior]:
+    """Fit the same model and guide to several data sets of equal shapes in one vectorised run.
+
+    Data set r with seed s gives the posterior that ``fit(model, guide, *datasets[r], seed=s)`` gives, up to rounding, at a fraction of
+    the time: the Python and the kernel launches of a step are paid once for all.
+
+    :param datasets: one tuple of positional model arguments each.
+    :param validations: one tuple each, to stop early by; see :func:`fit`.
+    :param seeds: one each; 0, 1, ... by default.
+    :returns: one posterior per data set.
+    :raises DataError: if shapes differ; all that :func:`fit` raises.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist, torch, guides
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> posteriors = guides.fit_many(model, "mean_field", [(torch.zeros(5),), (torch.ones(5),)], steps=500)
+        >>> [p.replicates for p in posteriors]
+        [1, 1]
+    """
+    if not datasets:
+        raise DataError("datasets is empty; pass at least one tuple of model arguments")
+    where = _device(device)
+    training = [Data.of(d, model_kwargs, where) for d in datasets]
+    held_out = None if validations is None else [Data.of(v, model_kwargs, where) for v in validations]
+    if held_out is not None and len(held_out) != len(training):
+        raise DataError(f"{len(held_out)} validations for {len(training)} data sets; pass one each")
+    seeds = list(range(len(datasets))) if seeds is None else list(seeds)
+    if len(seeds) != len(datasets):
+        raise OptionError(f"{len(seeds)} seeds for {len(datasets)} data sets; pass one each")
+    settings = _Options(
+        objective, steps, epochs, batch_size, lr, optimizer, schedule, clip_norm, num_particles, patience, progress
+    )
+    joint = _fit(model, guide, training, held_out, seeds, settings, where, checkpoint)
+    parts = [joint.replicate(r) for r in range(len(training))]
+    return [replace(p, training=d, seed=s) for p, d, s in zip(parts, training, seeds)]
+
+
+class _Options:
+    """The options of a fit that are checked and completed once the data are known."""
+
+    def __init__(
+        self,
+        objective: str | Objective,
+        steps: int | None,
+        epochs: int | None,
+        batch_size: int | None,
+        lr: float,
+        optimizer: str,
+        schedule: str | Callable[[float], float],
+        clip_norm: float | None,
+        num_particles: int | None,
+        patience: int | None,
+        progress: bool | None,
+    ) -> None:
+        for name, value in (("steps", steps), ("epochs", epochs), ("patience", patience), ("num_particles", num_particles)):
+            if value is not None and value < 1:
+                raise OptionError(f"{name} must be at least 1, not {value!r}")
+        if steps is not None and epochs is not None:
+            raise OptionError("give either steps or epochs, not both")
+        if not (lr > 0 and math.isfinite(lr)):
+            raise OptionError(f"lr must be positive and finite, not {lr!r}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise OptionError(f"clip_norm must be positive, not {clip_norm!r}")
+        self.objective = _objective(objective, num_particles)
+        self.steps, self.epochs, self.batch_size = steps, epochs, batch_size
+        self.lr, self.optimizer, self.schedule, self.clip_norm = lr, optimizer, schedule, clip_norm
+        self.patience, self.progress = patience, progress
+
+    def settings(self, data: Data, validated: bool) -> Settings:
+        batch_size = check_batch_size(self.batch_size, data)
+        if self.patience is not None and not validated:
+            raise OptionError("patience needs validation data: pass validation=0.1, or a tuple of tensors")
+        steps = self.steps if self.steps is not None else 2000
+        if self.epochs is not None:
+            steps = self.epochs * (math.ceil(data.size / batch_size) if batch_size else 1)
+        import sys
+
+        progress = sys.stderr.isatty() if self.progress is None else self.progress
+        return Settings(
+            steps, batch_size, self.lr, self.optimizer, self.schedule, self.clip_norm, self.patience, progress=progress
+        )
+
+
+def _fit(
+    model: Model,
+    guide: Any,
+    datasets: list[Data],
+    validations: list[Data] | None,
+    seeds: list[int],
+    options: _Options,
+    device: torch.device,
+    checkpoint: str | Path | None,
+) -> Posterior:
+    start = time.perf_counter()
+    first = datasets[0]
+    settings = options.settings(first, validations is not None)
+    if isinstance(model, nn.Module) and device.type != "cpu":
+        model.to(device)
+    make, family, family_options = _guide_factory(model, guide)
+    objective = options.objective
+    program, starts = None, []
+    for data, seed in zip(datasets, seeds):
+        with isolated_store(), seeded(seed):
+            built = Program.build(model, make(), objective, data, batch_size=settings.batch_size, seed=seed)
+        program = program or built
+        starts.append(built.parameters.initial)
+    assert program is not None
+    if program.parameters.size == 0:
+        raise OptionError("neither model nor guide has parameters to optimise")
+    initial = torch.stack(starts).to(device)
+    setup = time.perf_counter()
+    trained = train(
+        program,
+        initial,
+        datasets,
+        seeds,
+        settings,
+        validations=validations,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+    )
+    for r, reason in enumerate(trained.stop_reasons):
+        if "not finite" in reason:
+            which = f"replicate {r}: " if len(seeds) > 1 else ""
+            warnings.warn(f"{which}{reason}", NonFiniteLossWarning, stacklevel=3)
+    end = time.perf_counter()
+    program, flat, info = _finish(program, trained, datasets, seeds)
+    if len(seeds) == 1:
+        write_back(program, flat[0])
+    return Posterior(
+        model=model,
+        guide=program.guide,
+        family=family,
+        options=family_options,
+        losses=trained.losses,
+        objective=next((n for n, o in objectives.items() if o is type(objective)), type(objective).__name__),
+        steps=int(trained.steps.max()),
+        seed=seeds[0],
+        stop_reasons=trained.stop_reasons,
+        seconds={"setup": setup - start, "train": end - setup, "finish": time.perf_counter() - end},
+        info=info,
+        validation=trained.validation,
+        program=program,
+        flat=flat,
+        training=first,
+    )
+
+
+def _finish(
+    program: Program, trained: Trained, datasets: list[Data], seeds: list[int]
+) -> tuple[Program, Tensor, tuple[dict[str, Any], ...]]:
+    """Let the family turn each replicate's optimum into a posterior, if it wants to."""
+    guide = program.guide
+    if not isinstance(guide, Family) or type(guide).finish is Family.finish:
+        return program, trained.flat, tuple({} for _ in seeds)
+    finished = [
+        guide.finish(FitContext(program, flat, data, seed)) for flat, data, seed in zip(trained.flat, datasets, seeds)
+    ]
+    return _finished_program(program, finished[0].guide, datasets[0], [f.parameters for f in finished]) + (
+        tuple(f.info for f in finished),
+    )
+
+
+def _finished_program(
+    program: Program, guide: Any, data: Data, parameters: list[dict[str, Tensor]]
+) -> tuple[Program, Tensor]:
+    done = Program.build(program.model, guide, program.objective, data, batch_size=None, seed=0)
+    flat = torch.stack([done.parameters.flatten(p) for p in parameters])
+    return done, flat
+
+
+def _is_guide(value: Any) -> bool:
+    if isinstance(value, str | type) or (callable(value) and not isinstance(value, Tensor)):
+        return True
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict)
+
+
+def _guide_factory(model: Model, guide: Any) -> tuple[Callable[[], Callable[..., Any]], str, dict[str, Any]]:
+    """Return a function that makes a new guide, the family's name and its options."""
+    if guide is None:
+        guide = getattr(model, "natural_guide", None)
+        if guide is None:
+            raise OptionError(
+                f"no guide was given and the model has no natural_guide; pass one of {', '.join(families)} after the model"
+            )
+    options: dict[str, Any] = {}
+    if isinstance(guide, tuple):
+        guide, options = guide
+    if isinstance(guide, str):
+        family = families[guide]
+        return (lambda: family(model, **options)), guide, dict(options)
+    if isinstance(guide, type):
+        name = next((n for n, f in families.items() if f is guide), guide.__name__)
+        return (lambda: guide(model, **options)), name, dict(options)
+    name = next((n for n, f in families.items() if f is type(guide)), getattr(guide, "__name__", type(guide).__name__))
+    return (lambda: guide), name, {}
+
+
+def _objective(objective: str | Objective, num_particles: int | None) -> Objective:
+    if isinstance(objective, str):
+        return objectives[objective](num_particles=num_particles or 1)
+    if not isinstance(objective, Objective):
+        raise OptionError(
+            f"objective must be a registry name ({', '.join(objectives)}) or a guides.Objective, not {type(objective).__name__}"
+        )
+    if num_particles is not None:
+        raise OptionError("num_particles is set in the objective object already; pass it there only")
+    return objective
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError("device='cuda' but no CUDA device was found; use device='auto' or 'cpu'")
+    return chosen
+
+
+def restore(content: dict[str, Any], model: Model, guide: Callable[..., Any] | None) -> Posterior:
+    """Rebuild a posterior from what :meth:`guides.Posterior.save` wrote."""
+    training = Data.of(content["args"], content["kwargs"])
+    spec = guide if guide is not None else (content["family"], content["options"])
+    if guide is None and content["family"] not in families:
+        raise OptionError(f"the saved guide {content['family']!r} is not in the registry; pass it as guide=")
+    make, family, options = _guide_factory(model, spec)
+    objective = _objective(content["objective"], None)
+    program = Program.build(model, make(), objective, training, batch_size=None, seed=content["seed"])
+    if isinstance(program.guide, Family) and program.guide.finished_guide() is not None:
+        program = Program.build(model, program.guide.finished_guide(), objective, training, batch_size=None, seed=0)
+    layout = program.parameters
+    if layout.names != tuple(content["names"]) or layout.size != content["flat"].shape[-1]:
+        raise DataError(
+            f"the saved parameters ({', '.join(content['names'])}) are not those of this model and guide ({', '.join(layout.names)})"
+        )
+    return Posterior(
+        model=model,
+        guide=program.guide,
+        family=family,
+        options=options,
+        losses=content["losses"],
+        objective=content["objective"],
+        steps=content["steps"],
+        seed=content["seed"],
+        stop_reasons=tuple(content["stop_reasons"]),
+        seconds=content["seconds"],
+        info=tuple(content["info"]),
+        validation=content["validation"],
+        program=program,
+        flat=content["flat"],
+        training=training,
+    )
