@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from guides.diagnostics.finding import (
     diagnostics_registry,
     is_point_mass,
 )
-from guides.diagnostics.psis import pareto_k_threshold, psis
+from guides.diagnostics.psis import float_tolerance, pareto_k_threshold, psis, tail_length
 
 __all__ = ["ParetoK", "pareto_k"]
 
@@ -30,6 +31,7 @@ class ParetoK(Finding):
 
     :param k_hat: the worst (largest) over chains; NaN where a weight is not finite.
     :param k_hats: one per chain.
+    :param standard_error: of the estimate ``k_hat`` of the tail's shape, (1 + k) / sqrt(M) with M draws in the tail.
     :param threshold: the largest k-hat that ``num_samples`` draws can cope with.
     :param num_samples: S, draws per chain behind each k-hat.
     :param non_finite: number of log weights that are NaN or +inf, over all chains.
@@ -39,6 +41,7 @@ class ParetoK(Finding):
     title: ClassVar[str] = "Pareto k-hat"
     k_hat: float
     k_hats: tuple[float, ...]
+    standard_error: float
     threshold: float
     num_samples: int
     non_finite: int
@@ -46,7 +49,7 @@ class ParetoK(Finding):
 
     def rows(self) -> list[tuple[str, str]]:
         """Return k-hat with the limit and the number of draws behind it."""
-        head = f"{self.k_hat:.2f}  (limit {self.threshold:.2f} at S = {self.num_samples} draws)"
+        head = f"{self.k_hat:.2f} ± {self.standard_error:.2f}  (limit {self.threshold:.2f} at S = {self.num_samples} draws)"
         if len(self.k_hats) > 1:
             head += "  per chain " + " ".join(f"{k:.2f}" for k in self.k_hats)
         return [(self.title, head)]
@@ -89,7 +92,7 @@ def pareto_k(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     num_samples = log_weights.shape[-1]
     threshold = pareto_k_threshold(num_samples)
     bad = log_weights.isnan() | log_weights.isposinf()
-    _, k_per_chain = psis(log_weights)
+    _, k_per_chain = psis(log_weights, float_tolerance(draws.log_p, draws.log_q))
     k_hats = tuple(k_per_chain.tolist())
     k_hat = max(k_hats) if not k_per_chain.isnan().any() else float("nan")
     level, text, advice = _verdict(k_hat, threshold, num_samples)
@@ -101,6 +104,7 @@ def pareto_k(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
         advice=advice,
         k_hat=k_hat,
         k_hats=k_hats,
+        standard_error=(1 + k_hat) / math.sqrt(tail_length(num_samples)),
         threshold=threshold,
         num_samples=num_samples,
         non_finite=int(bad.sum()),

@@ -11,6 +11,7 @@ __all__ = [
     "CONSTANT",
     "MIN_DRAWS",
     "fit_generalized_pareto",
+    "float_tolerance",
     "importance_ess",
     "pareto_k_threshold",
     "psis",
@@ -83,7 +84,21 @@ def fit_generalized_pareto(exceedances: Tensor) -> tuple[Tensor, Tensor]:
     return (size * k + 5) / (size + 10), -k / b
 
 
-def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+def float_tolerance(*log_densities: Tensor) -> float:
+    """Return the spread of log weights, in nats, that rounding of these log densities alone can cause.
+
+    Never less than 0.001 and never more than 0.1: weights that differ by a tenth are no longer rounding.
+
+    Example::
+
+        >>> float_tolerance(torch.tensor([-1e5]))
+        0.1
+    """
+    largest = max(float(value[value.isfinite()].abs().amax()) if value.isfinite().any() else 0.0 for value in log_densities)
+    return min(0.1, max(CONSTANT, 64 * torch.finfo(log_densities[0].dtype).eps * largest))
+
+
+def psis(log_weights: Tensor, tolerance: float = CONSTANT) -> tuple[Tensor, Tensor]:
     r"""Smooth importance weights and say how heavy their tail is.
 
     The M = min(S / 5, 3 sqrt S) largest weights are replaced by the expected order statistics of the
@@ -91,6 +106,7 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
     :param log_weights: (..., S) log p - log q in nats, up to a constant per row. ``-inf`` (a draw the model
         gives no density) is a weight of zero.
+    :param tolerance: spread of the tail, in nats, below which the weights count as equal; see :func:`float_tolerance`.
     :returns: normalised smoothed log weights (..., S), and k-hat (...), both float64. Where the tail is
         constant, as it is for an exact guide, nothing needs smoothing and k-hat is 0 (a distribution without
         spread has no shape; bounded weights have k <= 0). A row with NaN or +inf, or with no finite weight,
@@ -112,19 +128,19 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
             f"log_weights has {num_samples} draws; the Pareto fit needs at least {MIN_DRAWS}: use num_samples=1000"
         )
     rows = log_weights.detach().double().reshape(-1, num_samples)
-    parts = [_psis_rows(part) for part in rows.split(_ROWS_AT_ONCE)]
+    parts = [_psis_rows(part, tolerance) for part in rows.split(_ROWS_AT_ONCE)]
     smoothed = torch.cat([part[0] for part in parts]).reshape(log_weights.shape)
     return smoothed, torch.cat([part[1] for part in parts]).reshape(log_weights.shape[:-1])
 
 
-def _psis_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _psis_rows(rows: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     bad = (rows.isnan() | (rows == math.inf)).any(-1) | (rows == -math.inf).all(-1)
     rows = torch.where(bad.unsqueeze(-1), 0.0, rows)
     rows = rows - rows.amax(-1, keepdim=True)
     ascending, order = rows.sort(-1)
     length = tail_length(rows.shape[-1])
     cutoff = ascending[:, -length - 1, None]
-    constant = (cutoff > -CONSTANT).squeeze(-1)
+    constant = (cutoff >= -tolerance).squeeze(-1)
 
     exceedances = ascending[:, -length:].exp() - cutoff.exp()
     exceedances = torch.where(constant.unsqueeze(-1), 1.0, exceedances.clamp(min=1e-15))  # ties in the tail
