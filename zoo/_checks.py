@@ -32,12 +32,14 @@ def check_positive(argument: str, value: float) -> float:
 
 
 def check_features(x: Tensor, in_features: int) -> None:
-    """Raise ``ValueError`` unless ``x`` has shape ``(N, in_features)`` with ``N >= 1``."""
+    """Raise ``ValueError`` unless ``x`` has shape ``(N, in_features)`` and a floating-point dtype, with ``N >= 1``."""
     if x.dim() != 2 or x.shape[-1] != in_features:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; this model takes (rows, {in_features}), "
             f"so pass {in_features} features or build the model with in_features={x.shape[-1] if x.dim() else 1}"
         )
+    if not x.dtype.is_floating_point:
+        raise ValueError(f"x has dtype {x.dtype}; pass x.float() or x.double()")
     if x.shape[0] == 0:
         raise ValueError("x has no rows; a model needs at least one data point")
 
