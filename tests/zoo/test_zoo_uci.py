@@ -1,8 +1,8 @@
 """The UCI loader: on small made-up folders for everything that can go wrong, on the real files where they are."""
 
 import hashlib
-import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pooch
@@ -15,7 +15,6 @@ from zoo.datasets import uci_sets
 from zoo.datasets.files import CorruptDataError, DataHashWarning, MissingDataError
 
 ROWS, FEATURES = 10, 3
-real_download = pooch.HTTPDownloader.__call__
 
 
 @pytest.fixture
@@ -92,7 +91,7 @@ def test_a_missing_split_file_is_named(folder):
 def serve(folder, spoil=False):
     def download(self, url, output_file, pooch, check_only=False):
         source = folder / url.rsplit("/", 1)[-1]
-        shutil.copyfile(source, output_file) if not spoil else open(output_file, "w").write("<html>not found</html>")
+        Path(output_file).write_bytes(b"<html>not found</html>" if spoil else source.read_bytes())
 
     return download
 
