@@ -1,1 +1,12 @@
-"""b."""
+"""Tasks, runner, results and report: guides compared under published protocols.
+
+A task (:class:`Task`) pairs a model with data and a protocol, all of it as data; a suite (:class:`Suite`) names tasks and
+guides that are read together. Both are registered where they are defined, one file each under :mod:`benchmarks.tasks` and
+:mod:`benchmarks.suites`.
+"""
+
+from benchmarks.task import SUITES, TASKS, Curve, Override, Split, Suite, Task
+
+from benchmarks import suites, tasks  # isort: skip  # noqa: F401  (fill the registries)
+
+__all__ = ["SUITES", "TASKS", "Curve", "Override", "Split", "Suite", "Task"]

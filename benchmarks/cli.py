@@ -1,0 +1,293 @@
+"""The command line: ``python -m benchmarks``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.store import ResultsFolder, ResultsFolderError, read_folders
+from registry import Registry, UnknownNameError
+
+__all__ = ["main"]
+
+KINDS = ("models", "guides", "objectives", "diagnostics", "datasets", "tasks", "suites")
+
+
+class _Group(click.Group):
+    """A group of commands that answers a wrong name or setting with one line and exit status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (UnknownNameError, ResultsFolderError) as error:
+            raise _UsageError(str(error)) from error
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            commands: Registry[click.Command] = Registry("command", group="")
+            for name, command in self.commands.items():
+                commands.add(name, command)
+            commands[args[0]]
+        return super().resolve_command(ctx, args)
+
+
+class _UsageError(click.ClickException):
+    """A wrong name or setting: one line, exit status 2."""
+
+    exit_code = 2
+
+
+def _names(_: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Split ``a,b`` into names."""
+    if value is None:
+        return None
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    if not names:
+        raise click.BadParameter("give one or more names, separated by commas", param=option)
+    return names
+
+
+def _command_line() -> str:
+    """Return the command that runs, for the manifest."""
+    return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Compare approximate posteriors under published protocols.
+
+    \b
+    Start here:
+      python -m benchmarks list guides
+      python -m benchmarks run quick
+      python -m benchmarks report results/quick
+
+    \b
+    One task, three guides, two seeds, then the table again:
+      python -m benchmarks run blundell_curve --guides map,mean_field,laplace --seeds 2 --out results/curve
+      python -m benchmarks compare results/curve
+
+    A guide that another installed package registers under the entry-point group "guides.families" takes part by itself.
+    """
+
+
+@main.command("list")
+@click.argument("kind", type=click.Choice(KINDS), required=False)
+def list_(kind: str | None) -> None:
+    """List what is registered, here and by other installed packages.
+
+    \b
+    Examples:
+      python -m benchmarks list             everything
+      python -m benchmarks list guides      approximate posteriors
+      python -m benchmarks list suites      what `run` accepts besides the tasks
+    """
+    kinds = (kind,) if kind else KINDS
+    for each in kinds:
+        lines = [(name, _first_line(entry)) for name, entry in _registry(each).items()]
+        if len(kinds) > 1:
+            click.secho(each, bold=True)
+        width = max((len(name) for name, _ in lines), default=0)
+        for name, line in lines:
+            click.echo(f"  {name.ljust(width)}  {line}".rstrip())
+        if len(kinds) > 1:
+            click.echo()
+
+
+def _registry(kind: str) -> Mapping[str, Any]:
+    """Return the registry of a kind."""
+    import guides
+    import zoo
+    from benchmarks import SUITES, TASKS
+    from guides import diagnostics
+
+    found: dict[str, Callable[[], Mapping[str, Any]]] = {
+        "models": lambda: zoo.models,
+        "datasets": lambda: zoo.datasets.registry,
+        "guides": lambda: guides.families,
+        "objectives": lambda: guides.objectives,
+        "diagnostics": lambda: diagnostics.diagnostics_registry,
+        "tasks": lambda: TASKS,
+        "suites": lambda: SUITES,
+    }
+    return found[kind]()
+
+
+def _first_line(entry: Any) -> str:
+    """Return what an entry says of itself in one line."""
+    summary = getattr(entry, "summary", None)
+    if isinstance(summary, str):
+        return summary
+    described = (getattr(entry, "__doc__", None) or "").strip()
+    return described.splitlines()[0] if described else ""
+
+
+@main.command()
+@click.argument("target", metavar="SUITE|TASK")
+@click.option("--guides", "guide_labels", callback=_names, metavar="A,B", help="Guides to run; default: the suite's own.")
+@click.option("--tasks", callback=_names, metavar="A,B", help="Tasks of the suite to run, its optional ones too.")
+@click.option("--seeds", type=int, default=1, show_default=True, metavar="N", help="Seeds for each split.")
+@click.option("--splits", type=int, metavar="N", help="Splits of each task; default: the suite's own number.")
+@click.option("--epochs", type=int, metavar="N", help="Epochs instead of the protocol's (which makes it another protocol).")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of results; default: results/TARGET.")
+@click.option("--resume", is_flag=True, help="Keep what the folder holds and run only what is missing or failed.")
+@click.option("--report/--no-report", "with_report", default=True, help="Write report.html and report.md at the end.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def run(
+    target: str,
+    guide_labels: tuple[str, ...] | None,
+    tasks: tuple[str, ...] | None,
+    seeds: int,
+    splits: int | None,
+    epochs: int | None,
+    device: str,
+    out: Path | None,
+    resume: bool,
+    with_report: bool,
+    quiet: bool,
+) -> None:
+    """Run a suite or a task and record every cell as it finishes.
+
+    One cell is one guide on one split of one task with one seed. A run that was killed goes on with --resume. A cell that
+    fails is recorded with its error and the others go on; the exit status then is 1.
+
+    \b
+    Examples:
+      python -m benchmarks run quick
+      python -m benchmarks run table1 --splits 20
+      python -m benchmarks run uci --guides mean_field,laplace --splits 5 --out results/uci5
+      python -m benchmarks run uci --tasks uci_kin8nm,uci_power
+      python -m benchmarks run blundell_curve --guides laplace,laplace:curvature=kron
+      python -m benchmarks run quick --resume
+
+    Data that is not embedded is searched in the folder that ZOO_DATA names, then in the cache, then downloaded.
+    """
+    from benchmarks import runner
+    from benchmarks.report import build, sections
+
+    if epochs is not None and epochs < 1:
+        raise _UsageError(f"--epochs {epochs}: give a number of 1 or more")
+    overrides = {"epochs": epochs, "steps": None} if epochs else {}
+    try:
+        work = runner.plan(target, guide_labels=guide_labels, tasks=tasks, splits=splits, seeds=seeds, overrides=overrides)
+        folder = ResultsFolder(out or Path("results") / work.target)
+        outcome = runner.run(work, folder, device=device, resume=resume, progress=not quiet, command=_command_line())
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        where = out or Path("results") / target
+        click.echo(f"\nInterrupted; finished cells are kept. Go on with the same command and --resume ({where}).", err=True)
+        sys.exit(130)
+    if outcome.kept:
+        click.echo(f"{outcome.kept} cells were there already, {outcome.run} ran.")
+    for (task, guide), reason in work.skipped.items():
+        click.echo(f"not run: {guide} on {task}: {reason}")
+    read = read_folders([folder.path])
+    for section in sections(read):
+        click.echo()
+        click.echo(section.text())
+    if with_report:
+        page = build(folder.path)
+        click.echo(f"\nReport: {page}")
+    if outcome.failed:
+        click.echo(f"\n{len(outcome.failed)} of {outcome.run} cells failed:", err=True)
+        for record in outcome.failed:
+            cell = f"{record['task']} · {record['guide']} · split {record['split']} · seed {record['seed']}"
+            click.echo(f"  {cell}: {record['error']['type']}: {record['error']['message']}", err=True)
+        click.echo("Tracebacks are in cells.jsonl; --resume tries them again.", err=True)
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
+@click.option("--metric", "metric_name", metavar="NAME", help="Compare by this metric; default: each task's decisive one.")
+@click.option("--markdown", is_flag=True, help="Print Markdown.")
+def compare(folders: tuple[Path, ...], metric_name: str | None, markdown: bool) -> None:
+    """Print one table: guide by task, mean ± standard error, best and ties marked.
+
+    Several folders are put side by side; a guide that is in more than one of them is named with its folder.
+
+    \b
+    Examples:
+      python -m benchmarks compare results/quick
+      python -m benchmarks compare results/uci results/mine --metric rmse
+    """
+    from benchmarks.report import compared
+
+    try:
+        table = compared(read_folders(folders), metric_name)
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+    click.echo(table.markdown() if markdown else table.text())
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Write DIR/report.html, one file with everything in it, and DIR/report.md with pictures beside it.
+
+    \b
+    Example:
+      python -m benchmarks report results/quick
+    """
+    from benchmarks.report import build
+
+    click.echo(build(folder))
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The JSON file to write.")
+def results(folder: Path, out: Path) -> None:
+    """Write a small JSON summary of a run: what a publication needs, without the cells.
+
+    It holds mean, standard error and count of every metric, the published numbers beside them, and command, seeds,
+    splits, device, versions and commit.
+
+    \b
+    Example:
+      python -m benchmarks results results/uci --out docs/results/uci.json
+    """
+    from benchmarks.summary import write
+
+    write(folder, out)
+    click.echo(out)
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/pictures"), show_default=True, metavar="DIR")
+@click.option("--from", "source", type=click.Path(path_type=Path), metavar="DIR", help="Draw from this run, fit nothing.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def pictures(out: Path, source: Path | None, quiet: bool) -> None:
+    """Draw the README's pictures.
+
+    Without --from, fits what they show first, in a temporary folder.
+
+    \b
+    Examples:
+      python -m benchmarks pictures
+      python -m benchmarks pictures --from results/quick --out docs/pictures
+    """
+    from benchmarks import pictures as drawing
+    from benchmarks import runner
+
+    def draw(folder: Path) -> Iterable[Path]:
+        return drawing.write(read_folders([folder])[0][2], folder, out, drawing.README)
+
+    if source is not None:
+        for path in draw(source):
+            click.echo(path)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "pictures"
+        work = runner.plan("pictures")
+        runner.run(work, ResultsFolder(folder), progress=not quiet, command=_command_line())
+        for path in draw(folder):
+            click.echo(path)

@@ -1,0 +1,165 @@
+"""What is measured, and how a number is to be read: its unit, its direction, its digits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["METRICS", "Metric", "metric"]
+
+Direction = Literal["up", "down", "target", "none"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one measured number is to be read.
+
+    :param name: the key under which cells store it.
+    :param label: what a table's head calls it.
+    :param unit: ``"nats"``, ``"target units"``, ...; empty for a pure number.
+    :param better: ``"up"``, ``"down"``, ``"target"`` (nearer to ``goal``) or ``"none"`` (nothing to win).
+    :param help: one sentence for the report's glossary.
+    :param goal: the value aimed at, where ``better`` is ``"target"``.
+    :param digits: decimals in a table.
+    """
+
+    name: str
+    label: str
+    unit: str
+    better: Direction
+    help: str
+    goal: float = 0.0
+    digits: int = 3
+
+    @property
+    def arrow(self) -> str:
+        """The direction as one character, for a table's head."""
+        return {"up": "↑", "down": "↓", "target": f"→ {self.goal:g}", "none": ""}[self.better]
+
+    def loss(self, value: float) -> float:
+        """Return ``value`` turned so that less is better; NaN where there is nothing to win."""
+        if self.better == "up":
+            return -value
+        if self.better == "down":
+            return value
+        return abs(value - self.goal) if self.better == "target" else math.nan
+
+
+_ALL = (
+    Metric(
+        "log_likelihood",
+        "log-likelihood",
+        "nats per point",
+        "up",
+        "Mean log predictive density of the held-out points, in the original units of the target.",
+    ),
+    Metric(
+        "log_likelihood_standardised",
+        "log-likelihood, standardised",
+        "nats per point",
+        "up",
+        "The same for targets divided by their standard deviation over the training part.",
+    ),
+    Metric("rmse", "RMSE", "target units", "down", "Root mean squared error of the predictive mean, held-out points."),
+    Metric(
+        "rmse_standardised",
+        "RMSE, standardised",
+        "sd of target",
+        "down",
+        "RMSE of targets divided by their standard deviation over the training part.",
+    ),
+    Metric("mse", "MSE", "target units²", "down", "Mean squared error of the predictive mean, held-out points."),
+    Metric("mse_standardised", "MSE, standardised", "variance of target", "down", "MSE of standardised targets."),
+    Metric(
+        "crps",
+        "CRPS",
+        "target units",
+        "down",
+        "Continuous ranked probability score: the absolute error generalised to a whole predictive distribution.",
+    ),
+    Metric("accuracy", "accuracy", "", "up", "Share of held-out points whose most probable class is the true one."),
+    Metric("brier", "Brier score", "", "down", "Squared distance between the predicted probabilities and the truth."),
+    Metric(
+        "calibration_error",
+        "calibration error",
+        "",
+        "down",
+        "Mean gap between stated and observed frequency: of central intervals for regression, of confidence for classes.",
+    ),
+    Metric("coverage_50", "50 % coverage", "", "target", "Share of points inside the central 50 % interval.", 0.5, 2),
+    Metric("coverage_80", "80 % coverage", "", "target", "Share of points inside the central 80 % interval.", 0.8, 2),
+    Metric("coverage_95", "95 % coverage", "", "target", "Share of points inside the central 95 % interval.", 0.95, 2),
+    Metric(
+        "elbo", "ELBO", "nats", "up", "E_q[log p(x, z) - log q(z)] on the training data, a lower bound on log p(x).", 0, 2
+    ),
+    Metric("elbo_se", "ELBO error", "nats", "none", "Monte Carlo standard error of the ELBO.", 0, 2),
+    Metric(
+        "evidence_gap",
+        "evidence gap",
+        "nats",
+        "down",
+        "Exact log evidence minus the ELBO: the KL divergence from the guide to the exact posterior.",
+    ),
+    Metric(
+        "evidence_gap_expected",
+        "best possible gap",
+        "nats",
+        "none",
+        "The smallest gap that the family allows, where theory gives it (mean-field: from the exact covariance).",
+    ),
+    Metric(
+        "kl_to_exact",
+        "KL to exact posterior",
+        "nats",
+        "down",
+        "KL divergence from a Gaussian with the draws' moments to the closed-form posterior; biased up by finite draws.",
+    ),
+    Metric(
+        "evidence_error",
+        "evidence error",
+        "nats",
+        "target",
+        "The guide's own estimate of the log evidence minus the exact one, for guides that give one.",
+    ),
+    Metric(
+        "mean_error",
+        "largest error of a mean",
+        "exact sd",
+        "down",
+        "Largest difference between a posterior mean and the exact one, in exact posterior standard deviations.",
+        0,
+        2,
+    ),
+    Metric(
+        "sd_ratio",
+        "smallest sd ratio",
+        "",
+        "target",
+        "Smallest ratio of a posterior standard deviation to the exact one; below 1 the guide is too narrow.",
+        1.0,
+        2,
+    ),
+    Metric("khat", "k-hat", "", "down", "Pareto shape of the importance weights; below 0.5 good, up to 0.7 usable.", 0, 2),
+    Metric(
+        "ess_fraction",
+        "ESS share",
+        "",
+        "up",
+        "Importance effective sample size as a share of the draws; 1 would be the exact posterior.",
+        0,
+        2,
+    ),
+    Metric("rhat", "R-hat", "", "target", "Agreement between restarts; above 1.01 they found different answers.", 1.0),
+    Metric("converged", "converged", "", "up", "1 where the loss trace had settled when the fit stopped, else 0.", 0, 2),
+    Metric("steps", "steps", "", "none", "Optimisation steps taken.", 0, 0),
+    Metric("seconds", "seconds", "s", "down", "Wall time of the cell, its share of a vectorised run.", 0, 2),
+)
+
+METRICS: dict[str, Metric] = {entry.name: entry for entry in _ALL}
+"""Every metric that tables know how to label, by name."""
+
+
+def metric(name: str) -> Metric:
+    """Return the metric called ``name``; one nobody described is shown as it is, with nothing to win."""
+    return METRICS.get(name, Metric(name, name.replace("_", " "), "", "none", ""))

@@ -1,0 +1,284 @@
+"""A folder of results that survives ``kill -9`` at any moment.
+
+Layout::
+
+    manifest.json       what ran here: the target, every task's and guide's protocol, the commands
+    cells.jsonl         one line per finished or failed cell, appended and synchronised as it finishes
+    posteriors/         one netCDF file per cell, written under a temporary name and then renamed
+    report.html, report.md, pictures/
+
+A line is the last thing a cell writes, so a line means that everything else of the cell is there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.describe import differences
+
+__all__ = ["Cell", "Record", "ResultsFolder", "ResultsFolderError", "read_folders", "write_atomically"]
+
+Record = dict[str, Any]
+
+SCHEMA = 1
+
+
+class ResultsFolderError(RuntimeError):
+    """A results folder cannot be used for what was asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """The unit of work: one guide on one split of one task with one seed."""
+
+    task: str
+    guide: str
+    split: int
+    seed: int
+
+    @property
+    def fit_seed(self) -> int:
+        """The seed that the fit gets: different for every split and seed, the same for every guide."""
+        return 100_003 * self.seed + self.split
+
+    @property
+    def file(self) -> str:
+        """Where the cell's posterior is kept, relative to the results folder."""
+        guide = "".join(character if character.isalnum() or character in "_.=-" else "+" for character in self.guide)
+        return f"posteriors/{self.task}/{guide}/split{self.split:02d}-seed{self.seed}.nc"
+
+    @classmethod
+    def of(cls, record: Record) -> Cell:
+        """Return the cell that a record is about."""
+        return cls(record["task"], record["guide"], int(record["split"]), int(record["seed"]))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, synchronise it, then rename it to ``path``.
+
+    Whoever looks sees the old file or the whole new one, never a part.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as strict JSON: NaN and infinities become null, tensors and arrays lists, floats 6 digits."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return float(f"{value:.9g}") if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(value)
+
+
+class ResultsFolder:
+    """Reads and appends to one folder of results.
+
+    :param path: the folder; it need not exist yet.
+
+    Example::
+
+        >>> folder = ResultsFolder("results/quick")
+        >>> [record["metrics"] for record in folder.records()]     # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.damaged_lines = 0
+
+    @property
+    def cells_file(self) -> Path:
+        """The JSON Lines file of cells."""
+        return self.path / "cells.jsonl"
+
+    @property
+    def manifest_file(self) -> Path:
+        """The JSON file that says what ran here."""
+        return self.path / "manifest.json"
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest, empty where there is none.
+
+        :raises ResultsFolderError: if the file is not valid JSON.
+        """
+        try:
+            return json.loads(self.manifest_file.read_text())
+        except FileNotFoundError:
+            return {}
+        except json.JSONDecodeError as error:
+            raise ResultsFolderError(
+                f"{self.manifest_file} is not valid JSON ({error}); delete the folder or choose another with --out"
+            ) from error
+
+    def records(self) -> list[Record]:
+        """Return the last record of every cell, in the order of the cells' names.
+
+        A last line without its end (the process died while writing it) is passed over, as is any line that is no JSON;
+        :attr:`damaged_lines` counts them, and their cells count as missing.
+        """
+        self.damaged_lines = 0
+        found: dict[Cell, Record] = {}
+        try:
+            content = self.cells_file.read_bytes()
+        except FileNotFoundError:
+            return []
+        for line in content.split(b"\n"):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                found[Cell.of(record)] = record
+            except (ValueError, KeyError, TypeError):
+                self.damaged_lines += 1
+        return [found[cell] for cell in sorted(found)]
+
+    def done(self) -> set[Cell]:
+        """Return the cells that have finished and did not fail."""
+        return {Cell.of(record) for record in self.records() if record.get("status") == "done"}
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record as one line and wait until the disk has it."""
+        line = json.dumps(_plain(record), separators=(",", ":"), allow_nan=False) + "\n"
+        descriptor = os.open(self.cells_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            data = line.encode()
+            while data:
+                data = data[os.write(descriptor, data) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _mend_last_line(self) -> None:
+        """Cut a torn last line off, so that the next record starts on a line of its own."""
+        try:
+            content = self.cells_file.read_bytes()
+        except FileNotFoundError:
+            return
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with self.cells_file.open("rb+") as file:
+                file.truncate(whole)
+                os.fsync(file.fileno())
+
+    def prepare(
+        self,
+        target: str,
+        protocols: Mapping[str, Mapping[str, Any]],
+        *,
+        resume: bool,
+        command: str,
+    ) -> None:
+        """Make the folder ready for a run, or say why it cannot be.
+
+        :param target: the suite or task that is about to run.
+        :param protocols: the protocol of every ``"task | guide"`` about to run.
+        :param resume: whether results that are here may be added to.
+        :param command: the command line, kept in the manifest.
+        :raises ResultsFolderError: if the folder holds results of another target or protocol (both are named), results
+            of this one without ``resume``, or files that are not results.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ResultsFolderError(f"--out {self.path} is a file; name a folder that is new, empty or holds results")
+        if not self.path.is_dir() or all(entry.name.startswith(".") for entry in self.path.iterdir()):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write_manifest({"target": target, "protocols": dict(protocols), "commands": [self._stamp(command)]})
+            return
+        manifest = self.manifest()
+        if not manifest:
+            raise ResultsFolderError(
+                f"--out {self.path} is not empty and holds no results (no manifest.json); choose another folder"
+            )
+        if manifest.get("target") != target:
+            raise ResultsFolderError(
+                f"{self.path} holds results of {manifest.get('target')!r}, and this run is of {target!r}; "
+                f"choose another --out (the default is results/{target}), or delete the folder"
+            )
+        known = manifest.get("protocols", {})
+        for key in sorted(known.keys() & protocols.keys()):
+            changed = differences(known[key], protocols[key])
+            if changed:
+                listed = "\n".join(f"    {line}" for line in changed)
+                raise ResultsFolderError(
+                    f"{self.path} holds results of another protocol for {key}:\n{listed}\n"
+                    "choose another --out, or delete the folder to start afresh"
+                )
+        if not resume:
+            records = self.records()
+            done = sum(record.get("status") == "done" for record in records)
+            raise ResultsFolderError(
+                f"{self.path} already holds {done} finished and {len(records) - done} failed cells of {target!r}; "
+                "add --resume to run only what is missing, choose another --out, or delete the folder"
+            )
+        self._mend_last_line()
+        for leftover in self.path.glob("posteriors/*/*/.*.part"):
+            leftover.unlink(missing_ok=True)
+        manifest["protocols"] = known | dict(protocols)
+        manifest.setdefault("commands", []).append(self._stamp(command))
+        self._write_manifest(manifest)
+
+    @staticmethod
+    def _stamp(command: str) -> dict[str, str]:
+        return {"command": command, "started": datetime.now(UTC).isoformat(timespec="seconds")}
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        text = json.dumps({"schema": SCHEMA} | dict(manifest), indent=1, sort_keys=True)
+        write_atomically(self.manifest_file, lambda path: path.write_text(text + "\n"))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second run out of the folder; the lock goes with the process, however it ends.
+
+        :raises ResultsFolderError: if another process runs here now.
+        """
+        try:
+            import fcntl
+        except ImportError:  # no such lock on Windows: two runs at once are then the user's to avoid
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ResultsFolderError(
+                    f"another run is writing to {self.path}; wait for it to end or choose another --out"
+                ) from error
+            yield
+
+
+def read_folders(paths: Iterable[str | Path]) -> list[tuple[Path, dict[str, Any], list[Record]]]:
+    """Return path, manifest and records of each folder.
+
+    :raises ResultsFolderError: if one of them holds no results.
+    """
+    found = []
+    for path in paths:
+        folder = ResultsFolder(path)
+        records = folder.records()
+        if not records:
+            raise ResultsFolderError(
+                f"{path} holds no results (no cells.jsonl with finished cells); run `python -m benchmarks run` first"
+            )
+        found.append((folder.path, folder.manifest(), records))
+    return found

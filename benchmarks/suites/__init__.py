@@ -1,0 +1,12 @@
+"""One file per suite; a file placed here is found by itself.
+
+See ``quick.py`` for the shortest complete example.
+"""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__: list[str] = []

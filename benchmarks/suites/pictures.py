@@ -1,0 +1,13 @@
+"""What the README's pictures show."""
+
+from benchmarks.task import SUITES, Suite
+
+SUITES.add(
+    "pictures",
+    Suite(
+        name="pictures",
+        summary="One split of the tasks that the README's pictures show",
+        tasks=("blundell_curve", "foong_gap", "eight_schools"),
+        splits=1,
+    ),
+)

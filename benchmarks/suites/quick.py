@@ -1,0 +1,22 @@
+"""The suite behind `make bench`: every guide on data that need no file."""
+
+from benchmarks.task import SUITES, Suite
+
+SUITES.add(
+    "quick",
+    Suite(
+        name="quick",
+        summary="Every registered guide on embedded data, in a few minutes",
+        tasks=(
+            "linear_regression",
+            "eight_schools",
+            "eight_schools_centered",
+            "diabetes",
+            "breast_cancer",
+            "digits",
+            "blundell_curve",
+            "foong_gap",
+        ),
+        splits=3,
+    ),
+)

@@ -1,0 +1,49 @@
+"""UCI regression on the 20 published 90:10 splits, the protocol that most papers on Bayesian networks report."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from benchmarks import data, evaluation
+from benchmarks.task import TASKS, Override, Task
+from benchmarks.tasks.curves import METRICS
+
+# Short name, name of the data set, target with unit, number of published splits, epochs, batch size.
+SETS = (
+    ("boston", "bostonHousing", "median house value (1000 USD)", 20, 400, 128),
+    ("concrete", "concrete", "compressive strength (MPa)", 20, 400, 128),
+    ("energy", "energy", "heating load (kWh/m²)", 20, 400, 128),
+    ("kin8nm", "kin8nm", "distance of the end effector", 20, 100, 256),
+    ("naval", "naval-propulsion-plant", "compressor decay coefficient", 20, 100, 256),
+    ("power", "power-plant", "net hourly electrical output (MW)", 20, 100, 256),
+    ("protein", "protein-tertiary-structure", "RMSD of the residue (Å)", 5, 40, 512),
+    ("wine", "wine-quality-red", "quality (score)", 20, 400, 128),
+    ("yacht", "yacht", "residuary resistance per unit weight of displacement", 20, 400, 128),
+)
+
+# What single guides do differently, on every data set; one place to tune, and part of the protocol's hash.
+GUIDES = {
+    "laplace": Override(options={"curvature": "ggn"}),
+    "ensemble": Override(),
+    "dropout": Override(),
+}
+
+for _short, _dataset, _target, _splits, _epochs, _batch in SETS:
+    TASKS.add(
+        f"uci_{_short}",
+        Task(
+            name=f"uci_{_short}",
+            summary=f"{_short}: {_splits} published 90:10 splits, one hidden layer of 50 ReLU units",
+            load=partial(data.published_split, dataset=_dataset),
+            model=partial(data.network, hidden=(50,), activation="relu"),
+            evaluate=evaluation.regression,
+            metrics=("log_likelihood", "rmse", *METRICS[2:]),
+            splits=_splits,
+            fit={"epochs": _epochs, "batch_size": _batch, "lr": 0.005, "schedule": "cosine"},
+            guides=GUIDES,
+            dataset=_short,
+            target=_target,
+            source="Splits of Hernández-Lobato & Adams 2015 as published with Gal's experiments; standardised on the "
+            "training part, scores in original units.",
+        ),
+    )
