@@ -108,7 +108,7 @@ class Likelihood:
         if self.kind == "regression" and self.noise == "heteroscedastic":
             output, raw = output.chunk(2, dim=-1)
         event_dim = int(output.shape[-1] > 1)
-        f = output if event_dim else output.squeeze(-1)
+        f = output.squeeze(-1)  # several targets stay as they are
         if callable(self.kind):
             p_y: Any = self.kind(output)
             if not isinstance(p_y, TorchDistributionMixin):
@@ -117,7 +117,7 @@ class Likelihood:
         if self.kind == "binary":
             return f, event_dim, dist.Bernoulli(logits=f).to_event(event_dim)
         if self.noise == "heteroscedastic":
-            scale = MIN_SCALE + F.softplus(raw if event_dim else raw.squeeze(-1))
+            scale = MIN_SCALE + F.softplus(raw.squeeze(-1))
         else:
             scale = self._noise_scale(output)
             scale = scale.unsqueeze(-1) if event_dim else scale

@@ -74,6 +74,21 @@ def test_mlp_computes_what_it_says():
     assert nodes["y"]["fn"].stddev.unique() == pytest.approx(0.1)
 
 
+def test_mlp_learned_scale():
+    nodes = trace_of(zoo.BayesianMLP(3, hidden=(16,), prior="learned"), X).nodes
+    scale = nodes["layers.1.scale"]
+    assert scale["fn"].base_dist.loc.exp() == pytest.approx(16**-0.5) and scale["fn"].base_dist.scale == 1.0
+    assert nodes["layers.1.weight"]["fn"].base_dist.scale.unique() == scale["value"]
+    assert nodes["layers.1.bias"]["fn"].base_dist.scale.unique() == 1.0
+
+
+def test_heteroscedastic_noise_is_the_second_half_of_the_output():
+    output = torch.tensor([[1.0, 2.0, -4.0, 0.0], [3.0, 4.0, 5.0, -100.0]])
+    nodes = trace_of(zoo.Likelihood("regression", "heteroscedastic"), output).nodes
+    assert torch.equal(nodes["f"]["value"], output[:, :2])
+    torch.testing.assert_close(nodes["y"]["fn"].stddev, 1e-3 + (1 + output[:, 2:].exp()).log())
+
+
 def test_noise_parameter_is_positive():
     pyro.clear_param_store()
     zoo.BayesianMLP(3, noise="param")(X)
@@ -113,6 +128,15 @@ def test_eight_schools_centred():
     nodes = trace_of(zoo.EightSchools(centered=True), sigma, y).nodes
     assert not nodes["theta"]["is_observed"] and "theta_trans" not in nodes
     assert trace_of(zoo.EightSchools(), sigma, y).nodes["theta"]["is_observed"]
+
+
+def test_eight_schools_is_one_model_in_two_forms():
+    sigma, y = zoo.EightSchools.data()
+    mu, tau, unit = torch.tensor(3.0), torch.tensor(2.0), torch.randn(8)
+    centred = pyro.condition(zoo.EightSchools(centered=True), {"mu": mu, "tau": tau, "theta": mu + tau * unit})
+    other = pyro.condition(zoo.EightSchools(), {"mu": mu, "tau": tau, "theta_trans": unit})
+    values = [trace_of(model, sigma, y).log_prob_sum() for model in (centred, other)]
+    torch.testing.assert_close(values[0] + 8 * tau.log(), values[1])
 
 
 def network():
