@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,18 +35,6 @@ GROUPS = (
     "constant_data",
 )
 _WITHOUT_DRAWS = ("observed_data", "constant_data", "predictions_constant_data")
-
-
-class SiteLike(Protocol):
-    """One site of a model: what it is, and a name for each dimension of its value."""
-
-    @property
-    def kind(self) -> str:
-        """``"latent"``, ``"observed"`` or ``"deterministic"``."""
-
-    @property
-    def dims(self) -> tuple[str, ...]:
-        """One name per dimension; those of plates carry the plate's name."""
 
 
 def import_arviz() -> ModuleType:
@@ -218,7 +206,8 @@ def to_arviz(
         arviz.plot_forest(tree)
     """
     wanted = _wanted(groups, prior_samples, predictions)
-    inferred = {name: list(site.dims) for name, site in posterior.sites.items()}
+    sites = posterior.sites
+    inferred = {name: list(site.dims) for name, site in sites.items()}
     unknown = sorted(set(dims or {}) - set(inferred))
     if unknown:
         raise ValueError(f"dims names {unknown[0]!r}, which is no site of the model; its sites are {sorted(inferred)}")
@@ -229,7 +218,7 @@ def to_arviz(
         draws = posterior.draws(num_samples, seed=seed, predictive="posterior_predictive" in wanted)
         parts = {
             "posterior": {**draws.latents, **draws.deterministic},
-            "posterior_predictive": {k: v for k, v in draws.predictive.items() if _kind(posterior, k) == "observed"},
+            "posterior_predictive": {name: value for name, value in draws.predictive.items() if name in sites},
             "log_likelihood": draws.log_likelihood,
             "sample_stats": {"lp": draws.log_p, "log_q": draws.log_q},
         }
@@ -240,7 +229,7 @@ def to_arviz(
     if wanted & {"prior", "prior_predictive"}:
         prior = _prior(posterior, prior_samples, seed)
         for name, values in prior.items():
-            group = "prior_predictive" if _kind(posterior, name) == "observed" else "prior"
+            group = "prior_predictive" if sites[name].kind == "observed" else "prior"
             if group in wanted:
                 collected[group][name] = values[None]
     if wanted & {"observed_data", "constant_data"}:
@@ -262,10 +251,6 @@ def _wanted(groups: Collection[str] | None, prior_samples: int, predictions: tup
     return wanted
 
 
-def _kind(posterior: Any, name: str) -> str:
-    return posterior.sites[name].kind if name in posterior.sites else "deterministic"
-
-
 def _arrays(values: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: value.detach().cpu().numpy() for name, value in values.items()}
 
@@ -276,20 +261,16 @@ def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray],
 
     from guides.prior import run_once
 
-    nodes = run_once(posterior.model, posterior.data, _keywords(posterior))
-    observed = {name: nodes[name]["value"] for name, site in posterior.sites.items() if site.kind == "observed"}
-    arguments = _named_arguments(posterior.model, posterior.data, _keywords(posterior))
+    args, kwargs = posterior.data, posterior.training.kwargs
+    nodes = run_once(posterior.model, args, kwargs, _with_parameters(posterior))
+    sites = posterior.sites
+    observed = {name: nodes[name]["value"] for name, site in sites.items() if site.kind == "observed"}
     constant = {
         name: value
-        for name, value in arguments.items()
-        if isinstance(value, torch.Tensor)
-        and not any(
-            value is seen or (value.shape == seen.shape and bool((value == seen).all())) for seen in observed.values()
-        )
+        for name, value in _named_arguments(posterior.model, args, kwargs).items()
+        if isinstance(value, torch.Tensor) and not any(torch.equal(value, seen) for seen in observed.values())
     }
-    rows = {
-        (site.dims[0], observed[name].shape[0]) for name, site in posterior.sites.items() if name in observed and site.dims
-    }
+    rows = {(sites[name].dims[0], value.shape[0]) for name, value in observed.items() if sites[name].dims}
     dims = {}
     for name, value in constant.items():
         plates = [plate for plate, size in rows if value.dim() and value.shape[0] == size]
@@ -298,8 +279,9 @@ def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray],
     return _arrays(observed), _arrays(constant), dims
 
 
-def _keywords(posterior: Any) -> dict[str, Any]:
-    return dict(getattr(posterior, "model_kwargs", None) or {})
+def _with_parameters(posterior: Any) -> Callable[[Callable[[], Any]], Any]:
+    """Return what calls a function with the model's learnt parameters, those of the first restart, in place."""
+    return lambda function: posterior.program.parameters.call(posterior.flat[0], function)
 
 
 def _named_arguments(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,7 +306,9 @@ def _prior(posterior: Any, num_samples: int, seed: int | None) -> dict[str, np.n
         posterior.model,
         *posterior.data,
         num_samples=num_samples,
-        seed=seed,
-        model_kwargs=_keywords(posterior),
+        seed=posterior.seed if seed is None else seed,
+        model_kwargs=posterior.training.kwargs,
+        run=_with_parameters(posterior),
     )
-    return {name: value for name, value in _arrays(draws).items() if name in posterior.sites}
+    sites = posterior.sites
+    return {name: value for name, value in _arrays(draws).items() if name in sites}

@@ -16,7 +16,7 @@ from torch.distributions import Normal
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["LinearRules", "Product", "flipout", "local_reparameterisation"]
+__all__ = ["LinearRules", "Product", "apply_weight", "flipout", "local_reparameterisation"]
 
 Product = Callable[[Tensor, bool], Tensor]
 """A replacement for a product: from inputs ``(..., in)`` and whether the weight is stored transposed, to ``(..., out)``."""
@@ -48,7 +48,8 @@ class LinearRules(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _apply(inputs: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+def apply_weight(inputs: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+    """Return the product of inputs ``(..., in)`` and a weight stored ``(in, out)``, or ``(out, in)`` if transposed."""
     return inputs @ (weight.mT if transposed else weight)
 
 
@@ -60,8 +61,8 @@ def local_reparameterisation(q: Normal, draw: Tensor) -> Product:
     """
 
     def product(inputs: Tensor, transposed: bool) -> Tensor:
-        mean = _apply(inputs, q.loc, transposed)
-        variance = _apply(inputs.square(), q.scale.square(), transposed)
+        mean = apply_weight(inputs, q.loc, transposed)
+        variance = apply_weight(inputs.square(), q.scale.square(), transposed)
         # The floor keeps the square root differentiable where all inputs of a row are zero.
         return mean + (variance + 1e-16).sqrt() * torch.randn_like(mean)
 
@@ -72,9 +73,9 @@ def flipout(q: Normal, draw: Tensor) -> Product:
     r"""Flip the signs of one draw's deviation per data point: :math:`x \mu + ((x \circ s) \Delta w) \circ r` (Wen et al. 2018)."""
 
     def product(inputs: Tensor, transposed: bool) -> Tensor:
-        mean = _apply(inputs, q.loc, transposed)
+        mean = apply_weight(inputs, q.loc, transposed)
         sign_in = torch.where(torch.rand_like(inputs) < 0.5, -1.0, 1.0)
         sign_out = torch.where(torch.rand_like(mean) < 0.5, -1.0, 1.0)
-        return mean + _apply(inputs * sign_in, draw - q.loc, transposed) * sign_out
+        return mean + apply_weight(inputs * sign_in, draw - q.loc, transposed) * sign_out
 
     return product

@@ -21,6 +21,7 @@ from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet, seeded
 from guides.engine.vectorise import over_draws
 from guides.errors import DataError, OptionError
+from guides.likelihoods import coordinates
 
 if TYPE_CHECKING:
     from guides.diagnostics import Diagnosis
@@ -315,7 +316,9 @@ class Posterior:
                     observed = [(n, s) for n, s in _nodes(model_trace) if is_observed(s)]
                     out["log_likelihood"] = {n: s["fn"].log_prob(s["value"]) for n, s in observed}
                     out["deterministic"] = _deterministic(model_trace)
-                if predictive:
+                if getattr(self.guide, "linearised", False) and not fresh:
+                    out.update(self._linearised(guide_trace, data, predictive=predictive, score=score))
+                elif predictive:
                     model = poutine.uncondition(poutine.replay(self.model, trace=kept))
                     trace = poutine.trace(model).get_trace(*data.args, **data.kwargs)
                     names = [n for n, s in _nodes(trace) if is_latent(s) and n not in program.latents and not _is_fixed(s)]
@@ -341,6 +344,33 @@ class Posterior:
             deterministic=merged.get("deterministic", {}),
             predictive=merged.get("predictive", {}),
         )
+
+
+    def _linearised(self, guide_trace: Trace, data: Data, *, predictive: bool, score: bool) -> dict[str, Any]:
+        """Evaluate observed and deterministic sites by the model linearised around the guide's mean; see :class:`guides.Laplace`."""
+        guide: Any = self.guide
+        observed = [n for n, s in self.sites.items() if s.kind == "observed"]
+
+        def trace_at(latent: Tensor) -> Trace:
+            values = poutine.trace(poutine.condition(guide, data={guide.latent_site: latent})).get_trace(*data.args, **data.kwargs)
+            return poutine.trace(poutine.replay(self.model, trace=values)).get_trace(*data.args, **data.kwargs)
+
+        def outputs(latent: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            trace = trace_at(latent)
+            nodes = dict(_nodes(trace))
+            return {n: coordinates(n, nodes[n]["fn"]).value for n in observed}, _deterministic(trace)
+
+        mean, draw = guide.loc, guide.flat_draw(guide_trace)
+        values, slopes = torch.func.jvp(outputs, (mean,), (draw - mean,))
+        at_mean = dict(_nodes(trace_at(mean)))
+        fns = {n: coordinates(n, at_mean[n]["fn"]).rebuild(values[0][n] + slopes[0][n]) for n in observed}
+        out: dict[str, Any] = {"deterministic": {n: values[1][n] + slopes[1][n] for n in values[1]}}
+        if predictive:
+            out["predictive"] = {n: fn.sample() for n, fn in fns.items()}
+        if score:
+            seen = {n: at_mean[n]["value"] for n in observed if is_observed(at_mean[n])}
+            out["log_likelihood"] = {n: fns[n].log_prob(y) for n, y in seen.items()}
+        return out
 
 
 def _stack_chains(parts: list[Any]) -> Any:

@@ -1,36 +1,47 @@
-"""Runs of a model that leave no trace: draws from its prior, and one run on its data."""
+"""Runs of a model that leave no trace behind: draws from its prior, and one run on its data."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
+from torch import Tensor
 
-__all__ = ["run_once", "sample_prior"]
+from guides.engine.noise import NoiseTape
+from guides.engine.parameters import isolated_store
+from guides.engine.program import quiet, seeded
+from guides.engine.vectorise import over_draws
+
+__all__ = ["run_once", "sample_prior", "unobserved"]
+
+_ELEMENTS_PER_CHUNK = 2**25
+
+Runner = Callable[[Callable[[], Any]], Any]
 
 
 def sample_prior(
     model: Callable[..., Any],
     *data: Any,
     num_samples: int = 500,
-    seed: int | None = None,
+    seed: int = 0,
     model_kwargs: Mapping[str, Any] | None = None,
-) -> dict[str, torch.Tensor]:
+    run: Runner | None = None,
+) -> dict[str, Tensor]:
     """Draw every sample and deterministic site of a model from its prior, observed sites included.
 
-    The model is run once per draw with its observations removed (``pyro.poutine.uncondition``), so it may do
-    anything a Pyro model may. The caller's random state and Pyro's parameter store are left as they were.
+    The model is run without its observations (:func:`unobserved`), vectorised over draws where it can be. The caller's random
+    state and Pyro's parameter store are left as they were.
 
     :param model: any Pyro model.
     :param data: its arguments; observed values only lend their shapes.
     :param num_samples: S, number of draws.
     :param seed: makes the draws repeatable.
     :param model_kwargs: keyword arguments of the model.
+    :param run: calls a function with the model's learnt parameters in place; without it they have their initial values.
     :returns: site name -> (S, *site shape).
     :raises ValueError: if ``num_samples`` is not positive, or a site's shape differs from draw to draw.
 
@@ -43,41 +54,74 @@ def sample_prior(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
-    collected: dict[str, list[torch.Tensor]] = {}
-    with torch.no_grad(), _untouched(seed, data):
-        for _ in range(num_samples):
-            nodes = poutine.trace(poutine.uncondition(model)).get_trace(*data, **(model_kwargs or {})).nodes
-            for name, node in nodes.items():
-                if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample":
-                    collected.setdefault(str(name), []).append(torch.as_tensor(node["value"]))
-    for name, values in collected.items():
-        shapes = Counter(tuple(value.shape) for value in values)
-        if len(shapes) > 1 or len(values) < num_samples:
-            raise ValueError(
-                f"site {name!r} does not have one shape in every run of the model (shapes and counts:"
-                f" {dict(shapes)});"
-                " leave the prior out with prior_samples=0"
-            )
-    return {name: torch.stack(values) for name, values in collected.items()}
+    prior = unobserved(model)
+    shapes: dict[str, torch.Size | None] = {}
+
+    def one(_: Tensor) -> dict[str, Tensor]:
+        call = lambda: poutine.trace(prior).get_trace(*data, **(model_kwargs or {})).nodes  # noqa: E731
+        with NoiseTape():
+            nodes = call() if run is None else run(call)
+        values = {str(name): torch.as_tensor(node["value"]) for name, node in nodes.items() if _is_site(node)}
+        for name in values.keys() | shapes.keys():
+            found = values[name].shape if name in values else None
+            if shapes.setdefault(name, found) != found or (found is None):
+                raise ValueError(
+                    f"site {name!r} does not have one shape in every run of the model (found {shapes[name]} and {found});"
+                    " leave the prior out with prior_samples=0"
+                )
+        return values
+
+    first = next((item for item in data if isinstance(item, Tensor)), None)
+    rows = first.shape[0] if first is not None and first.dim() else 1
+    chunk = max(1, _ELEMENTS_PER_CHUNK // (100 * rows))
+    device = first.device if first is not None else torch.device("cpu")
+    with torch.no_grad(), isolated_store(), quiet(), seeded(seed), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the model cannot be vectorised")
+        return over_draws(one, num_samples, chunk, device)
 
 
-def run_once(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+class _Unobserve(UnconditionMessenger):
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic"):
+            super()._pyro_sample(msg)
+
+
+def unobserved(model: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the model with its observed sites drawn instead, and its deterministic sites left alone.
+
+    ``pyro.poutine.uncondition`` draws deterministic sites too; inside a plate of size N, where ``pyro.deterministic`` takes
+    a vector of N values for one event, that silently makes it an (N, N) matrix.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> def model():
+        ...     with pyro.plate("data", 3):
+        ...         f = pyro.deterministic("f", pyro.sample("z", dist.Normal(0.0, 1.0)))
+        ...         return pyro.sample("y", dist.Normal(f, 1.0), obs=torch.zeros(3))
+        >>> unobserved(model)().shape
+        torch.Size([3])
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _Unobserve():
+            return model(*args, **kwargs)
+
+    return run
+
+
+def run_once(
+    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], run: Runner | None = None
+) -> Mapping[str, Any]:
     """Run a model on its arguments and return the nodes of its trace: site name -> what Pyro recorded there.
 
-    The caller's random state and Pyro's parameter store are left as they were.
+    The caller's random state and Pyro's parameter store are left as they were; ``run`` as in :func:`sample_prior`.
     """
-    with torch.no_grad(), _untouched(None, args):
-        return poutine.trace(model).get_trace(*args, **kwargs).nodes
+    call = lambda: poutine.trace(model).get_trace(*args, **kwargs).nodes  # noqa: E731
+    with torch.no_grad(), isolated_store(), quiet(), seeded(0):
+        nodes: Mapping[str, Any] = call() if run is None else run(call)
+    return nodes
 
 
-@contextmanager
-def _untouched(seed: int | None, data: Sequence[Any]) -> Iterator[None]:
-    """Run the block with its own random state and parameter store."""
-    devices = {item.device.index or 0 for item in data if isinstance(item, torch.Tensor) and item.is_cuda}
-    with (
-        torch.random.fork_rng(devices=sorted(devices)),
-        pyro.get_param_store().scope(pyro.get_param_store().get_state()),
-    ):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
+def _is_site(node: Any) -> bool:
+    return node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample"

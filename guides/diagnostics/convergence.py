@@ -28,6 +28,7 @@ _STANDARD_ERRORS = 3.0
 _NEGLIGIBLE = 0.1  # nats over the window
 _UNDECIDED = 1.0  # nats over the window that the noise may hide without our calling it noisy
 _UNDECIDED_SHARE = 0.02  # the same as a share of the whole descent
+_NOT_FINITE = "not finite"  # in the stop reason of a restart that was rewound to its last finite parameters
 _ORDER: tuple[Status, ...] = ("converged", "short", "noisy", "improving", "worsening", "diverged")
 
 
@@ -140,19 +141,23 @@ def convergence(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     **Blind spot.** A flat loss is no proof of a good optimum: a learning rate that is too small, or a
     plateau, looks converged. R-hat over restarts is the check.
 
-    :param posterior: its ``losses`` (R, steps) and ``stop_reasons`` are read.
+    :param posterior: its ``losses`` (R, steps; NaN after a restart has stopped), ``stop_reasons`` and ``validation`` are
+        read.
     :param draws: not used.
     """
     losses = torch.atleast_2d(torch.as_tensor(posterior.losses))
     if not losses.numel():
         return Undefined(label=Convergence.title, level="unknown", text="not defined: this guide was not optimised")
-    trends = tuple(loss_trend(row) for row in losses)
+    reasons = posterior.stop_reasons
+    trends = tuple(loss_trend(_until_stop(row, reason)) for row, reason in zip(losses, reasons, strict=True))
     worst = max(trends, key=lambda trend: _ORDER.index(trend.status))
     level, text, advice = _verdict(worst)
-    reasons = {reason for reason in posterior.stop_reasons if "validation" in reason or "patience" in reason}
-    if reasons and worst.status == "improving":
+    if worst.status == "diverged":
+        text = next((reason for reason in reasons if _NOT_FINITE in reason), text)
+    validated = torch.as_tensor(getattr(posterior, "validation", ())).numel() > 0
+    if validated and worst.status in ("improving", "worsening"):
         level, advice = "unknown", ""
-        text += f", but training was stopped on purpose: {', '.join(sorted(reasons))}"
+        text += ", but the parameters were chosen by validation, on purpose"
     return Convergence(
         level=level,
         text=text,
@@ -162,6 +167,13 @@ def convergence(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
         steps=losses.shape[-1],
         losses=losses.detach().cpu(),
     )
+
+
+def _until_stop(losses: Tensor, reason: str) -> Tensor:
+    """Return the losses up to the step at which a restart stopped, or to the loss that was not finite."""
+    finite = losses.isfinite().nonzero()
+    last = int(finite[-1]) + 1 if len(finite) else 0
+    return losses[: last + 1] if _NOT_FINITE in reason else losses[:last]
 
 
 def _verdict(trend: Trend) -> tuple[Level, str, str]:

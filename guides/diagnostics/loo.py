@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -151,8 +152,8 @@ def _loo(log_likelihood: Tensor, log_weights: Tensor | None, threshold: float) -
 def _arviz_loo(log_likelihood: Tensor) -> dict[str, Any]:
     """Run ``arviz.loo``, whose result has other names in ArviZ 0.x and 1.x."""
     groups = {"log_likelihood": {"y": log_likelihood.cpu().numpy()}}
-    with warnings.catch_warnings():
-        # ArviZ warns of large k's (the finding counts them) and of a single observation.
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        # ArviZ warns of large k's (the finding counts them), of a single observation, and its Pareto fit may overflow.
         warnings.simplefilter("ignore", UserWarning)
         result = import_arviz().loo(from_groups(groups), pointwise=True, reff=1.0)
     old = hasattr(result, "elpd_loo")

@@ -163,6 +163,7 @@ def train(
     chunk = max(1, min(steps_per_round, _NOISE_PER_CHUNK // per_step))
     score = _validation_score(replicates, validations, seeds) if validations else None
 
+    frozen = program.frozen
     count = len(seeds)
     flat = initial.clone()
     state = _State(
@@ -193,6 +194,8 @@ def train(
             )
             (grad,) = torch.autograd.grad(-surrogate.sum(), flat)
             with torch.no_grad():
+                if frozen is not None:
+                    grad = torch.where(frozen, 0.0, grad)
                 if settings.clip_norm is not None:
                     norm = grad.norm(dim=-1, keepdim=True)
                     grad = grad * (settings.clip_norm / norm.clamp(min=settings.clip_norm))

@@ -107,6 +107,18 @@ class Program:
         """Draws per step: particles of the objective times strata of the guide."""
         return self.objective.num_particles * num_strata(self.guide)
 
+    @property
+    def frozen(self) -> Tensor | None:
+        """Which parameters the optimiser must leave alone, shape ``(size,)``; ``None`` if it may change all of them.
+
+        A guide with ``trains_model = False`` chooses the model's own parameters itself, after the optimisation.
+        """
+        if getattr(self.guide, "trains_model", True):
+            return None
+        prefix = f"{self.guide._pyro_name}."  # type: ignore[attr-defined]
+        parts = [torch.full((s.numel(),), not n.startswith(prefix)) for n, s in zip(self.parameters.names, self.parameters.shapes)]
+        return torch.cat(parts).to(self.parameters.initial.device)
+
     def strata(self, device: torch.device) -> Tensor:
         """Return the stratum of each particle, shape ``(particles,)``."""
         return torch.arange(self.particles, device=device) % num_strata(self.guide)

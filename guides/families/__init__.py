@@ -2,8 +2,9 @@
 
 from guides.families.base import Family, FlatFamily
 from guides.families.full_rank import FullRank
+from guides.families.laplace import Laplace, LaplaceNormal
 from guides.families.low_rank import LowRank
 from guides.families.map import MAP
 from guides.families.mean_field import MeanField
 
-__all__ = ["MAP", "Family", "FlatFamily", "FullRank", "LowRank", "MeanField"]
+__all__ = ["MAP", "Family", "FlatFamily", "FullRank", "Laplace", "LaplaceNormal", "LowRank", "MeanField"]

@@ -1,0 +1,127 @@
+"""A normal over a vector whose covariance is made of independent blocks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+__all__ = ["Block", "BlockNormal"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of coordinates that vary together.
+
+    :ivar name: for messages and parameter names.
+    :ivar index: the coordinates, shape ``(d,)``.
+    :ivar kind: ``"dense"`` (a lower Cholesky factor ``(d, d)`` of the covariance), ``"diagonal"`` (standard deviations ``(d,)``),
+        ``"kron"`` (eigenvectors ``(m, m)`` and ``(n, n)`` of both sides and standard deviations ``(m, n)`` in that basis), or
+        ``"fixed"`` (no factors, no variance).
+    :ivar shape: of the site, for ``"kron"``.
+    """
+
+    name: str
+    index: Tensor
+    kind: str
+    shape: tuple[int, ...] = ()
+
+    @property
+    def factor_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the factors that describe the block's covariance."""
+        d = len(self.index)
+        if self.kind == "kron":
+            m, n = self.shape
+            return (m, m), (n, n), (m, n)
+        return {"dense": ((d, d),), "diagonal": ((d,),), "fixed": ()}[self.kind]
+
+
+class BlockNormal(TorchDistribution):
+    r"""Normal with mean ``loc`` and a covariance of independent blocks.
+
+    :param loc: mean, shape ``(D,)``.
+    :param blocks: a partition of the coordinates.
+    :param factors: per block, tensors of the block's ``factor_shapes``.
+    """
+
+    arg_constraints: dict[str, Any] = {"loc": constraints.real_vector}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self,
+        loc: Tensor,
+        blocks: tuple[Block, ...],
+        factors: tuple[tuple[Tensor, ...], ...],
+        validate_args: bool | None = None,
+    ) -> None:
+        self.loc = loc
+        self.blocks = blocks
+        self.factors = factors
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> BlockNormal:
+        """Return the distribution with its mean expanded to ``batch_shape``."""
+        return BlockNormal(self.loc.expand(*batch_shape, self.loc.shape[-1]), self.blocks, self.factors, False)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, shape ``(D,)``."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """Marginal variances, shape ``(D,)``."""
+        out = torch.zeros_like(self.loc)
+        for block, factors in zip(self.blocks, self.factors):
+            if block.kind == "dense":
+                out = out.index_copy(-1, block.index, factors[0].square().sum(-1))
+            elif block.kind == "diagonal":
+                out = out.index_copy(-1, block.index, factors[0].square())
+            elif block.kind == "kron":
+                left, right, scale = factors
+                out = out.index_copy(-1, block.index, (left.square() @ scale.square() @ right.square().T).reshape(-1))
+        return out
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Return reparameterised draws, shape ``(*sample_shape, D)``."""
+        shape = self._extended_shape(sample_shape)
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        value = self.loc.expand(shape)
+        for block, factors in zip(self.blocks, self.factors):
+            if block.kind == "fixed":
+                continue
+            e = noise.index_select(-1, block.index)
+            if block.kind == "dense":
+                step = e @ factors[0].T
+            elif block.kind == "diagonal":
+                step = e * factors[0]
+            else:
+                left, right, scale = factors
+                step = (left @ (e.reshape(*e.shape[:-1], *block.shape) * scale) @ right.T).flatten(-2)
+            value = value.index_add(-1, block.index, step)
+        return value
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density in nats over the coordinates that vary."""
+        total = value.new_zeros(value.shape[:-1])
+        for block, factors in zip(self.blocks, self.factors):
+            if block.kind == "fixed":
+                continue
+            d = (value - self.loc).index_select(-1, block.index)
+            if block.kind == "dense":
+                e = torch.linalg.solve_triangular(factors[0], d.unsqueeze(-1), upper=False).squeeze(-1)
+                log_det = factors[0].diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            elif block.kind == "diagonal":
+                e, log_det = d / factors[0], factors[0].log().sum(-1)
+            else:
+                left, right, scale = factors
+                e = ((left.T @ d.reshape(*d.shape[:-1], *block.shape) @ right) / scale).flatten(-2)
+                log_det = scale.log().sum()
+            total = total - 0.5 * e.square().sum(-1) - log_det - 0.5 * len(block.index) * math.log(2 * math.pi)
+        return total
