@@ -33,8 +33,8 @@ def sample_prior(
 ) -> dict[str, Tensor]:
     """Draw every sample and deterministic site of a model from its prior, observed sites included.
 
-    The model is run without its observations (:func:`unobserved`), vectorised over draws where it can be. The caller's random
-    state and Pyro's parameter store are left as they were.
+    The model is run without its observations (:func:`unobserved`), vectorised over draws where it can be. The caller's
+    random state and Pyro's parameter store are left as they were.
 
     :param model: any Pyro model.
     :param data: its arguments; observed values only lend their shapes.
@@ -77,6 +77,7 @@ def sample_prior(
     device = first.device if first is not None else torch.device("cpu")
     with torch.no_grad(), isolated_store(), quiet(), seeded(seed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the model cannot be vectorised")
+        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)  # vmap of Gamma
         return over_draws(one, num_samples, chunk, device)
 
 

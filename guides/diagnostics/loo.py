@@ -67,12 +67,14 @@ class ElpdLOO(Finding):
         rows = []
         for name, site in self.sites.items():
             label = self.title if len(self.sites) == 1 else f"{self.title} {name}"
-            text = f"{site.elpd:.1f} ± {site.se:.1f} nats, {site.num_points} points"
-            text += f", {site.bad_k} with k > {self.threshold:.2f}"
-            if not math.isnan(site.corrected) and not site.corrected_bad_k:
-                text += f"; {site.corrected:.1f} with draws weighted to the posterior"
-            rows.append((label, text))
+            rows.append((label, f"{site.elpd:.1f} ± {site.se:.1f} nats  ({self._count(site.bad_k, site)})"))
+            if not math.isnan(site.corrected):
+                count = self._count(site.corrected_bad_k, site)
+                rows.append(("", f"{site.corrected:.1f} with draws weighted to the posterior  ({count})"))
         return rows
+
+    def _count(self, bad: int, site: Elpd) -> str:
+        return f"{bad} of {site.num_points} points with k > {self.threshold:.2f}"
 
 
 @diagnostics_registry.register("elpd_loo")
@@ -83,9 +85,10 @@ def elpd_loo(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
               \sum_n \log \frac{\sum_s w_{ns}\, p(y_n \mid z_s)}{\sum_s w_{ns}}, \qquad w_{ns} \propto 1 /
               p(y_n \mid z_s)
 
-    ``elpd`` is ``arviz.loo`` of the guide's draws taken as posterior draws, the number that can be compared
-    between fits. ``corrected`` multiplies the weights by p(x, z) / q(z) before smoothing (Magnusson et al.
-    2019); it estimates what the exact posterior would score, where its own k's allow.
+    ``elpd`` is ``arviz.loo`` of the guide's draws taken as posterior draws, the number that can be compared between fits.
+    ``corrected`` multiplies the weights by p(x, z) / q(z) before smoothing (Magnusson et al. 2019); it estimates what the
+    exact posterior would score, and where its own k's allow it is the one to believe: draws from a guide whose tails are
+    heavier than the posterior's make single 1 / p(y | z) explode, and those weights calm them.
 
     **Blind spot.** Both condition on the draws of q, so a missed mode is missed here too; and ``elpd`` of an
     over-confident guide is optimistic, because its weights cannot widen it.

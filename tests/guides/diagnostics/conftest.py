@@ -16,8 +16,11 @@ class KnownFit:
     losses: Tensor = field(default_factory=lambda: 0.5 * torch.randn(1, 3000))
     point_mass: bool = False
     family: str = "mean_field"
-    stop_reasons: tuple[str, ...] = ("all steps taken",)
+    stop_reasons: tuple[str, ...] = ()
     break_log_p: object = None
+
+    def __post_init__(self):
+        self.stop_reasons = self.stop_reasons or ("ran all steps",) * len(self.losses)
 
     @property
     def guide(self):

@@ -89,12 +89,25 @@ def test_the_finding_takes_the_worst_restart_and_gives_advice(known_fit):
     assert [trend.status for trend in finding.trends] == ["converged", "improving"]
 
 
-def test_a_fit_that_validation_stopped_is_not_blamed_for_improving(known_fit):
+def test_a_fit_that_validation_chose_is_not_blamed_for_improving(known_fit):
     falling = 100 - 0.02 * torch.arange(3000) + noise(3000)
-    fit = known_fit(None, [None], losses=falling[None], stop_reasons=("validation loss did not improve for 25 epochs",))
+    fit = known_fit(None, [None], losses=falling[None])
+    fit.validation = torch.zeros(1, 10)
     finding = convergence(fit, None)
     assert finding.level == "unknown"
-    assert "stopped on purpose" in finding.text
+    assert "chosen by validation, on purpose" in finding.text
+
+
+def test_nan_after_a_restart_stopped_is_no_divergence_unless_the_reason_says_so(known_fit):
+    losses = torch.stack([noise(3000), noise(3000, seed=1)])
+    losses[1, 2000:] = math.nan
+    early = known_fit(None, [None] * 2, losses=losses, stop_reasons=("ran all 3000 steps", "no better validation score"))
+    assert convergence(early, None).status == "converged"
+    reason = "the loss was not finite at step 2000, first at model site 'y'; kept the last finite parameters"
+    broken = known_fit(None, [None] * 2, losses=losses, stop_reasons=("ran all 3000 steps", reason))
+    finding = convergence(broken, None)
+    assert (finding.status, finding.level) == ("diverged", "unreliable")
+    assert "model site 'y'" in finding.text
 
 
 def test_a_guide_without_optimisation_has_no_trace(known_fit):
