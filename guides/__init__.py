@@ -13,7 +13,7 @@ from guides.errors import (
     OptionError,
     UnsupportedModelError,
 )
-from guides.families import MAP, Family, FlatFamily, FullRank, LowRank, MeanField
+from guides.families import MAP, Dropout, Ensemble, Family, FlatFamily, FullRank, Laplace, LowRank, MeanField
 from guides.fitting import fit, fit_many
 from guides.objectives import ELBO, Estimate, Objective
 from guides.posterior import Draws, Posterior, Site
@@ -25,11 +25,14 @@ __all__ = [
     "DataError",
     "DiscreteLatentError",
     "Draws",
+    "Dropout",
+    "Ensemble",
     "Estimate",
     "Family",
     "FlatFamily",
     "FullRank",
     "GuideMismatchError",
+    "Laplace",
     "LowRank",
     "MeanField",
     "MinibatchScaleError",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,25 +22,13 @@ from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet
 from guides.errors import UnsupportedModelError
 from guides.likelihoods import Coordinates, coordinates
-from guides.linear import LinearRules, Product, apply_weight
+from guides.linear import LinearRules, LinearUse, Product, apply_weight, linear_uses
 
-__all__ = ["Curvature", "LinearUse", "positive_part"]
+__all__ = ["Curvature", "positive_part"]
 
 Rules = Callable[[Trace], dict[int, Product]]
 
 _ELEMENTS_PER_CHUNK = 2**24
-
-
-@dataclass(frozen=True)
-class LinearUse:
-    """A latent weight matrix that the model multiplies data by.
-
-    :ivar name: the site.
-    :ivar transposed: stored as ``(out, in)``, as ``torch.nn.Linear`` does, instead of ``(in, out)``.
-    """
-
-    name: str
-    transposed: bool
 
 
 class Curvature:
@@ -86,24 +73,13 @@ class Curvature:
 
         return self.program.parameters.call(self.at(loc, flat), run)
 
-    def linear_uses(self) -> tuple[LinearUse, ...]:
+    def linear_uses(self) -> dict[str, LinearUse]:
         """Return the weight matrices among the latents that the model multiplies data by, in order of use."""
-        found: dict[str, LinearUse] = {}
-
-        def recorder(name: str, weight: Tensor) -> Product:
-            def product(inputs: Tensor, transposed: bool) -> Tensor:
-                found.setdefault(name, LinearUse(name, transposed))
-                return apply_weight(inputs, weight, transposed)
-
-            return product
-
-        def rules(trace: Trace) -> dict[int, Product]:
-            weights = {n: _node(trace, n)["value"] for n in self.program.latents}
-            return {id(w): recorder(n, w) for n, w in weights.items() if w.dim() == 2}
-
         with self.evaluating(), torch.no_grad():
-            self.traces(self.loc, rules=rules)
-        return tuple(found.values())
+            trace, _ = self.traces(self.loc)
+            values = {n: _node(trace, n)["value"] for n in self.program.latents}
+            run = lambda: linear_uses(self.program.model, values, self.data.args, self.data.kwargs)  # noqa: E731
+            return self.program.parameters.call(self.flat, run)
 
     def log_joint(self, loc: Tensor, flat: Tensor | None = None) -> Tensor:
         """Return the log joint density of data and unconstrained latents, in nats."""
@@ -133,17 +109,17 @@ class Curvature:
     def prior_diagonal(self) -> Tensor:
         """Return the diagonal of :meth:`prior`, exact for priors under which the latents are independent."""
         with self.evaluating():
-            ones = torch.ones_like(self.loc)
-            gradient = torch.func.grad(self.log_prior)
-            return -torch.func.jvp(gradient, (self.loc,), (ones,))[1].double()
+            _, pull = torch.func.vjp(torch.func.grad(self.log_prior), self.loc)
+            return -pull(torch.ones_like(self.loc))[0].double()
 
     def _hessian(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         size = len(self.loc)
         chunk = max(1, _ELEMENTS_PER_CHUNK // max(size, 64 * max(self.data.size, 1)))
+        eye = torch.eye(size, dtype=self.loc.dtype, device=self.loc.device)
         with self.evaluating():
-            gradient = torch.func.grad(function)
-            push = lambda v: torch.func.jvp(gradient, (self.loc,), (v,))[1]  # noqa: E731
-            return torch.vmap(push, chunk_size=chunk)(torch.eye(size, dtype=self.loc.dtype, device=self.loc.device)).double()
+            # Reverse over reverse: forward mode gives 0-d float32 tensors float64 tangents (seen in torch 2.13).
+            _, pull = torch.func.vjp(torch.func.grad(function), self.loc)
+            return torch.vmap(lambda v: pull(v)[0], chunk_size=chunk)(eye).double()
 
     def precision(self, flat: Tensor) -> Tensor:
         """Return Gauss-Newton matrix plus prior curvature as a function of the model's parameters that can be differentiated."""
@@ -204,7 +180,7 @@ class Curvature:
             jacobians = torch.func.jacrev(function, chunk_size=chunk)(self.loc)
         for n, c in found.items():
             k = c.value.shape[-1]
-            yield jacobians[n].reshape(-1, k, size), (c.fisher * weights[n]).reshape(-1, k, k)
+            yield jacobians[n].reshape(-1, k, size).to(self.loc), (c.fisher * weights[n]).reshape(-1, k, k).to(self.loc)
 
     def _parts(self) -> Iterator[Data]:
         """Yield the data in parts whose Jacobians fit in memory; all at once if latents belong to data points."""

@@ -8,15 +8,17 @@ it can be recognised by identity.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import Normal
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["LinearRules", "Product", "apply_weight", "flipout", "local_reparameterisation"]
+__all__ = ["LinearRules", "LinearUse", "Product", "apply_weight", "flipout", "linear_uses", "local_reparameterisation"]
 
 Product = Callable[[Tensor, bool], Tensor]
 """A replacement for a product: from inputs ``(..., in)`` and whether the weight is stored transposed, to ``(..., out)``."""
@@ -51,6 +53,36 @@ class LinearRules(TorchFunctionMode):
 def apply_weight(inputs: Tensor, weight: Tensor, transposed: bool) -> Tensor:
     """Return the product of inputs ``(..., in)`` and a weight stored ``(in, out)``, or ``(out, in)`` if transposed."""
     return inputs @ (weight.mT if transposed else weight)
+
+
+@dataclass(frozen=True)
+class LinearUse:
+    """A latent weight matrix that the model multiplies data by.
+
+    :ivar name: the site.
+    :ivar transposed: stored as ``(out, in)``, as ``torch.nn.Linear`` does, instead of ``(in, out)``.
+    """
+
+    name: str
+    transposed: bool
+
+
+def linear_uses(
+    model: Callable[..., Any], latents: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, LinearUse]:
+    """Return the weight matrices among ``latents`` that the model multiplies data by, in order of use."""
+    found: dict[str, LinearUse] = {}
+
+    def recorder(name: str, weight: Tensor) -> Product:
+        def product(inputs: Tensor, transposed: bool) -> Tensor:
+            found.setdefault(name, LinearUse(name, transposed))
+            return apply_weight(inputs, weight, transposed)
+
+        return product
+
+    with LinearRules({id(w): recorder(n, w) for n, w in latents.items() if w.dim() == 2}):
+        poutine.block(poutine.condition(model, data=dict(latents)))(*args, **kwargs)
+    return found
 
 
 def local_reparameterisation(q: Normal, draw: Tensor) -> Product:

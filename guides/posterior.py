@@ -363,8 +363,8 @@ class Posterior:
         mean, draw = guide.loc, guide.flat_draw(guide_trace)
         values, slopes = torch.func.jvp(outputs, (mean,), (draw - mean,))
         at_mean = dict(_nodes(trace_at(mean)))
-        fns = {n: coordinates(n, at_mean[n]["fn"]).rebuild(values[0][n] + slopes[0][n]) for n in observed}
-        out: dict[str, Any] = {"deterministic": {n: values[1][n] + slopes[1][n] for n in values[1]}}
+        fns = {n: coordinates(n, at_mean[n]["fn"]).rebuild(values[0][n] + slopes[0][n].to(values[0][n])) for n in observed}
+        out: dict[str, Any] = {"deterministic": {n: values[1][n] + slopes[1][n].to(values[1][n]) for n in values[1]}}
         if predictive:
             out["predictive"] = {n: fn.sample() for n, fn in fns.items()}
         if score:

@@ -1,10 +1,23 @@
 """Families of approximate posteriors, one file each; importing this package registers them."""
 
 from guides.families.base import Family, FlatFamily
+from guides.families.dropout import Dropout
+from guides.families.ensemble import Ensemble
 from guides.families.full_rank import FullRank
 from guides.families.laplace import Laplace, LaplaceNormal
 from guides.families.low_rank import LowRank
 from guides.families.map import MAP
 from guides.families.mean_field import MeanField
 
-__all__ = ["MAP", "Family", "FlatFamily", "FullRank", "Laplace", "LaplaceNormal", "LowRank", "MeanField"]
+__all__ = [
+    "MAP",
+    "Dropout",
+    "Ensemble",
+    "Family",
+    "FlatFamily",
+    "FullRank",
+    "Laplace",
+    "LaplaceNormal",
+    "LowRank",
+    "MeanField",
+]

@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoGuide, init_to_feasible, init_to_median, in
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from guides.errors import OptionError
 
@@ -46,10 +46,19 @@ class Finished:
     info: dict[str, Any]
 
 
+def _init_to_spread(site: Any = None) -> Any:
+    """Start unbounded sites at a draw from the prior and others, such as scales, at its median."""
+    if site is None:
+        return _init_to_spread
+    unbounded = getattr(site["fn"].support, "base_constraint", site["fn"].support) is constraints.real
+    return init_to_sample(site) if unbounded else init_to_median(site)
+
+
 _INITIALISERS: dict[str, Callable[..., Any]] = {
     "feasible": init_to_feasible,
     "median": init_to_median,
     "sample": init_to_sample,
+    "spread": _init_to_spread,
 }
 
 

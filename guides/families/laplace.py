@@ -10,12 +10,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from guides.curvature import Curvature, LinearUse, positive_part
+from guides.curvature import Curvature, positive_part
 from guides.distributions import Block, BlockNormal
 from guides.engine.data import Data
 from guides.engine.program import Program
 from guides.errors import OptionError, UnsupportedModelError
 from guides.families.base import Family, Finished, FitContext, FlatFamily, init_function
+from guides.linear import LinearUse
 from guides.objectives.elbo import ELBO
 from guides.registries import families
 
@@ -178,7 +179,7 @@ class LaplaceNormal(FlatFamily):
         """Choose the blocks of the covariance."""
         parent, guide = self._parent[0], at.program.guide
         slices: dict[str, slice] = guide.slices()  # type: ignore[attr-defined]
-        uses = {u.name: u for u in at.linear_uses()} if "kron" in (parent.curvature,) or parent.sites == "last_layer" else {}
+        uses = at.linear_uses() if parent.curvature == "kron" or parent.sites == "last_layer" else {}
         chosen = _chosen_sites(parent.sites, tuple(slices), uses, guide)
         index = {n: torch.arange(s.start, s.stop, device=at.loc.device) for n, s in slices.items()}
         fixed = [n for n in slices if n not in chosen]
