@@ -22,7 +22,6 @@ from zoo.likelihood import Likelihood
 __all__ = ["BayesianModule", "bayesianize"]
 
 Prior = float | str | TorchDistributionMixin | Callable[[str, Tensor], Any] | Mapping[str, Any]
-RESERVED = ("data", "f", "y", "sigma", "noise_scale")
 
 
 def bayesianize(
@@ -114,7 +113,7 @@ class BayesianModule(nn.Module):
         if not self.priors:
             raise ValueError(f"there is nothing to sample: hidden {sorted(hidden)}, other parameters none")
         for name, parameter in self._sampled():
-            if name in RESERVED:
+            if name in self.likelihood.sites:
                 raise ValueError(f"parameter {name!r} has the name of a site of the likelihood; rename it in the module")
             _distribution(name, parameter, self.priors[name])
 
