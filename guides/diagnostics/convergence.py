@@ -177,7 +177,8 @@ def _until_stop(losses: Tensor, reason: str) -> Tensor:
 
 
 def _verdict(trend: Trend) -> tuple[Level, str, str]:
-    per_1000 = f"{abs(trend.per_1000_steps):.2g} nats per 1000 steps"
+    rate = abs(trend.per_1000_steps)
+    per_1000 = f"{f'{rate:.2g}' if rate < 100 else f'{rate:,.0f}'} nats per 1000 steps"
     match trend.status:
         case "converged":
             return "good", f"the loss has converged (last {trend.window} steps: {trend.gain:.2g} nats)", ""

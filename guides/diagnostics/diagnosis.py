@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from guides.diagnostics.convergence import Convergence
-from guides.diagnostics.finding import Finding, Level, PosteriorLike, diagnostics_registry
+from guides.diagnostics.finding import Finding, Level, PosteriorLike, Undefined, diagnostics_registry
 from guides.diagnostics.importance import CorrectedMoments, ImportanceESS, SiteMoments
 from guides.diagnostics.loo import Elpd, ElpdLOO
 from guides.diagnostics.pareto import ParetoK
@@ -206,8 +206,8 @@ def _conclude(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
         texts.append(trace.text)
     advice = [findings[name].advice for name in spoken if findings[name].advice]
     if isinstance(trace, Convergence) and trace.advice and worst != "good":
-        # Before another family is blamed, the optimisation has to be done.
-        advice = [trace.advice, *(item for item in advice if item != trace.advice)]
+        kept = [item for item in advice if isinstance(findings.get("pareto_k"), Undefined)]
+        advice = [f"{trace.advice}, and diagnose again before blaming the guide", *kept]
     summary = "; ".join(texts) + "."
     summary = summary[:1].upper() + summary[1:]
     if advice:
@@ -224,7 +224,8 @@ def _plot_weights(axes: Any, finding: ParetoK) -> None:
             label = f"k-hat {k:.2f}" if math.isfinite(k) else "k-hat not defined"
             axes.loglog(torch.arange(1, len(weights) + 1).numpy(), weights.numpy(), ".", markersize=3, label=label)
     axes.axhline(1 / finding.num_samples, color="grey", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="rank of the draw", ylabel="normalised weight p / q", title=f"limit {finding.threshold:.2f}")
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-12))
+    axes.set(xlabel="rank of the draw", ylabel="normalised weight p / q", title=f"k-hat, limit {finding.threshold:.2f}")
     axes.legend(fontsize="small")
 
 
@@ -240,12 +241,12 @@ def _plot_losses(axes: Any, finding: Convergence) -> None:
             float(finite.quantile(0.98) if len(finite) < 1_000_000 else finite.max()),
         )
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low) or 1.0)
-    axes.set(xlabel="step", ylabel="loss (nats)", title=finding.status)
+    axes.set(xlabel="step", ylabel="loss (nats)", title=f"loss: {finding.status}")
 
 
 def _plot_pointwise(axes: Any, finding: ElpdLOO) -> None:
     for name, site in finding.sites.items():
         axes.plot(site.pareto_k.numpy(), "+", markersize=4, label=name)
     axes.axhline(finding.threshold, color="grey", linewidth=0.8, linestyle="--")
-    axes.set(xlabel="observation", ylabel="Pareto k (leave one out)", title=f"{finding.threshold:.2f} is the limit")
+    axes.set(xlabel="observation", ylabel="Pareto k", title=f"leave-one-out, limit {finding.threshold:.2f}")
     axes.legend(fontsize="small")

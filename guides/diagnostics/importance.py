@@ -112,13 +112,15 @@ class CorrectedMoments(Finding):
 
     def rows(self) -> list[tuple[str, str]]:
         """Return, for up to eight sites, how far the correction moves the mean and scales the sd."""
+        if not self.trustworthy:
+            return [(self.title, "not shown: k-hat is too high for a correction")]
         ranked = sorted(self.sites.items(), key=lambda item: -item[1].shift)
         rows = []
         for name, site in ranked[:8]:
             low, high = site.sd_ratio
             ratio = f"{low:.2f}" if math.isclose(low, high, abs_tol=5e-3) else f"{low:.2f}-{high:.2f}"
             rows.append((f"  {name}", f"mean moves by {site.shift:.2f} sd, sd times {ratio}"))
-        note = "corrected against raw" + ("" if self.trustworthy else " (k-hat too high: do not use)")
+        note = "corrected against raw"
         if len(ranked) > 8:
             note += f"; the 8 largest of {len(ranked)} sites"
         return [(self.title, note), *rows]

@@ -36,7 +36,7 @@ class Elpd:
     :param bad_k: number of observations whose Pareto k is above the threshold.
     :param num_points: N.
     :param pareto_k: (N,) Pareto k per observation.
-    :param corrected: the same sum with draws also reweighted from q to the posterior; NaN for a point mass.
+    :param corrected: the same sum with draws also reweighted from q to the posterior; NaN if a weight is not finite.
     :param corrected_bad_k: bad k's of the corrected weights.
     """
 
@@ -68,7 +68,7 @@ class ElpdLOO(Finding):
         for name, site in self.sites.items():
             label = self.title if len(self.sites) == 1 else f"{self.title} {name}"
             rows.append((label, f"{site.elpd:.1f} ± {site.se:.1f} nats  ({self._count(site.bad_k, site)})"))
-            if not math.isnan(site.corrected):
+            if not math.isnan(site.corrected) and site.corrected_bad_k <= site.bad_k:
                 count = self._count(site.corrected_bad_k, site)
                 rows.append(("", f"{site.corrected:.1f} with draws weighted to the posterior  ({count})"))
         return rows
@@ -98,6 +98,12 @@ def elpd_loo(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     Vehtari (2019), *Bayesian leave-one-out cross-validation for large data*,
     https://proceedings.mlr.press/v97/magnusson19a.html
     """
+    if is_point_mass(posterior):
+        return Undefined(
+            label=ElpdLOO.title,
+            level="unknown",
+            text="not defined for a point mass: nothing can be left out of it; score held-out data instead",
+        )
     pointwise = {name: value.detach().double().flatten(2) for name, value in draws.log_likelihood.items() if value.dim() > 2}
     if not pointwise:
         reason = "the model has no observed site"
@@ -111,7 +117,7 @@ def elpd_loo(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
             advice="" if not draws.log_likelihood else "put the observations into a pyro.plate",
         )
     threshold = pareto_k_threshold(draws.log_p.numel())
-    log_weights = None if is_point_mass(posterior) else (draws.log_p - draws.log_q).detach().double()
+    log_weights = (draws.log_p - draws.log_q).detach().double()
     sites = {}
     for name, value in pointwise.items():
         if not torch.isfinite(value).all():
@@ -129,14 +135,14 @@ def elpd_loo(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     return ElpdLOO(level="unknown", text=text, sites=sites, threshold=threshold)
 
 
-def _loo(log_likelihood: Tensor, log_weights: Tensor | None, threshold: float) -> Elpd:
+def _loo(log_likelihood: Tensor, log_weights: Tensor, threshold: float) -> Elpd:
     result = _arviz_loo(log_likelihood)
     pareto_k = torch.as_tensor(result["pareto_k"])
     values = log_likelihood.flatten(0, 1).T  # (N, C S)
     # ArviZ calls the k of equal weights, which have no tail, infinite.
     pareto_k = torch.where(values.amax(-1).cpu() - values.amin(-1).cpu() < CONSTANT, 0.0, pareto_k)
     corrected, corrected_bad = math.nan, 0
-    if log_weights is not None and torch.isfinite(log_weights).all():
+    if torch.isfinite(log_weights).all():
         smoothed, k = psis(log_weights.flatten() - values)
         corrected = float((smoothed + values).logsumexp(-1).sum())
         corrected_bad = int((k > threshold).sum())

@@ -85,7 +85,7 @@ def pareto_k(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
         return Undefined(
             label=ParetoK.title,
             level="unreliable",
-            text=f"not defined: {posterior.family!r} is a point mass and has no density to weigh draws with",
+            text=f"not defined: {posterior.family!r} is a point mass, which has no density and no uncertainty",
             advice="use it as a point estimate; for uncertainty fit 'laplace' or 'mean_field'",
         )
     log_weights = draws.log_p - draws.log_q

@@ -110,7 +110,7 @@ def _verdict(value: float, site: str, chains: int) -> tuple[Level, str, str]:
     return (
         "unreliable",
         f"{figure}: the restarts ended in different places",
-        "train longer; if the losses are equal all the same, the posterior has several modes (or symmetries)"
-        " and one"
-        " guide shows one of them: use 'ensemble', or keep to predictions, which symmetries leave alone",
+        "train longer; if the restarts end with equal losses all the same, the posterior has several modes (or symmetries),"
+        " and"
+        " one guide shows one of them: use 'ensemble', or keep to predictions, which symmetries leave alone",
     )

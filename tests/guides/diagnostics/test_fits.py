@@ -62,7 +62,7 @@ def test_an_unfinished_optimisation_is_blamed_before_the_family(data):
     diagnosis = diagnose(posterior)
     assert diagnosis.convergence == "improving"
     assert diagnosis.verdict == "unreliable"  # k-hat measures the optimisation too
-    assert "Next: train longer; then" in diagnosis.summary
+    assert "Next: train longer, and diagnose again before blaming the guide." in diagnosis.summary
 
 
 def test_a_point_estimate_gets_words(data):
