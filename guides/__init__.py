@@ -3,6 +3,9 @@
 Start with :func:`fit`; the registries :data:`families` and :data:`objectives` list what there is.
 """
 
+from guides.arviz_io import to_arviz
+from guides.comparison import Comparison, compare
+from guides.diagnostics import Diagnosis, diagnose, diagnostics_registry
 from guides.errors import (
     DataError,
     DiscreteLatentError,
@@ -22,7 +25,9 @@ from guides.registries import families, objectives
 __all__ = [
     "ELBO",
     "MAP",
+    "Comparison",
     "DataError",
+    "Diagnosis",
     "DiscreteLatentError",
     "Draws",
     "Dropout",
@@ -43,8 +48,12 @@ __all__ = [
     "Posterior",
     "Site",
     "UnsupportedModelError",
+    "compare",
+    "diagnose",
+    "diagnostics_registry",
     "families",
     "fit",
     "fit_many",
     "objectives",
+    "to_arviz",
 ]

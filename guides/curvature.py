@@ -43,7 +43,9 @@ class Curvature:
         self.program, self.flat, self.data = program, flat.detach(), data
         layout = program.parameters
         name = f"{program.guide._pyro_name}.loc"  # type: ignore[attr-defined]
-        start = sum(s.numel() for n, s in zip(layout.names, layout.shapes) if layout.names.index(n) < layout.names.index(name))
+        start = sum(
+            s.numel() for n, s in zip(layout.names, layout.shapes) if layout.names.index(n) < layout.names.index(name)
+        )
         self._slice = slice(start, start + layout.shapes[layout.names.index(name)].numel())
 
     @property
@@ -185,7 +187,9 @@ class Curvature:
     def _parts(self) -> Iterator[Data]:
         """Yield the data in parts whose Jacobians fit in memory; all at once if latents belong to data points."""
         local = any(
-            f.name in self.program.plates for n in self.program.latents for f in self.program.prototype.nodes[n]["cond_indep_stack"]
+            f.name in self.program.plates
+            for n in self.program.latents
+            for f in self.program.prototype.nodes[n]["cond_indep_stack"]
         )
         rows = max(1, 4 * _ELEMENTS_PER_CHUNK // max(1, len(self.loc)))
         if local or not self.program.plates or self.data.size <= rows:

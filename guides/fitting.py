@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from guides.objectives.base import Objective
 from guides.posterior import Posterior, write_back
 from guides.registries import families, objectives
 
-__all__ = ["fit", "fit_many"]
+__all__ = ["fit", "fit_many", "guide_factory", "restore"]
 
 Model = Callable[..., Any]
 GuideSpec = str | tuple[str, dict[str, Any]] | type[Family] | Callable[..., Any]
@@ -216,8 +217,6 @@ class _Options:
         steps = self.steps if self.steps is not None else 2000
         if self.epochs is not None:
             steps = self.epochs * (math.ceil(data.size / batch_size) if batch_size else 1)
-        import sys
-
         progress = sys.stderr.isatty() if self.progress is None else self.progress
         return Settings(
             steps, batch_size, self.lr, self.optimizer, self.schedule, self.clip_norm, self.patience, progress=progress
@@ -239,7 +238,7 @@ def _fit(
     settings = options.settings(first, validations is not None)
     if isinstance(model, nn.Module) and device.type != "cpu":
         model.to(device)
-    make, family, family_options = _guide_factory(model, guide)
+    make, family, family_options = guide_factory(model, guide)
     objective = options.objective
     program, starts = None, []
     for data, seed in zip(datasets, seeds):
@@ -317,7 +316,7 @@ def _is_guide(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict)
 
 
-def _guide_factory(model: Model, guide: Any) -> tuple[Callable[[], Callable[..., Any]], str, dict[str, Any]]:
+def guide_factory(model: Model, guide: Any) -> tuple[Callable[[], Callable[..., Any]], str, dict[str, Any]]:
     """Return a function that makes a new guide, the family's name and its options."""
     if guide is None:
         guide = getattr(model, "natural_guide", None)
@@ -365,7 +364,7 @@ def restore(content: dict[str, Any], model: Model, guide: Callable[..., Any] | N
     spec = guide if guide is not None else (content["family"], content["options"])
     if guide is None and content["family"] not in families:
         raise OptionError(f"the saved guide {content['family']!r} is not in the registry; pass it as guide=")
-    make, family, options = _guide_factory(model, spec)
+    make, family, options = guide_factory(model, spec)
     objective = _objective(content["objective"], None)
     program = Program.build(model, make(), objective, training, batch_size=None, seed=content["seed"])
     if isinstance(program.guide, Family) and program.guide.finished_guide() is not None:

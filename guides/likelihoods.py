@@ -65,7 +65,9 @@ def _binomial(fn: Any) -> Coordinates:
 
 def _categorical(fn: Any) -> Coordinates:
     p = torch.softmax(fn.logits, -1)
-    return Coordinates(fn.logits, torch.diag_embed(p) - p[..., :, None] * p[..., None, :], lambda v: dist.Categorical(logits=v))
+    return Coordinates(
+        fn.logits, torch.diag_embed(p) - p[..., :, None] * p[..., None, :], lambda v: dist.Categorical(logits=v)
+    )
 
 
 def _poisson(fn: Any) -> Coordinates:

@@ -345,14 +345,15 @@ class Posterior:
             predictive=merged.get("predictive", {}),
         )
 
-
     def _linearised(self, guide_trace: Trace, data: Data, *, predictive: bool, score: bool) -> dict[str, Any]:
         """Evaluate observed and deterministic sites by the model linearised around the guide's mean; see :class:`guides.Laplace`."""
         guide: Any = self.guide
         observed = [n for n, s in self.sites.items() if s.kind == "observed"]
 
         def trace_at(latent: Tensor) -> Trace:
-            values = poutine.trace(poutine.condition(guide, data={guide.latent_site: latent})).get_trace(*data.args, **data.kwargs)
+            values = poutine.trace(poutine.condition(guide, data={guide.latent_site: latent})).get_trace(
+                *data.args, **data.kwargs
+            )
             return poutine.trace(poutine.replay(self.model, trace=values)).get_trace(*data.args, **data.kwargs)
 
         def outputs(latent: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

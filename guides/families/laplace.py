@@ -15,7 +15,7 @@ from guides.distributions import Block, BlockNormal
 from guides.engine.data import Data
 from guides.engine.program import Program
 from guides.errors import OptionError, UnsupportedModelError
-from guides.families.base import Family, Finished, FitContext, FlatFamily, init_function
+from guides.families.base import Finished, FitContext, FlatFamily, init_function
 from guides.linear import LinearUse
 from guides.objectives.elbo import ELBO
 from guides.registries import families

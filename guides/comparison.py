@@ -1,0 +1,186 @@
+"""``compare``: several guides on one model and data, in one table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from guides.diagnostics import Diagnosis, diagnose
+from guides.errors import OptionError
+from guides.fitting import fit, guide_factory
+from guides.posterior import Posterior
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Comparison", "ComparisonRow", "compare"]
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One guide's line in the table; ``nan`` where a figure is not defined for the guide.
+
+    :ivar elbo: evidence lower bound in nats over ``num_samples`` draws, and its Monte Carlo standard error.
+    :ivar k_hat: Pareto k-hat of the importance weights.
+    :ivar elpd: expected log predictive density by PSIS-LOO in nats, and its standard error.
+    :ivar seconds: wall time of the fit.
+    :ivar error: what went wrong, or empty.
+    """
+
+    guide: str
+    elbo: float = math.nan
+    elbo_se: float = math.nan
+    k_hat: float = math.nan
+    elpd: float = math.nan
+    elpd_se: float = math.nan
+    seconds: float = math.nan
+    verdict: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Guides side by side, best ELBO first; print it for a table.
+
+    :ivar rows: one per guide.
+    :ivar posteriors: by guide; without those that failed.
+    :ivar diagnoses: by guide.
+    """
+
+    rows: tuple[ComparisonRow, ...]
+    posteriors: Mapping[str, Posterior] = field(repr=False)
+    diagnoses: Mapping[str, Diagnosis] = field(repr=False)
+
+    @property
+    def best(self) -> str:
+        """The guide with the highest ELBO whose fit is not judged unreliable, or else the highest ELBO."""
+        ranked = [r for r in self.rows if not math.isnan(r.elbo)] or list(self.rows)
+        return next((r.guide for r in ranked if r.verdict != "unreliable"), ranked[0].guide)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return the rows as plain Python; figures that are not defined become None."""
+        clean = lambda v: None if isinstance(v, float) and math.isnan(v) else v  # noqa: E731
+        return [{k: clean(v) for k, v in asdict(r).items()} for r in self.rows]
+
+    def __str__(self) -> str:
+        header = ("guide", "ELBO (nats)", "k-hat", "elpd LOO (nats)", "seconds", "verdict")
+        table = [header, *(_cells(r) for r in self.rows)]
+        widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+        lines = [
+            "  ".join(c.ljust(w) if i in (0, 5) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))
+            for row in table
+        ]
+        return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+    def plot(self, site: str | None = None) -> Figure:
+        """Draw each guide's ELBO with its error, and the posterior of one latent site as intervals (a forest plot).
+
+        :param site: a latent site; the smallest one by default. At most eight of its elements are drawn.
+        """
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(11, 1.5 + 0.5 * len(self.rows) + 1.0), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        ranked = [r for r in reversed(self.rows) if not math.isnan(r.elbo)]
+        left.errorbar([r.elbo for r in ranked], [r.guide for r in ranked], xerr=[2 * r.elbo_se for r in ranked], fmt="o")
+        left.set(xlabel="ELBO (nats, ±2 s.e.)", title="Evidence lower bound")
+        latents = {n: s for p in self.posteriors.values() for n, s in p.sites.items() if s.kind == "latent"}
+        chosen = site or min(latents, key=lambda n: math.prod(latents[n].shape))
+        if chosen not in latents:
+            raise OptionError(f"site={chosen!r} is not a latent site; the model has {', '.join(latents)}")
+        for j, (name, posterior) in enumerate(self.posteriors.items()):
+            draws = posterior.draws(500).latents[chosen].flatten(0, 1).flatten(1)[:, :8].cpu()
+            low, mid, high = (draws.quantile(q, dim=0) for q in (0.03, 0.5, 0.97))
+            y = [i + 0.8 * j / max(1, len(self.posteriors)) for i in range(draws.shape[1])]
+            right.errorbar(mid, y, xerr=[mid - low, high - mid], fmt="o", ms=4, label=name)
+        right.set(xlabel=chosen, ylabel="element", title=f"{chosen}: median and 94% interval")
+        right.legend(fontsize="small")
+        return figure
+
+
+def compare(
+    model: Callable[..., Any],
+    guides: Sequence[Any],
+    *data: Any,
+    num_samples: int = 1000,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    **fit_options: Any,
+) -> Comparison:
+    """Fit several guides to the same model and data, diagnose each, and put them in one table.
+
+    A guide whose fit fails gets a line that says why; the others go on. All guides are looked up before the first fit.
+
+    :param guides: anything that :func:`guides.fit` takes as a guide.
+    :param data: the model's positional arguments.
+    :param num_samples: draws behind each figure.
+    :param options: fit options for single guides, by name, on top of ``fit_options``.
+    :param fit_options: options of :func:`guides.fit`, the same for all.
+    :raises OptionError: if no guide is given or two have the same name.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist, torch, guides
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> table = guides.compare(model, ["mean_field", "laplace"], torch.ones(3), steps=500, num_samples=200)
+        >>> sorted(row.guide for row in table.rows)
+        ['laplace', 'mean_field']
+    """
+    labels = [_label(model, g) for g in guides]
+    if not labels:
+        raise OptionError("guides is empty; pass at least one name")
+    if len(set(labels)) < len(labels):
+        raise OptionError(f"two guides have the same label among {', '.join(labels)}; give them different options")
+    rows, posteriors, diagnoses = [], {}, {}
+    for label, guide in zip(labels, guides):
+        try:
+            posterior = fit(model, guide, *data, **{**fit_options, **(options or {}).get(label, {})})
+            diagnosis = diagnose(posterior, num_samples=num_samples)
+        except (ValueError, RuntimeError) as error:
+            rows.append(ComparisonRow(label, verdict="failed", error=f"{type(error).__name__}: {error}"))
+            continue
+        posteriors[label], diagnoses[label] = posterior, diagnosis
+        rows.append(_row(label, posterior, diagnosis, num_samples))
+    rows.sort(key=lambda r: (math.isnan(r.elbo), -r.elbo if not math.isnan(r.elbo) else 0.0))
+    return Comparison(tuple(rows), posteriors, diagnoses)
+
+
+def _label(model: Callable[..., Any], guide: Any) -> str:
+    _, family, options = guide_factory(model, guide)
+    return f"{family}({', '.join(f'{k}={v}' for k, v in options.items())})" if options else family
+
+
+def _row(label: str, posterior: Posterior, diagnosis: Diagnosis, num_samples: int) -> ComparisonRow:
+    elbo = elbo_se = math.nan
+    if not getattr(posterior.guide, "is_point_mass", False):
+        draws = posterior.draws(num_samples)
+        ratio = (draws.log_p - draws.log_q).flatten()
+        elbo, elbo_se = float(ratio.mean()), float(ratio.std() / math.sqrt(len(ratio)))
+    elpd = list(diagnosis.elpd.values())
+    return ComparisonRow(
+        guide=label,
+        elbo=elbo,
+        elbo_se=elbo_se,
+        k_hat=math.nan if diagnosis.k_hat is None else diagnosis.k_hat,
+        elpd=sum(e.elpd for e in elpd) if elpd else math.nan,
+        elpd_se=math.sqrt(sum(e.se**2 for e in elpd)) if elpd else math.nan,
+        seconds=sum(posterior.seconds.values()),
+        verdict=diagnosis.verdict,
+    )
+
+
+def _cells(row: ComparisonRow) -> tuple[str, ...]:
+    number = lambda v, spec: "-" if math.isnan(v) else format(v, spec)  # noqa: E731
+    plus = lambda v, se: "-" if math.isnan(v) else f"{v:.2f} ± {se:.2f}"  # noqa: E731
+    return (
+        row.guide,
+        plus(row.elbo, row.elbo_se),
+        number(row.k_hat, ".2f"),
+        plus(row.elpd, row.elpd_se),
+        number(row.seconds, ".1f"),
+        f"failed: {row.error}" if row.error else row.verdict,
+    )
