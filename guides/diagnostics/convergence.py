@@ -26,8 +26,8 @@ _BATCHES = 20
 _SHORTEST = 2 * _BATCHES  # steps in the window
 _STANDARD_ERRORS = 3.0
 _NEGLIGIBLE = 0.1  # nats over the window
-_UNDECIDED = 1.0  # nats over the window that the noise may hide without our calling it noisy
-_UNDECIDED_SHARE = 0.02  # the same as a share of the whole descent
+_HIDDEN = 1.0  # nats over the window that the noise may hide without our calling the trace noisy
+_HIDDEN_SHARE = 0.02  # the same as a share of the descent, and of the loss
 _NOT_FINITE = "not finite"  # in the stop reason of a restart that was rewound to its last finite parameters
 _ORDER: tuple[Status, ...] = ("converged", "short", "noisy", "improving", "worsening", "diverged")
 
@@ -85,9 +85,9 @@ def loss_trend(losses: Tensor) -> Trend:
     :math:`\sqrt{(1 + \rho) / (1 - \rho)}` where they have a lag-one autocorrelation :math:`\rho > 0`.
 
     ``improving`` or ``worsening``: the change over the window exceeds three standard errors and 0.1 nats.
-    ``noisy``: three standard errors exceed one nat and 2 % of the whole descent, so that an improvement that
-    matters could hide. ``converged``: neither. ``diverged``: the trace ends in NaN or infinity. ``short``:
-    fewer than 40 steps in the window.
+    ``noisy``: two standard errors above the estimate, the improvement could still be more than one nat and more than 2 % of
+    the descent or of the loss, whichever is smaller. ``converged``: neither. ``diverged``: the trace ends in NaN or
+    infinity. ``short``: fewer than 40 steps in the window.
 
     :param losses: (steps,), nats. Smaller is better.
 
@@ -116,7 +116,7 @@ def loss_trend(losses: Tensor) -> Trend:
     status = "converged"
     if abs(gain) > max(_STANDARD_ERRORS * error, _NEGLIGIBLE):
         status = "improving" if gain > 0 else "worsening"
-    elif _STANDARD_ERRORS * error > max(_UNDECIDED, _UNDECIDED_SHARE * descent):
+    elif max(gain, 0.0) + 2 * error > max(_HIDDEN, _HIDDEN_SHARE * min(descent, abs(float(last.median())))):
         status = "noisy"
     return Trend(status, window, gain, error, gain * 1000 / window, noise)
 

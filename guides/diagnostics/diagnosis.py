@@ -206,8 +206,11 @@ def _conclude(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
         texts.append(trace.text)
     advice = [findings[name].advice for name in spoken if findings[name].advice]
     if isinstance(trace, Convergence) and trace.advice and worst != "good":
-        kept = [item for item in advice if isinstance(findings.get("pareto_k"), Undefined)]
-        advice = [f"{trace.advice}, and diagnose again before blaming the guide", *kept]
+        if trace.status in ("noisy", "short"):
+            advice.append(trace.advice)
+        else:
+            kept = [item for item in advice if isinstance(findings.get("pareto_k"), Undefined) and item != trace.advice]
+            advice = [f"{trace.advice}, and diagnose again before blaming the guide", *kept]
     summary = "; ".join(texts) + "."
     summary = summary[:1].upper() + summary[1:]
     if advice:

@@ -76,18 +76,14 @@ def pareto_k(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     :param posterior: the fit that is judged.
     :param draws: ``log_p`` and ``log_q`` of C chains of S draws each.
     :returns: :class:`ParetoK`, or :class:`Undefined` for a guide of point masses, which has no density.
+        Ensembles of them count as usable at best, a single one as unreliable: it has no uncertainty.
 
     References: Yao, Vehtari, Simpson, Gelman (2018), *Yes, but did it work?*,
     https://proceedings.mlr.press/v80/yao18a.html; Vehtari et al. (2024), *Pareto smoothed importance
     sampling*, https://jmlr.org/papers/v25/19-556.html
     """
     if is_point_mass(posterior):
-        return Undefined(
-            label=ParetoK.title,
-            level="unreliable",
-            text=f"not defined: {posterior.family!r} is a point mass, which has no density and no uncertainty",
-            advice="use it as a point estimate; for uncertainty fit 'laplace' or 'mean_field'",
-        )
+        return _no_density(posterior.family, draws)
     log_weights = draws.log_p - draws.log_q
     num_samples = log_weights.shape[-1]
     threshold = pareto_k_threshold(num_samples)
@@ -95,7 +91,7 @@ def pareto_k(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     _, k_per_chain = psis(log_weights, float_tolerance(draws.log_p, draws.log_q))
     k_hats = tuple(k_per_chain.tolist())
     k_hat = max(k_hats) if not k_per_chain.isnan().any() else float("nan")
-    level, text, advice = _verdict(k_hat, threshold, num_samples)
+    level, text, advice = _verdict(k_hat, threshold, num_samples, posterior.family)
     if k_per_chain.isnan().any():
         text, advice = _not_finite(draws, bad)
     return ParetoK(
@@ -112,7 +108,23 @@ def pareto_k(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     )
 
 
-def _verdict(k_hat: float, threshold: float, num_samples: int) -> tuple[Level, str, str]:
+def _no_density(family: str, draws: DrawsLike) -> Undefined:
+    if any(bool((value != value[:, :1]).any()) for value in draws.latents.values()):
+        return Undefined(
+            label=ParetoK.title,
+            level="usable",
+            text=f"Pareto k-hat is not defined: {family!r} is made of point masses, which have no density to weigh draws with",
+            advice="judge it by held-out log-likelihood and calibration",
+        )
+    return Undefined(
+        label=ParetoK.title,
+        level="unreliable",
+        text=f"Pareto k-hat is not defined: {family!r} is a point mass, which has no density and no uncertainty",
+        advice="use it as a point estimate; for uncertainty fit 'laplace' or 'mean_field'",
+    )
+
+
+def _verdict(k_hat: float, threshold: float, num_samples: int, family: str) -> tuple[Level, str, str]:
     figure = f"Pareto k-hat is {k_hat:.2f} ({num_samples} draws, limit {threshold:.2f})"
     if k_hat < min(_GOOD, threshold):
         return "good", f"{figure}: where the guide puts draws, it matches the posterior", ""
@@ -122,13 +134,12 @@ def _verdict(k_hat: float, threshold: float, num_samples: int) -> tuple[Level, s
             f"{figure}: the guide is near the posterior; its moments need importance weights",
             "use the PSIS-corrected moments rather than the raw ones",
         )
+    others = ", ".join(repr(name) for name in ("full_rank", "low_rank", "laplace") if name != family)
     return (
         "unreliable",
         f"{figure}: the guide misses posterior mass, and importance weights cannot repair it",
-        "try a family that can follow correlations ('full_rank', 'low_rank', 'laplace'), or reparametrise"
-        " the model"
-        " (a non-centred hierarchy); if only predictions matter, judge those by held-out log-likelihood and"
-        " calibration",
+        f"try a family that can follow correlations ({others}), or reparametrise the model (a non-centred hierarchy); if only"
+        " predictions matter, judge those by held-out log-likelihood and calibration",
     )
 
 

@@ -17,8 +17,8 @@ def noise(steps, sd=1.0, rho=0.0, seed=0):
     return sd * out * math.sqrt(1 - rho**2)
 
 
-def descent(steps, rate, height=500.0):
-    return height * torch.exp(-rate * torch.arange(steps, dtype=torch.double))
+def descent(steps, rate, height=500.0, level=300.0):
+    return level + height * torch.exp(-rate * torch.arange(steps, dtype=torch.double))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -57,6 +57,13 @@ def test_a_noiseless_trace_converges_when_what_is_left_is_negligible():
     assert loss_trend(descent(3000, 0.001)).status == "improving"
 
 
+def test_an_improvement_that_the_noise_can_hide_is_not_called_converged():
+    trace = 2000 * torch.exp(-0.02 * torch.arange(200, dtype=torch.double)) + 200 + noise(200, 40.0)
+    trend = loss_trend(trace)
+    assert abs(trend.gain) < 3 * trend.standard_error  # no significant trend
+    assert trend.status == "noisy"
+
+
 def test_a_rising_loss_is_getting_worse():
     trend = loss_trend(0.05 * torch.arange(2000, dtype=torch.double) + noise(2000))
     assert trend.status == "worsening"
@@ -67,7 +74,7 @@ def test_nan_is_divergence_and_noise_that_hides_everything_is_said():
     trace = noise(1000)
     trace[-1] = math.nan
     assert loss_trend(trace).status == "diverged"
-    assert loss_trend(descent(900, 0.1, height=100) + noise(900, 200.0)).status == "noisy"
+    assert loss_trend(descent(900, 0.1) + noise(900, 200.0)).status == "noisy"
     assert loss_trend(noise(30)).status == "short"
 
 

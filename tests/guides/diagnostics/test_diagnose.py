@@ -99,7 +99,8 @@ def test_draws_outside_the_support_have_weight_zero(known_fit):
 
 
 def test_a_point_mass_gets_words_instead_of_a_number(known_fit):
-    fit = known_fit(normal(), [normal(sd=1e-6)], point_mass=True, family="map", likelihood=pointwise)
+    fit = known_fit(normal(), [normal(sd=1e-30)], point_mass=True, family="map", likelihood=pointwise)
+    fit.guide_density[0].base_dist.loc += 1  # so that 1e-30 is lost in rounding
     diagnosis = D.diagnose(fit)
     assert diagnosis.k_hat is None
     assert diagnosis.ess is None
@@ -109,6 +110,13 @@ def test_a_point_mass_gets_words_instead_of_a_number(known_fit):
     assert diagnosis.elpd == {}
     assert "held-out" in diagnosis.findings["elpd_loo"].text
     assert "for uncertainty fit 'laplace'" in diagnosis.summary
+
+
+def test_an_ensemble_of_point_masses_is_usable_at_best(known_fit):
+    diagnosis = D.diagnose(known_fit(normal(), [normal()], point_mass=True, family="ensemble"))
+    assert diagnosis.k_hat is None
+    assert diagnosis.verdict == "usable"
+    assert "judge it by held-out log-likelihood" in diagnosis.summary
 
 
 # -- corrected moments -----------------------------------------------------------------------------------------------
