@@ -113,7 +113,7 @@ def _no_density(family: str, draws: DrawsLike) -> Undefined:
         return Undefined(
             label=ParetoK.title,
             level="usable",
-            text=f"Pareto k-hat is not defined: {family!r} is made of point masses, which have no density to weigh draws with",
+            text=f"Pareto k-hat is not defined: {family!r} is made of point masses, which have no density",
             advice="judge it by held-out log-likelihood and calibration",
         )
     return Undefined(
@@ -138,8 +138,8 @@ def _verdict(k_hat: float, threshold: float, num_samples: int, family: str) -> t
     return (
         "unreliable",
         f"{figure}: the guide misses posterior mass, and importance weights cannot repair it",
-        f"try a family that can follow correlations ({others}), or reparametrise the model (a non-centred hierarchy); if only"
-        " predictions matter, judge those by held-out log-likelihood and calibration",
+        f"try a family that can follow correlations ({others}), or reparametrise the model (a non-centred hierarchy);"
+        " if only predictions matter, judge those by held-out log-likelihood and calibration",
     )
 
 
