@@ -9,6 +9,7 @@ from guides.diagnostics import Diagnosis, diagnose, diagnostics_registry
 from guides.errors import (
     DataError,
     DiscreteLatentError,
+    EagerFallbackWarning,
     GuideMismatchError,
     MinibatchScaleError,
     NonFiniteLossError,
@@ -20,6 +21,7 @@ from guides.families import MAP, Dropout, Ensemble, Family, FlatFamily, FullRank
 from guides.fitting import fit, fit_many
 from guides.objectives import ELBO, Estimate, Objective
 from guides.posterior import Draws, Posterior, Site
+from guides.prior import sample_prior
 from guides.registries import families, objectives
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "DiscreteLatentError",
     "Draws",
     "Dropout",
+    "EagerFallbackWarning",
     "Ensemble",
     "Estimate",
     "Family",
@@ -55,5 +58,6 @@ __all__ = [
     "fit",
     "fit_many",
     "objectives",
+    "sample_prior",
     "to_arviz",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "DataError",
     "DiscreteLatentError",
+    "EagerFallbackWarning",
     "GuideMismatchError",
     "MinibatchScaleError",
     "NonFiniteLossError",
@@ -20,6 +21,10 @@ class DataError(ValueError):
 
 class OptionError(ValueError):
     """An option of a fit whose value makes no sense for this model or these data."""
+
+
+class EagerFallbackWarning(RuntimeWarning):
+    """A model that cannot be traced; it runs as it is, more slowly."""
 
 
 class GuideMismatchError(ValueError):

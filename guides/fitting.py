@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from guides.engine.checks import check_batch_size
 from guides.engine.data import Data
-from guides.engine.loop import Settings, Trained, train
+from guides.engine.loop import COMPILE_MODES, Settings, Trained, train
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, seeded
 from guides.errors import DataError, NonFiniteLossWarning, OptionError
@@ -49,6 +49,7 @@ def fit(
     seed: int = 0,
     replicates: int = 1,
     device: str | torch.device = "auto",
+    compile: str = "auto",
     progress: bool | None = None,
     checkpoint: str | Path | None = None,
     model_kwargs: dict[str, Any] | None = None,
@@ -73,6 +74,8 @@ def fit(
     :param seed: of everything random in the fit. Replicate r has seed ``seed + r``.
     :param replicates: independent fits to run at once; they become chains in ArviZ.
     :param device: ``"auto"`` takes a GPU if there is one.
+    :param compile: ``"eager"`` runs the model at every step; ``"trace"`` replays a graph of its tensor operations, checked against
+        the model; ``"inductor"`` compiles loops over that graph with a C++ compiler; ``"auto"`` takes what pays.
     :param progress: show a progress bar; by default if standard error is a terminal.
     :param checkpoint: a file to save the state to every 20 seconds and to continue from if it exists.
     :param model_kwargs: keyword arguments of the model, the same at every step.
@@ -108,7 +111,7 @@ def fit(
     elif validation is not None:
         held_out = Data.of(validation, model_kwargs, where)
     settings = _Options(
-        objective, steps, epochs, batch_size, lr, optimizer, schedule, clip_norm, num_particles, patience, progress
+        objective, steps, epochs, batch_size, lr, optimizer, schedule, clip_norm, num_particles, patience, compile, progress
     )
     seeds = [seed + r for r in range(replicates)]
     many = [training] * replicates
@@ -135,6 +138,7 @@ def fit_many(
     num_particles: int | None = None,
     patience: int | None = None,
     device: str | torch.device = "auto",
+    compile: str = "auto",
     progress: bool | None = None,
     checkpoint: str | Path | None = None,
     model_kwargs: dict[str, Any] | None = None,
@@ -172,7 +176,7 @@ def fit_many(
     if len(seeds) != len(datasets):
         raise OptionError(f"{len(seeds)} seeds for {len(datasets)} data sets; pass one each")
     settings = _Options(
-        objective, steps, epochs, batch_size, lr, optimizer, schedule, clip_norm, num_particles, patience, progress
+        objective, steps, epochs, batch_size, lr, optimizer, schedule, clip_norm, num_particles, patience, compile, progress
     )
     joint = _fit(model, guide, training, held_out, seeds, settings, where, checkpoint)
     parts = [joint.replicate(r) for r in range(len(training))]
@@ -194,8 +198,11 @@ class _Options:
         clip_norm: float | None,
         num_particles: int | None,
         patience: int | None,
+        compile: str,
         progress: bool | None,
     ) -> None:
+        if compile not in COMPILE_MODES:
+            raise OptionError(f"compile={compile!r} is not known; use one of {', '.join(map(repr, COMPILE_MODES))}")
         for name, value in (("steps", steps), ("epochs", epochs), ("patience", patience), ("num_particles", num_particles)):
             if value is not None and value < 1:
                 raise OptionError(f"{name} must be at least 1, not {value!r}")
@@ -208,7 +215,7 @@ class _Options:
         self.objective = _objective(objective, num_particles)
         self.steps, self.epochs, self.batch_size = steps, epochs, batch_size
         self.lr, self.optimizer, self.schedule, self.clip_norm = lr, optimizer, schedule, clip_norm
-        self.patience, self.progress = patience, progress
+        self.patience, self.compile, self.progress = patience, compile, progress
 
     def settings(self, data: Data, validated: bool) -> Settings:
         batch_size = check_batch_size(self.batch_size, data)
@@ -219,7 +226,15 @@ class _Options:
             steps = self.epochs * (math.ceil(data.size / batch_size) if batch_size else 1)
         progress = sys.stderr.isatty() if self.progress is None else self.progress
         return Settings(
-            steps, batch_size, self.lr, self.optimizer, self.schedule, self.clip_norm, self.patience, progress=progress
+            steps=steps,
+            batch_size=batch_size,
+            lr=self.lr,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            clip_norm=self.clip_norm,
+            patience=self.patience,
+            compile=self.compile,
+            progress=progress,
         )
 
 

@@ -12,6 +12,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from guides.engine.checks import is_latent, is_observed
@@ -22,6 +23,7 @@ from guides.engine.program import Program, quiet, seeded
 from guides.engine.vectorise import over_draws
 from guides.errors import DataError, OptionError
 from guides.likelihoods import coordinates
+from guides.prior import unobserved
 
 if TYPE_CHECKING:
     from guides.diagnostics import Diagnosis
@@ -319,7 +321,7 @@ class Posterior:
                 if getattr(self.guide, "linearised", False) and not fresh:
                     out.update(self._linearised(guide_trace, data, predictive=predictive, score=score))
                 elif predictive:
-                    model = poutine.uncondition(poutine.replay(self.model, trace=kept))
+                    model = unobserved(poutine.replay(self.model, trace=kept))
                     trace = poutine.trace(model).get_trace(*data.args, **data.kwargs)
                     names = [n for n, s in _nodes(trace) if is_latent(s) and n not in program.latents and not _is_fixed(s)]
                     out["predictive"] = {n: _value(trace, n) for n in names}
@@ -397,11 +399,13 @@ def _deterministic(trace: Trace) -> dict[str, Any]:
 
 
 def _without(trace: Trace, names: set[str]) -> Trace:
+    """Return the trace without some latents, and then without the sizes of its plates either."""
     if not names:
         return trace
     kept = trace.copy()
-    for name in names:
-        kept.remove_node(name)
+    for name, site in _nodes(trace):
+        if name in names or (site["type"] == "sample" and site_is_subsample(site)):
+            kept.remove_node(name)
     return kept
 
 
@@ -417,11 +421,12 @@ def _site(name: str, node: Any) -> Site:
     kind = _kind(node)
     assert kind is not None
     shape = tuple(node["value"].shape)
-    event_dim = node["fn"].event_dim
+    # pyro.deterministic calls the whole value one event, whatever plates it stands in.
+    event_dim = 0 if kind == "deterministic" else node["fn"].event_dim
     dims = [f"{name}_dim_{i}" for i in range(len(shape))]
     for frame in node["cond_indep_stack"]:
         position = len(shape) - event_dim + frame.dim if frame.dim is not None else -1
-        if 0 <= position < len(shape):
+        if 0 <= position < len(shape) and shape[position] == frame.size:
             dims[position] = frame.name
     support = None if kind == "deterministic" else node["fn"].support
     return Site(name, kind, tuple(dims), shape, support)

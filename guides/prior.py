@@ -77,7 +77,6 @@ def sample_prior(
     device = first.device if first is not None else torch.device("cpu")
     with torch.no_grad(), isolated_store(), quiet(), seeded(seed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the model cannot be vectorised")
-        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)  # vmap of Gamma
         return over_draws(one, num_samples, chunk, device)
 
 

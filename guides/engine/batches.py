@@ -19,15 +19,24 @@ class IndexStream:
         self._size = size
         self._batch_size = batch_size
         self._generator = generator
-        self.left = torch.empty(0, dtype=torch.long, device=generator.device)
+        self._left = torch.empty(0, dtype=torch.long, device=generator.device)
 
     def take(self, steps: int) -> Tensor:
         """Return the indices of the next ``steps`` batches, shape ``(steps, batch_size)``."""
         need = steps * self._batch_size
-        parts, have = [self.left], len(self.left)
+        parts, have = [self._left], len(self._left)
         while have < need:
             parts.append(torch.randperm(self._size, generator=self._generator, device=self._generator.device))
             have += self._size
         stream = torch.cat(parts)
-        self.left = stream[need:]
+        self._left = stream[need:].clone()
         return stream[:need].view(steps, self._batch_size)
+
+    def state(self) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`restore` needs to continue the stream from here."""
+        return self._left, self._generator.get_state()
+
+    def restore(self, state: tuple[Tensor, Tensor]) -> None:
+        """Continue from a saved :meth:`state`."""
+        self._left, generator = state
+        self._generator.set_state(generator)

@@ -13,42 +13,40 @@ from guides.errors import OptionError
 
 __all__ = ["Optimiser", "make_optimiser", "make_schedule"]
 
-State = tuple[Tensor, ...]
+Moments = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Optimiser:
     """A first-order optimiser over vectors, shape ``(replicates, size)``.
 
-    :ivar init: from parameters to the state before the first step.
-    :ivar update: from (gradient of the loss, state, 1-based step) to (direction to move against, state).
+    :ivar moments: how many vectors of state it keeps, zero at the start.
+    :ivar update: from (gradient of the loss, moments, 1-based step number) to (direction to move against, moments).
     """
 
-    init: Callable[[Tensor], State]
-    update: Callable[[Tensor, State, int], tuple[Tensor, State]]
+    moments: int
+    update: Callable[[Tensor, Moments, Tensor], tuple[Tensor, Moments]]
 
 
 def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Optimiser:
     """Adam (Kingma & Ba 2015)."""
 
-    def update(grad: Tensor, state: State, step: int) -> tuple[Tensor, State]:
-        mean, square = state
-        mean = torch.lerp(mean, grad, 1 - beta1)
-        square = torch.addcmul(beta2 * square, grad, grad, value=1 - beta2)
-        scale = math.sqrt(1 - beta2**step) / (1 - beta1**step)
-        return scale * mean / (square.sqrt() + epsilon * math.sqrt(1 - beta2**step)), (mean, square)
+    def update(grad: Tensor, moments: Moments, step: Tensor) -> tuple[Tensor, Moments]:
+        mean = torch.lerp(moments[0], grad, 1 - beta1)
+        square = beta2 * moments[1] + (1 - beta2) * grad * grad
+        return mean / (1 - beta1**step) / ((square / (1 - beta2**step)).sqrt() + epsilon), (mean, square)
 
-    return Optimiser(lambda flat: (torch.zeros_like(flat), torch.zeros_like(flat)), update)
+    return Optimiser(2, update)
 
 
 def sgd(momentum: float = 0.9) -> Optimiser:
     """Gradient descent with heavy-ball momentum (Polyak 1964)."""
 
-    def update(grad: Tensor, state: State, step: int) -> tuple[Tensor, State]:
-        velocity = momentum * state[0] + grad
+    def update(grad: Tensor, moments: Moments, step: Tensor) -> tuple[Tensor, Moments]:
+        velocity = momentum * moments[0] + grad
         return velocity, (velocity,)
 
-    return Optimiser(lambda flat: (torch.zeros_like(flat),), update)
+    return Optimiser(1, update)
 
 
 _OPTIMISERS: dict[str, Callable[[], Optimiser]] = {"adam": adam, "sgd": sgd}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,8 +51,12 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Switch Pyro's and torch's argument validation off inside the block: it branches on values, which vmap cannot."""
-    with pyro.validation_enabled(False):
+    """Switch Pyro's and torch's argument validation off inside the block: it branches on values, which vmap cannot.
+
+    Also silence vmap's remark on operations, such as gamma draws, that it runs one by one.
+    """
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
         yield
 
 
@@ -116,7 +121,9 @@ class Program:
         if getattr(self.guide, "trains_model", True):
             return None
         prefix = f"{self.guide._pyro_name}."  # type: ignore[attr-defined]
-        parts = [torch.full((s.numel(),), not n.startswith(prefix)) for n, s in zip(self.parameters.names, self.parameters.shapes)]
+        parts = [
+            torch.full((s.numel(),), not n.startswith(prefix)) for n, s in zip(self.parameters.names, self.parameters.shapes)
+        ]
         return torch.cat(parts).to(self.parameters.initial.device)
 
     def strata(self, device: torch.device) -> Tensor:

@@ -245,7 +245,9 @@ class LaplaceNormal(FlatFamily):
             precision, likelihood = prior, at.ggn_diagonal()
         else:
             prior = at.prior()
-            likelihood = at.ggn() if kind == "ggn" or any(b.kind == "dense" for b in self.blocks if kind == "kron") else prior
+            likelihood = (
+                at.ggn() if kind == "ggn" or any(b.kind == "dense" for b in self.blocks if kind == "kron") else prior
+            )
             precision = at.hessian() if kind == "hessian" else prior
         diagonal = prior if kind == "diagonal" else prior.diagonal()
         floor = self._parent[0].floor or max(1e-6, float(diagonal.min()))
@@ -321,7 +323,9 @@ def _chosen_sites(sites: Any, names: tuple[str, ...], uses: dict[str, LinearUse]
     wanted = (sites,) if isinstance(sites, str) else tuple(sites)
     unknown = [n for n in wanted if n not in names]
     if unknown:
-        raise OptionError(f"sites names {', '.join(map(repr, unknown))}, not a latent site; the model has {', '.join(names)}")
+        raise OptionError(
+            f"sites names {', '.join(map(repr, unknown))}, not a latent site; the model has {', '.join(names)}"
+        )
     return tuple(n for n in names if n in wanted)
 
 

@@ -1,0 +1,172 @@
+"""One optimisation step of all replicates as a pure function of tensors, and chunks of such steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guides.engine.batches import IndexStream
+from guides.engine.data import Data, stack
+from guides.engine.optimisers import Optimiser
+from guides.engine.program import Program
+from guides.engine.tracing import Function, Traced, compiled_loop, has_compiler
+
+__all__ = ["ChunkRunner", "Inputs", "Replicates"]
+
+_COMPILE_SECONDS = 25.0
+
+
+class Replicates:
+    """The data, noise and minibatches of R fits of one program.
+
+    :ivar args: the model's tensors, with a first dimension R unless ``shared``.
+    """
+
+    def __init__(self, program: Program, datasets: Sequence[Data], seeds: Sequence[int], batch_size: int | None) -> None:
+        first = datasets[0]
+        device = program.parameters.initial.device
+        self.program = program
+        self.count = len(seeds)
+        self.size = first.size
+        self.batch_size = batch_size
+        self.batch = batch_size or first.size
+        self.factor = first.size / self.batch if batch_size else 1.0
+        self.shared = all(d is first for d in datasets)
+        self._all_args = first.args if self.shared else stack(datasets)
+        self._kwargs = first.kwargs
+        self._tensors = tuple(i for i, a in enumerate(self._all_args) if isinstance(a, Tensor))
+        self._rows = frozenset(first.rows)
+        self.args = tuple(self._all_args[i] for i in self._tensors)
+        self.noise_generators = [torch.Generator(device).manual_seed(s) for s in seeds]
+        self.streams = [IndexStream(first.size, self.batch, torch.Generator(device).manual_seed(s + 2**31)) for s in seeds]
+
+    def inputs(self, steps: int) -> Inputs:
+        """Draw noise and minibatch indices of the next ``steps`` steps."""
+        layout, particles = self.program.noise, self.program.particles
+        drawn = [layout.draw((steps, particles), g) for g in self.noise_generators]
+        normals, uniforms = torch.stack([n.normals for n in drawn]), torch.stack([n.uniforms for n in drawn])
+        if self.batch_size is None:
+            return (normals, uniforms)
+        return (normals, uniforms, torch.stack([s.take(steps) for s in self.streams]))
+
+    def select(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return the model's tensors for the replicates ``rows``."""
+        return self.args if self.shared or len(rows) == self.count else tuple(a.index_select(0, rows) for a in self.args)
+
+    def arguments(self, tensors: Sequence[Tensor], index: Tensor | None) -> tuple[Any, ...]:
+        """Return one replicate's model arguments: its tensors, cut to a minibatch, among the arguments that are no tensors."""
+        args = list(self._all_args)
+        for i, a in zip(self._tensors, tensors):
+            args[i] = a.index_select(0, index) if index is not None and i in self._rows else a
+        return tuple(args)
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the model."""
+        return self._kwargs
+
+    def surrogate_and_value(
+        self, flat: Tensor, tensors: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return surrogate and value of every replicate at one step, shape ``(R,)`` each."""
+
+        def one(flat: Tensor, tensors: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            normals, uniforms, *index = inputs
+            args = self.arguments(tensors, index[0] if index else None)
+            estimate = self.program.estimate(flat, normals, uniforms, args, self._kwargs, self.factor)
+            return estimate.surrogate, estimate.value
+
+        if flat.shape[0] == 1:
+            single = tuple(tensors) if self.shared else tuple(t[0] for t in tensors)
+            surrogate, value = one(flat[0], single, tuple(i[0] for i in inputs))
+            return surrogate.unsqueeze(0), value.unsqueeze(0)
+        dims = (0, None if self.shared else 0, 0)
+        return torch.vmap(one, in_dims=dims, randomness="different")(flat, tuple(tensors), tuple(inputs))
+
+
+Inputs = tuple[Tensor, ...]
+"""Noise ``(R, steps, particles, n)`` twice and, under minibatching, indices ``(R, steps, batch)``."""
+
+
+class ChunkRunner:
+    """Run chunks of steps, as fast as ``mode`` allows.
+
+    :param mode: ``"eager"`` calls the model at every step; ``"trace"`` replays a graph of it; ``"inductor"`` compiles a loop
+        over that graph; ``"auto"`` traces, and compiles once the time left is worth it.
+    :param clip_norm: largest gradient norm per replicate.
+    """
+
+    def __init__(self, replicates: Replicates, optimiser: Optimiser, clip_norm: float | None, mode: str) -> None:
+        self._replicates = replicates
+        self._optimiser = optimiser
+        self._clip_norm = clip_norm
+        self._frozen = replicates.program.frozen
+        self._mode = mode
+        self._step = Traced(self._one_step, "the model", enabled=mode != "eager")
+        self._loops: dict[Any, Function] = {}
+        self._speed: dict[Any, float] = {}
+
+    def _one_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Take flat, the optimiser's moments, data, learning rate, step number and the step's inputs; return state and loss."""
+        moments_end = 1 + self._optimiser.moments
+        flat, moments = inputs[0], inputs[1:moments_end]
+        data_end = moments_end + len(self._replicates.args)
+        tensors, (rate, number, *step_inputs) = inputs[moments_end:data_end], inputs[data_end:]
+
+        def loss(flat: Tensor) -> tuple[Tensor, Tensor]:
+            surrogate, value = self._replicates.surrogate_and_value(flat, tensors, step_inputs)
+            return -surrogate.sum(), -value
+
+        grad, (_, losses) = torch.func.grad_and_value(loss, has_aux=True)(flat)
+        if self._frozen is not None:
+            grad = torch.where(self._frozen, torch.zeros_like(grad), grad)
+        if self._clip_norm is not None:
+            norm = grad.norm(dim=-1, keepdim=True)
+            grad = grad * (self._clip_norm / norm.clamp(min=self._clip_norm))
+        direction, moments = self._optimiser.update(grad, moments, number)
+        return (flat - rate * direction, *moments, losses)
+
+    def __call__(
+        self, state: tuple[Tensor, ...], rows: Tensor, inputs: Inputs, rates: Tensor, first: int, left: int
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Run one chunk.
+
+        :param state: flat parameters and the optimiser's moments of the replicates ``rows``, shape ``(len(rows), size)`` each.
+        :param rates: learning rate of each step, shape ``(steps,)``.
+        :param first: 0-based number of the first step.
+        :param left: steps still to come after this chunk, for deciding what is worth compiling.
+        :returns: the new state, and losses of shape ``(len(rows), steps)``.
+        """
+        tensors = self._replicates.select(rows)
+        steps, count = len(rates), len(rows)
+        numbers = torch.arange(first + 1, first + steps + 1, dtype=rates.dtype, device=rates.device)
+        # Per-step scalars get a row per replicate, so that everything that varies by step has the step second.
+        varying = (rates.expand(count, -1)[..., None], numbers.expand(count, -1)[..., None], *(i[rows] for i in inputs))
+        key = (steps, count)
+        if key in self._loops:
+            *new, losses = self._loops[key](*(s.clone() for s in state), *tensors, *varying)
+            return tuple(new), losses
+        collected: list[Tensor] = []
+        start = time.perf_counter()
+        for k in range(steps):
+            *new, loss = self._step(*state, *tensors, *(v[:, k] for v in varying))
+            state = tuple(s.detach() for s in new)
+            collected.append(loss.detach())
+        self._consider_compiling(key, state, tensors, varying, (time.perf_counter() - start) / steps, left)
+        return state, torch.stack(collected, dim=1)
+
+    def _consider_compiling(
+        self, key: Any, state: tuple[Tensor, ...], tensors: tuple[Tensor, ...], varying: Inputs, seconds: float, left: int
+    ) -> None:
+        """Compile the loop if the time it would save is longer than compiling takes."""
+        graph = self._step.graph(*state, *tensors, *(v[:, 0] for v in varying))
+        if graph is None or self._mode not in ("auto", "inductor") or state[0].device.type != "cpu":
+            return
+        worth_it = key in self._speed and 0.7 * min(seconds, self._speed[key]) * left > _COMPILE_SECONDS
+        self._speed[key] = seconds  # the first chunk is slow: it traces
+        if (worth_it or self._mode == "inductor") and has_compiler():
+            self._loops[key] = compiled_loop(graph, len(state), len(tensors), key[0])
