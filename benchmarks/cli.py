@@ -291,3 +291,22 @@ def pictures(out: Path, source: Path | None, quiet: bool) -> None:
         runner.run(work, ResultsFolder(folder), progress=not quiet, command=_command_line())
         for path in draw(folder):
             click.echo(path)
+
+
+@main.command()
+@click.option("--check", is_flag=True, help="Write nothing; name what is stale and fail if anything is.")
+def docs(check: bool) -> None:
+    """Write the pages under docs/ and the tables of the README from docstrings, registries and result files.
+
+    \b
+    Examples:
+      python -m benchmarks docs
+      python -m benchmarks docs --check
+    """
+    from benchmarks import docs as pages
+
+    paths = pages.stale() if check else pages.write()
+    for path in paths:
+        click.echo(path.relative_to(pages.ROOT))
+    if check and paths:
+        raise click.ClickException("these files are stale; write them with: python -m benchmarks docs")
