@@ -6,6 +6,7 @@ Start with :func:`fit`; the registries :data:`families` and :data:`objectives` l
 from guides.arviz_io import to_arviz
 from guides.comparison import Comparison, compare
 from guides.diagnostics import Diagnosis, diagnose, diagnostics_registry
+from guides.draws import Draws, Site
 from guides.errors import (
     DataError,
     DiscreteLatentError,
@@ -20,7 +21,7 @@ from guides.errors import (
 from guides.families import MAP, Dropout, Ensemble, Family, FlatFamily, FullRank, Laplace, LowRank, MeanField
 from guides.fitting import fit, fit_many
 from guides.objectives import ELBO, Estimate, Objective
-from guides.posterior import Draws, Posterior, Site
+from guides.posterior import Posterior
 from guides.prior import sample_prior
 from guides.registries import families, objectives
 

@@ -57,34 +57,35 @@ def fit(
     r"""Fit an approximate posterior to data.
 
     :param model: any Pyro model with continuous latent sites.
-    :param guide: a registry name (``"mean_field"``), a name with options (``("low_rank", {"rank": 5})``), a family class, a guide
-        object, or any Pyro guide function. Left out, the model's ``natural_guide`` is used.
+    :param guide: a registry name (``"mean_field"``), a name with options (``("low_rank", {"rank": 5})``), a family class, a
+        guide object, or any Pyro guide function. Left out, the model's ``natural_guide`` is used.
     :param data: the model's positional arguments. Tensors share their first dimension, the data points.
     :param objective: a registry name or an :class:`~guides.Objective`.
     :param steps: optimisation steps; 2000 if neither this nor ``epochs`` is given.
     :param epochs: passes over the data, instead of ``steps``.
     :param batch_size: data points per step; all by default. Plates that follow the rows are rescaled to the full data.
-    :param lr: learning rate, times the ``schedule``: ``"constant"``, ``"cosine"``, ``"linear"``, or a function of progress in [0, 1).
+    :param lr: learning rate, times the ``schedule``: ``"constant"``, ``"cosine"``, ``"linear"``, or a function of progress
+        in [0, 1).
     :param optimizer: ``"adam"`` or ``"sgd"`` (with momentum).
     :param clip_norm: largest gradient norm; longer gradients are shortened to it.
     :param num_particles: Monte Carlo draws per step; one by default.
-    :param validation: data to choose the best parameters by, either a fraction of ``data`` to hold out or a tuple like ``data``. Scored
-        after every epoch by log predictive density; the best parameters are restored at the end.
+    :param validation: data to choose the best parameters by, either a fraction of ``data`` to hold out or a tuple like
+        ``data``. Scored after every epoch by log predictive density; the best parameters are restored at the end.
     :param patience: stop after that many epochs without a better score.
     :param seed: of everything random in the fit. Replicate r has seed ``seed + r``.
     :param replicates: independent fits to run at once; they become chains in ArviZ.
     :param device: ``"auto"`` takes a GPU if there is one.
-    :param compile: ``"eager"`` runs the model at every step; ``"trace"`` replays a graph of its tensor operations, checked against
-        the model; ``"inductor"`` compiles loops over that graph with a C++ compiler; ``"auto"`` takes what pays.
+    :param compile: ``"eager"`` runs the model at every step; ``"trace"`` replays a graph of its tensor operations, checked
+        against the model; ``"inductor"`` compiles loops over that graph with a C++ compiler; ``"auto"`` takes what pays.
     :param progress: show a progress bar; by default if standard error is a terminal.
     :param checkpoint: a file to save the state to every 20 seconds and to continue from if it exists.
     :param model_kwargs: keyword arguments of the model, the same at every step.
     :raises DataError, OptionError, GuideMismatchError, DiscreteLatentError, MinibatchScaleError, NonFiniteLossError:
         before any work is lost, naming what was found and what to do.
 
-    A loss that turns NaN later stops that replicate with a :class:`~guides.NonFiniteLossWarning`, keeps the last finite parameters, and
-    says in ``stop_reasons`` at which step and site it went wrong. Pyro's parameter store, torch's random state, default dtype and
-    grad mode are left as they were.
+    A loss that turns NaN later stops that replicate with a :class:`~guides.NonFiniteLossWarning`, keeps the last finite
+    parameters, and says in ``stop_reasons`` at which step and site it went wrong. Pyro's parameter store, torch's random
+    state, default dtype and grad mode are left as they were.
 
     Example::
 
@@ -145,8 +146,8 @@ def fit_many(
 ) -> list[Posterior]:
     """Fit the same model and guide to several data sets of equal shapes in one vectorised run.
 
-    Data set r with seed s gives the posterior that ``fit(model, guide, *datasets[r], seed=s)`` gives, up to rounding, at a fraction of
-    the time: the Python and the kernel launches of a step are paid once for all.
+    Data set r with seed s gives the posterior that ``fit(model, guide, *datasets[r], seed=s)`` gives, up to rounding, at a
+    fraction of the time: the Python and the kernel launches of a step are paid once for all.
 
     :param datasets: one tuple of positional model arguments each.
     :param validations: one tuple each, to stop early by; see :func:`fit`.
@@ -312,17 +313,8 @@ def _finish(
     finished = [
         guide.finish(FitContext(program, flat, data, seed)) for flat, data, seed in zip(trained.flat, datasets, seeds)
     ]
-    return _finished_program(program, finished[0].guide, datasets[0], [f.parameters for f in finished]) + (
-        tuple(f.info for f in finished),
-    )
-
-
-def _finished_program(
-    program: Program, guide: Any, data: Data, parameters: list[dict[str, Tensor]]
-) -> tuple[Program, Tensor]:
-    done = Program.build(program.model, guide, program.objective, data, batch_size=None, seed=0)
-    flat = torch.stack([done.parameters.flatten(p) for p in parameters])
-    return done, flat
+    done = Program.build(program.model, finished[0].guide, program.objective, datasets[0], batch_size=None, seed=0)
+    return done, torch.stack([done.parameters.flatten(f.parameters) for f in finished]), tuple(f.info for f in finished)
 
 
 def _is_guide(value: Any) -> bool:
@@ -356,9 +348,8 @@ def _objective(objective: str | Objective, num_particles: int | None) -> Objecti
     if isinstance(objective, str):
         return objectives[objective](num_particles=num_particles or 1)
     if not isinstance(objective, Objective):
-        raise OptionError(
-            f"objective must be a registry name ({', '.join(objectives)}) or a guides.Objective, not {type(objective).__name__}"
-        )
+        known = ", ".join(objectives)
+        raise OptionError(f"objective must be a name ({known}) or a guides.Objective, not {type(objective).__name__}")
     if num_particles is not None:
         raise OptionError("num_particles is set in the objective object already; pass it there only")
     return objective
@@ -382,13 +373,13 @@ def restore(content: dict[str, Any], model: Model, guide: Callable[..., Any] | N
     make, family, options = guide_factory(model, spec)
     objective = _objective(content["objective"], None)
     program = Program.build(model, make(), objective, training, batch_size=None, seed=content["seed"])
-    if isinstance(program.guide, Family) and program.guide.finished_guide() is not None:
-        program = Program.build(model, program.guide.finished_guide(), objective, training, batch_size=None, seed=0)
+    finished = program.guide.finished_guide() if isinstance(program.guide, Family) else None
+    if finished is not None:
+        program = Program.build(model, finished, objective, training, batch_size=None, seed=0)
     layout = program.parameters
     if layout.names != tuple(content["names"]) or layout.size != content["flat"].shape[-1]:
-        raise DataError(
-            f"the saved parameters ({', '.join(content['names'])}) are not those of this model and guide ({', '.join(layout.names)})"
-        )
+        saved, here = ", ".join(content["names"]), ", ".join(layout.names)
+        raise DataError(f"the saved parameters ({saved}) are not those of this model and guide ({here})")
     return Posterior(
         model=model,
         guide=program.guide,

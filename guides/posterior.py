@@ -11,65 +11,21 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from guides.engine.checks import is_latent, is_observed
+from guides.draws import Draws, Site, sites, take_draws
 from guides.engine.data import Data
-from guides.engine.noise import NoiseTape
 from guides.engine.parameters import isolated_store
-from guides.engine.program import Program, quiet, seeded
-from guides.engine.vectorise import over_draws
+from guides.engine.program import Program, quiet
 from guides.errors import DataError, OptionError
-from guides.likelihoods import coordinates
-from guides.prior import unobserved
+from guides.families.base import FlatFamily
 
 if TYPE_CHECKING:
     from guides.diagnostics import Diagnosis
 
-__all__ = ["Draws", "Posterior", "Site"]
+__all__ = ["Posterior", "write_back"]
 
 _FORMAT = 1
-_ELEMENTS_PER_CHUNK = 2**25
-
-
-@dataclass(frozen=True)
-class Site:
-    """What is known of one site of the model.
-
-    :ivar kind: ``"latent"``, ``"observed"`` or ``"deterministic"``.
-    :ivar dims: a name per dimension of the value: the plate's for plate dimensions, ``<site>_dim_<i>`` for others.
-    :ivar shape: shape of the value on the training data.
-    :ivar support: constraint on the value, or ``None`` for deterministic sites.
-    """
-
-    name: str
-    kind: str
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    support: Any
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Draws from a posterior with their densities; the first dimension C of every tensor runs over replicates, the second S
-    over draws.
-
-    :ivar latents: by site, shape ``(C, S, *site shape)``.
-    :ivar log_p: log joint density of latents and data in nats, shape ``(C, S)``.
-    :ivar log_q: log density of the guide in nats, shape ``(C, S)``.
-    :ivar log_likelihood: by observed site, in nats per data point, shape ``(C, S, *batch shape)``.
-    :ivar deterministic: by deterministic site, shape ``(C, S, *site shape)``.
-    :ivar predictive: by observed site, fresh draws given the latents, shape ``(C, S, *site shape)``; empty unless asked for.
-    """
-
-    latents: dict[str, Tensor]
-    log_p: Tensor
-    log_q: Tensor
-    log_likelihood: dict[str, Tensor]
-    deterministic: dict[str, Tensor]
-    predictive: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,7 +89,7 @@ class Posterior:
     @property
     def sites(self) -> dict[str, Site]:
         """The latent, observed and deterministic sites of the model."""
-        return {name: _site(name, node) for name, node in _nodes(self.program.prototype) if _kind(node) is not None}
+        return sites(self.program)
 
     def replicate(self, index: int) -> Posterior:
         """Return one of the R fits as a posterior of its own.
@@ -179,8 +135,8 @@ class Posterior:
     ) -> dict[str, Tensor]:
         """Return draws of every observed and deterministic site for new inputs, shape ``(S, ...)``, or ``(R, S, ...)``.
 
-        Observations among ``data`` are ignored, so they may be left out if the model has a default for them. Latents with one
-        value per data point are drawn from the prior if the number of data points differs from the training data's.
+        Observations among ``data`` are ignored, so they may be left out if the model has a default for them. Latents with
+        one value per data point are drawn from the prior if the number of data points differs from the training data's.
         """
         new = self._arguments(data, model_kwargs)
         draws = self._draws(num_samples, new, seed, predictive=True, score=False)
@@ -189,7 +145,8 @@ class Posterior:
     def log_likelihood(
         self, *data: Any, num_samples: int = 1000, seed: int | None = None, model_kwargs: dict[str, Any] | None = None
     ) -> dict[str, Tensor]:
-        """Return the pointwise log-likelihood of ``data`` under each draw in nats, by observed site, ``(S, N)`` or ``(R, S, N)``.
+        """Return the pointwise log-likelihood of ``data`` under each draw in nats, by observed site, ``(S, N)`` or ``(R, S,
+        N)``.
 
         :raises DataError: if no site is observed, as when the targets were left out.
         """
@@ -211,7 +168,7 @@ class Posterior:
             if tuple(latents[name].shape) != want:
                 raise DataError(f"latent site {name!r} has shape {want}, the value has {tuple(latents[name].shape)}")
         values: dict[str, Any] = {name: latents[name] for name in self.program.latents}
-        if hasattr(self.guide, "flatten"):
+        if isinstance(self.guide, FlatFamily):
             values = {self.guide.latent_site: self.guide.flatten(latents)}
         guide = poutine.condition(self.guide, data=values)
         results = []
@@ -264,7 +221,8 @@ class Posterior:
         except Exception as error:
             temporary.unlink()
             raise OptionError(
-                f"this posterior cannot be saved without pickle: {error}. Options and model arguments must be tensors or plain values"
+                f"this posterior cannot be saved without pickle: {error}. Options and model arguments must be tensors or "
+                "plain values"
             ) from error
         os.replace(temporary, path)
 
@@ -301,135 +259,11 @@ class Posterior:
     def _draws(self, num_samples: int, data: Data, seed: int | None, *, predictive: bool, score: bool) -> Draws:
         if num_samples < 1:
             raise OptionError(f"num_samples must be at least 1, not {num_samples}")
-        local = {n for n, s in self.sites.items() if s.kind == "latent" and set(s.dims) & self.program.plates}
-        fresh = local if data.size != self.training.size else set()
-        program = self.program
-
-        def one(flat: Tensor) -> dict[str, Any]:
-            with NoiseTape():
-                guide_trace = poutine.trace(self.guide).get_trace(*data.args, **data.kwargs)
-                kept = _without(guide_trace, fresh)
-                out: dict[str, Any] = {"latents": {n: _value(guide_trace, n) for n in program.latents if n not in fresh}}
-                if score:
-                    model_trace = poutine.trace(poutine.replay(self.model, trace=kept)).get_trace(*data.args, **data.kwargs)
-                    density = getattr(self.guide, "log_density", lambda trace: trace.log_prob_sum())
-                    out["log_p"] = torch.as_tensor(model_trace.log_prob_sum())
-                    out["log_q"] = torch.as_tensor(density(guide_trace))
-                    observed = [(n, s) for n, s in _nodes(model_trace) if is_observed(s)]
-                    out["log_likelihood"] = {n: s["fn"].log_prob(s["value"]) for n, s in observed}
-                    out["deterministic"] = _deterministic(model_trace)
-                if getattr(self.guide, "linearised", False) and not fresh:
-                    out.update(self._linearised(guide_trace, data, predictive=predictive, score=score))
-                elif predictive:
-                    model = unobserved(poutine.replay(self.model, trace=kept))
-                    trace = poutine.trace(model).get_trace(*data.args, **data.kwargs)
-                    names = [n for n, s in _nodes(trace) if is_latent(s) and n not in program.latents and not _is_fixed(s)]
-                    out["predictive"] = {n: _value(trace, n) for n in names}
-                    out["deterministic"] = {n: _value(trace, n) for n, s in _nodes(trace) if _is_fixed(s)}
-            return out
-
-        rows = max(data.size, 1)
-        chunk = max(1, min(num_samples, _ELEMENTS_PER_CHUNK // (100 * rows + program.parameters.size)))
-        chains = []
-        with isolated_store(), quiet(), torch.no_grad():
-            for r, flat in enumerate(self.flat):
-                with seeded((self.seed if seed is None else seed) + 7919 * r):
-                    call = lambda _: program.parameters.call(flat, lambda: one(flat))  # noqa: B023, E731
-                    chains.append(over_draws(call, num_samples, chunk, flat.device))
-        merged = {key: _stack_chains([c[key] for c in chains]) for key in chains[0]}
-        empty = self.flat.new_full((self.replicates, num_samples), float("nan"))
-        return Draws(
-            latents=merged["latents"],
-            log_p=merged.get("log_p", empty),
-            log_q=merged.get("log_q", empty),
-            log_likelihood=merged.get("log_likelihood", {}),
-            deterministic=merged.get("deterministic", {}),
-            predictive=merged.get("predictive", {}),
+        same_rows = data.size == self.training.size
+        base = self.seed if seed is None else seed
+        return take_draws(
+            self.program, self.flat, num_samples, data, base, same_rows=same_rows, predictive=predictive, score=score
         )
-
-    def _linearised(self, guide_trace: Trace, data: Data, *, predictive: bool, score: bool) -> dict[str, Any]:
-        """Evaluate observed and deterministic sites by the model linearised around the guide's mean; see :class:`guides.Laplace`."""
-        guide: Any = self.guide
-        observed = [n for n, s in self.sites.items() if s.kind == "observed"]
-
-        def trace_at(latent: Tensor) -> Trace:
-            values = poutine.trace(poutine.condition(guide, data={guide.latent_site: latent})).get_trace(
-                *data.args, **data.kwargs
-            )
-            return poutine.trace(poutine.replay(self.model, trace=values)).get_trace(*data.args, **data.kwargs)
-
-        def outputs(latent: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            trace = trace_at(latent)
-            nodes = dict(_nodes(trace))
-            return {n: coordinates(n, nodes[n]["fn"]).value for n in observed}, _deterministic(trace)
-
-        mean, draw = guide.loc, guide.flat_draw(guide_trace)
-        values, slopes = torch.func.jvp(outputs, (mean,), (draw - mean,))
-        at_mean = dict(_nodes(trace_at(mean)))
-        fns = {n: coordinates(n, at_mean[n]["fn"]).rebuild(values[0][n] + slopes[0][n].to(values[0][n])) for n in observed}
-        out: dict[str, Any] = {"deterministic": {n: values[1][n] + slopes[1][n].to(values[1][n]) for n in values[1]}}
-        if predictive:
-            out["predictive"] = {n: fn.sample() for n, fn in fns.items()}
-        if score:
-            seen = {n: at_mean[n]["value"] for n in observed if is_observed(at_mean[n])}
-            out["log_likelihood"] = {n: fns[n].log_prob(y) for n, y in seen.items()}
-        return out
-
-
-def _stack_chains(parts: list[Any]) -> Any:
-    if isinstance(parts[0], dict):
-        return {k: torch.stack([p[k] for p in parts]) for k in parts[0]}
-    return torch.stack(parts)
-
-
-def _nodes(trace: Trace) -> list[tuple[str, Any]]:
-    return list(trace.nodes.items())
-
-
-def _value(trace: Trace, name: str) -> Any:
-    return trace.nodes[name]["value"]
-
-
-def _is_fixed(site: Any) -> bool:
-    return site["type"] == "sample" and bool(site["infer"].get("_deterministic"))
-
-
-def _deterministic(trace: Trace) -> dict[str, Any]:
-    return {n: _value(trace, n) for n, s in _nodes(trace) if _is_fixed(s)}
-
-
-def _without(trace: Trace, names: set[str]) -> Trace:
-    """Return the trace without some latents, and then without the sizes of its plates either."""
-    if not names:
-        return trace
-    kept = trace.copy()
-    for name, site in _nodes(trace):
-        if name in names or (site["type"] == "sample" and site_is_subsample(site)):
-            kept.remove_node(name)
-    return kept
-
-
-def _kind(site: Any) -> str | None:
-    if _is_fixed(site):
-        return "deterministic"
-    if is_observed(site):
-        return "observed"
-    return "latent" if is_latent(site) else None
-
-
-def _site(name: str, node: Any) -> Site:
-    kind = _kind(node)
-    assert kind is not None
-    shape = tuple(node["value"].shape)
-    # pyro.deterministic calls the whole value one event, whatever plates it stands in.
-    event_dim = 0 if kind == "deterministic" else node["fn"].event_dim
-    dims = [f"{name}_dim_{i}" for i in range(len(shape))]
-    for frame in node["cond_indep_stack"]:
-        position = len(shape) - event_dim + frame.dim if frame.dim is not None else -1
-        if 0 <= position < len(shape) and shape[position] == frame.size:
-            dims[position] = frame.name
-    support = None if kind == "deterministic" else node["fn"].support
-    return Site(name, kind, tuple(dims), shape, support)
 
 
 def write_back(program: Program, flat: Tensor) -> None:

@@ -143,7 +143,7 @@ def _outcome(state: State, settings: Settings, restored: bool) -> Trained:
 
 
 def _worth_running(running: Tensor, active: Tensor) -> Tensor:
-    """Return the replicates to run: those that ran, until half of them have stopped; a graph is traced per number of rows."""
+    """Return the replicates to run: those that ran, until half of them have stopped (each count needs a graph)."""
     on = active[running.cpu()].to(running.device)
     return running[on] if 2 * int(on.sum()) <= len(running) else running
 

@@ -55,10 +55,12 @@ class Replicates:
 
     def select(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return the model's tensors for the replicates ``rows``."""
-        return self.args if self.shared or len(rows) == self.count else tuple(a.index_select(0, rows) for a in self.args)
+        if self.shared or len(rows) == self.count:
+            return self.args
+        return tuple(a.index_select(0, rows) for a in self.args)
 
     def arguments(self, tensors: Sequence[Tensor], index: Tensor | None) -> tuple[Any, ...]:
-        """Return one replicate's model arguments: its tensors, cut to a minibatch, among the arguments that are no tensors."""
+        """Return one replicate's model arguments: its tensors, cut to a minibatch, among the others."""
         args = list(self._all_args)
         for i, a in zip(self._tensors, tensors):
             args[i] = a.index_select(0, index) if index is not None and i in self._rows else a
@@ -111,7 +113,7 @@ class ChunkRunner:
         self._speed: dict[Any, float] = {}
 
     def _one_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Take flat, the optimiser's moments, data, learning rate, step number and the step's inputs; return state and loss."""
+        """Take flat, moments, data, learning rate, step number and the step's inputs; return state and losses."""
         moments_end = 1 + self._optimiser.moments
         flat, moments = inputs[0], inputs[1:moments_end]
         data_end = moments_end + len(self._replicates.args)
@@ -135,7 +137,8 @@ class ChunkRunner:
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Run one chunk.
 
-        :param state: flat parameters and the optimiser's moments of the replicates ``rows``, shape ``(len(rows), size)`` each.
+        :param state: flat parameters and the optimiser's moments of the replicates ``rows``, shape ``(len(rows), size)``
+            each.
         :param rates: learning rate of each step, shape ``(steps,)``.
         :param first: 0-based number of the first step.
         :param left: steps still to come after this chunk, for deciding what is worth compiling.

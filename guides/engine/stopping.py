@@ -23,7 +23,8 @@ __all__ = ["early_stopping", "rewind", "validation_score"]
 def validation_score(
     replicates: Replicates, validations: Sequence[Data], seeds: Sequence[int], samples: int, traced: bool
 ) -> Callable[[Tensor], Tensor]:
-    """Return a function from parameters ``(R, size)`` to the mean log predictive density per validation point in nats, ``(R,)``.
+    """Return a function from parameters ``(R, size)`` to the mean log predictive density per validation point in nats,
+    ``(R,)``.
 
     The draws' noise is fixed, so that scores of different epochs differ by the parameters only.
     """

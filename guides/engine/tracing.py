@@ -1,8 +1,9 @@
 """Run a pure function of tensors through a graph traced from it, checked against the function itself.
 
-Pyro spends its time in Python. A graph of the tensor operations that one call performs repeats them without the handlers, traces and
-distributions that produced them. Tracing is honest only if a second call would perform the same operations, so the graph's
-first replay is compared with the function on other numbers, and a function whose Python looks at tensor values is run as it is.
+Pyro spends its time in Python. A graph of the tensor operations that one call performs repeats them without the handlers,
+traces and distributions that produced them. Tracing is honest only if a second call would perform the same operations, so
+the graph's first replay is compared with the function on other numbers, and a function whose Python looks at tensor values
+is run as it is.
 """
 
 from __future__ import annotations
@@ -122,4 +123,4 @@ def compiled_loop(graph: Function, carried: int, shared: int, steps: int) -> Fun
         _, losses, *state_out = while_loop(more, body, (torch.tensor(0), losses, *state))
         return (*state_out, losses)
 
-    return torch.compile(run, options={"cpp_wrapper": True})  # type: ignore[call-overload]
+    return torch.compile(run, options={"cpp_wrapper": True})

@@ -1,0 +1,220 @@
+"""Draws from a fitted guide, with everything that model and guide say about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from guides.engine.checks import is_latent, is_observed
+from guides.engine.data import Data
+from guides.engine.noise import NoiseTape
+from guides.engine.parameters import isolated_store
+from guides.engine.program import Program, quiet, seeded
+from guides.engine.vectorise import over_draws
+from guides.likelihoods import coordinates
+from guides.prior import unobserved
+
+__all__ = ["Draws", "Site", "sites", "take_draws"]
+
+_ELEMENTS_PER_CHUNK = 2**25
+_SEED_STRIDE = 7919
+
+
+@dataclass(frozen=True)
+class Site:
+    """What is known of one site of the model.
+
+    :ivar kind: ``"latent"``, ``"observed"`` or ``"deterministic"``.
+    :ivar dims: a name per dimension of the value: the plate's for plate dimensions, ``<site>_dim_<i>`` for others.
+    :ivar shape: shape of the value on the training data.
+    :ivar support: constraint on the value, or ``None`` for deterministic sites.
+    """
+
+    name: str
+    kind: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    support: Any
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws from a posterior with their densities; the first dimension C of every tensor runs over replicates, the second S
+    over draws.
+
+    :ivar latents: by site, shape ``(C, S, *site shape)``.
+    :ivar log_p: log joint density of latents and data in nats, shape ``(C, S)``.
+    :ivar log_q: log density of the guide in nats, shape ``(C, S)``.
+    :ivar log_likelihood: by observed site, in nats per data point, shape ``(C, S, *batch shape)``.
+    :ivar deterministic: by deterministic site, shape ``(C, S, *site shape)``.
+    :ivar predictive: by observed site, fresh draws given the latents, shape ``(C, S, *site shape)``; empty unless asked for.
+    """
+
+    latents: dict[str, Tensor]
+    log_p: Tensor
+    log_q: Tensor
+    log_likelihood: dict[str, Tensor]
+    deterministic: dict[str, Tensor]
+    predictive: dict[str, Tensor] = field(default_factory=dict)
+
+
+def sites(program: Program) -> dict[str, Site]:
+    """Return the latent, observed and deterministic sites of a program's model."""
+    return {name: _site(name, node) for name, node in _nodes(program.prototype) if _kind(node) is not None}
+
+
+def take_draws(
+    program: Program,
+    flat: Tensor,
+    num_samples: int,
+    data: Data,
+    seed: int,
+    *,
+    same_rows: bool,
+    predictive: bool,
+    score: bool,
+) -> Draws:
+    """Draw ``num_samples`` times from the guide at each row of parameters, shape ``(C, size)``.
+
+    :param same_rows: the data have the rows of the training data; otherwise latents that belong to rows are drawn from the
+        prior.
+    :param predictive: draw the observed sites afresh.
+    :param score: evaluate the densities of guide and model.
+    """
+    local = {n for n, s in sites(program).items() if s.kind == "latent" and set(s.dims) & program.plates}
+    fresh = set() if same_rows else local
+    chunk = _ELEMENTS_PER_CHUNK // (100 * max(data.size, 1) + program.parameters.size)
+    chains = []
+    with isolated_store(), quiet(), torch.no_grad():
+        for r, parameters in enumerate(flat):
+
+            def one(_: Tensor, parameters: Tensor = parameters) -> dict[str, Any]:
+                run = lambda: _one_draw(program, data, fresh, predictive=predictive, score=score)  # noqa: E731
+                return program.parameters.call(parameters, run)
+
+            with seeded(seed + _SEED_STRIDE * r):
+                chains.append(over_draws(one, num_samples, max(1, min(num_samples, chunk)), flat.device))
+    merged = {key: _stack_chains([c[key] for c in chains]) for key in chains[0]}
+    undefined = flat.new_full((len(flat), num_samples), float("nan"))
+    return Draws(
+        latents=merged["latents"],
+        log_p=merged.get("log_p", undefined),
+        log_q=merged.get("log_q", undefined),
+        log_likelihood=merged.get("log_likelihood", {}),
+        deterministic=merged.get("deterministic", {}),
+        predictive=merged.get("predictive", {}),
+    )
+
+
+def _one_draw(program: Program, data: Data, fresh: set[str], *, predictive: bool, score: bool) -> dict[str, Any]:
+    guide: Any = program.guide
+    with NoiseTape():
+        guide_trace = poutine.trace(guide).get_trace(*data.args, **data.kwargs)
+        replayed = poutine.replay(program.model, trace=_without(guide_trace, fresh))
+        out: dict[str, Any] = {"latents": {n: _value(guide_trace, n) for n in program.latents if n not in fresh}}
+        if score:
+            model_trace = poutine.trace(replayed).get_trace(*data.args, **data.kwargs)
+            density = getattr(guide, "log_density", lambda trace: trace.log_prob_sum())
+            out["log_p"] = torch.as_tensor(model_trace.log_prob_sum())
+            out["log_q"] = torch.as_tensor(density(guide_trace))
+            observed = [(n, s) for n, s in _nodes(model_trace) if is_observed(s)]
+            out["log_likelihood"] = {n: s["fn"].log_prob(s["value"]) for n, s in observed}
+            out["deterministic"] = _deterministic(model_trace)
+        if getattr(guide, "linearised", False) and not fresh:
+            out.update(_linearised(program, guide_trace, data, predictive=predictive, score=score))
+        elif predictive:
+            trace = poutine.trace(unobserved(replayed)).get_trace(*data.args, **data.kwargs)
+            drawn = [n for n, s in _nodes(trace) if is_latent(s) and n not in program.latents]
+            out["predictive"] = {n: _value(trace, n) for n in drawn}
+            out["deterministic"] = _deterministic(trace)
+    return out
+
+
+def _linearised(program: Program, guide_trace: Trace, data: Data, *, predictive: bool, score: bool) -> dict[str, Any]:
+    """Evaluate observed and deterministic sites by the model linearised around the guide's mean (:class:`guides.Laplace`)."""
+    guide: Any = program.guide
+    observed = [n for n, s in sites(program).items() if s.kind == "observed"]
+
+    def trace_at(latent: Tensor) -> Trace:
+        conditioned = poutine.condition(guide, data={guide.latent_site: latent})
+        values = poutine.trace(conditioned).get_trace(*data.args, **data.kwargs)
+        return poutine.trace(poutine.replay(program.model, trace=values)).get_trace(*data.args, **data.kwargs)
+
+    def outputs(latent: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        trace = trace_at(latent)
+        return {n: coordinates(n, dict(_nodes(trace))[n]["fn"]).value for n in observed}, _deterministic(trace)
+
+    mean, draw = guide.loc, guide.flat_draw(guide_trace)
+    at, along = torch.func.jvp(outputs, (mean,), (draw - mean,))
+    (values, fixed), (slopes, fixed_slopes) = at, along
+    at_mean = dict(_nodes(trace_at(mean)))
+    fns = {n: coordinates(n, at_mean[n]["fn"]).rebuild(v + slopes[n].to(v)) for n, v in values.items()}
+    out: dict[str, Any] = {"deterministic": {n: v + fixed_slopes[n].to(v) for n, v in fixed.items()}}
+    if predictive:
+        out["predictive"] = {n: fn.sample() for n, fn in fns.items()}
+    if score:
+        seen = {n: at_mean[n]["value"] for n in observed if is_observed(at_mean[n])}
+        out["log_likelihood"] = {n: fns[n].log_prob(y) for n, y in seen.items()}
+    return out
+
+
+def _stack_chains(parts: list[Any]) -> Any:
+    if isinstance(parts[0], dict):
+        return {k: torch.stack([p[k] for p in parts]) for k in parts[0]}
+    return torch.stack(parts)
+
+
+def _nodes(trace: Trace) -> list[tuple[str, Any]]:
+    return list(trace.nodes.items())
+
+
+def _value(trace: Trace, name: str) -> Any:
+    return trace.nodes[name]["value"]
+
+
+def _is_fixed(site: Any) -> bool:
+    return site["type"] == "sample" and bool(site["infer"].get("_deterministic"))
+
+
+def _deterministic(trace: Trace) -> dict[str, Any]:
+    return {n: _value(trace, n) for n, s in _nodes(trace) if _is_fixed(s)}
+
+
+def _without(trace: Trace, names: set[str]) -> Trace:
+    """Return the trace without some latents, and then without the sizes of its plates either."""
+    if not names:
+        return trace
+    kept = trace.copy()
+    for name, site in _nodes(trace):
+        if name in names or (site["type"] == "sample" and site_is_subsample(site)):
+            kept.remove_node(name)
+    return kept
+
+
+def _kind(site: Any) -> str | None:
+    if _is_fixed(site):
+        return "deterministic"
+    if is_observed(site):
+        return "observed"
+    return "latent" if is_latent(site) else None
+
+
+def _site(name: str, node: Any) -> Site:
+    kind = _kind(node)
+    assert kind is not None
+    shape = tuple(node["value"].shape)
+    # pyro.deterministic calls the whole value one event, whatever plates it stands in.
+    event_dim = 0 if kind == "deterministic" else node["fn"].event_dim
+    dims = [f"{name}_dim_{i}" for i in range(len(shape))]
+    for frame in node["cond_indep_stack"]:
+        position = len(shape) - event_dim + frame.dim if frame.dim is not None else -1
+        if 0 <= position < len(shape) and shape[position] == frame.size:
+            dims[position] = frame.name
+    support = None if kind == "deterministic" else node["fn"].support
+    return Site(name, kind, tuple(dims), shape, support)
