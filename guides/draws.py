@@ -151,7 +151,7 @@ def _linearised(program: Program, guide_trace: Trace, data: Data, *, predictive:
         return {n: coordinates(n, dict(_nodes(trace))[n]["fn"]).value for n in observed}, _deterministic(trace)
 
     mean, draw = guide.loc, guide.flat_draw(guide_trace)
-    at, along = torch.func.jvp(outputs, (mean,), (draw - mean,))
+    at, along = torch.func.jvp(outputs, (mean,), (draw - mean,))[:2]
     (values, fixed), (slopes, fixed_slopes) = at, along
     at_mean = dict(_nodes(trace_at(mean)))
     fns = {n: coordinates(n, at_mean[n]["fn"]).rebuild(v + slopes[n].to(v)) for n, v in values.items()}

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from guides.curvature import Curvature, positive_part
@@ -210,8 +211,9 @@ class LaplaceNormal(FlatFamily):
     def _lay_out_from_parent(self, *args: Any, **kwargs: Any) -> None:
         parent = self._parent[0]
         data = Data.of(args, kwargs)
-        program = Program.build(parent.model, parent, ELBO(), data, batch_size=None, seed=0)
-        self.lay_out(Curvature(program, program.parameters.initial, data))
+        with poutine.block():  # this runs inside whatever traces the guide's first call
+            program = Program.build(parent.model, parent, ELBO(), data, batch_size=None, seed=0)
+            self.lay_out(Curvature(program, program.parameters.initial, data))
 
     def _factors(self) -> tuple[tuple[Tensor, ...], ...]:
         assert self.blocks is not None
