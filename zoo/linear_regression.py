@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from zoo._checks import check_features, check_positive, check_target
+from zoo._checks import check_features, check_positive, check_target, one_of
 from zoo._plates import data_plate, normal
 from zoo._registries import models
 
@@ -41,13 +41,13 @@ class BayesianLinearRegression(nn.Module):
 
     Sites: latent ``"w"`` of shape ``(D,)`` with ``D = in_features + bias``, the slopes first and the intercept last;
     deterministic ``"f"`` and observed ``"y"`` of shape ``(N,)`` in the plate ``"data"``; latent ``"sigma"`` if
-    ``noise_scale=None``.
+    ``noise_scale="learned"``.
 
     :param in_features: number of columns of ``x``.
-    :param prior_scale: prior standard deviation :math:`s > 0` of every weight, or ``"learned"``: a positive ``pyro.param``
+    :param prior_scale: prior standard deviation :math:`s > 0` of every weight, or ``"param"``: a positive ``pyro.param``
         named ``"prior_scale"``, a point estimate to be found by type-II maximum likelihood.
-    :param noise_scale: known standard deviation :math:`\sigma > 0` of the noise in units of ``y``; ``"learned"``: a positive
-        ``pyro.param`` named ``"noise_scale"``; or ``None``: a latent ``sigma ~ LogNormal(-2, 1)``, and then there is no
+    :param noise_scale: known standard deviation :math:`\sigma > 0` of the noise in units of ``y``; ``"param"``: a positive
+        ``pyro.param`` named ``"noise_scale"``; or ``"learned"``: a latent ``sigma ~ LogNormal(-2, 1)``, and then there is no
         closed form.
     :param bias: whether a column of ones is appended to ``x``.
     :param data_size: size of the whole data set when calls see minibatches of it under stock SVI.
@@ -74,14 +74,14 @@ class BayesianLinearRegression(nn.Module):
         self,
         in_features: int,
         prior_scale: float | str = 1.0,
-        noise_scale: float | str | None = 1.0,
+        noise_scale: float | str = 1.0,
         bias: bool = True,
         data_size: int | None = None,
     ) -> None:
         super().__init__()
         self.in_features = in_features
         self.prior_scale = _scale("prior_scale", prior_scale)
-        self.noise_scale = None if noise_scale is None else _scale("noise_scale", noise_scale)
+        self.noise_scale = _scale("noise_scale", noise_scale, latent=True)
         self.bias = bias
         self.data_size = data_size
 
@@ -170,16 +170,16 @@ class BayesianLinearRegression(nn.Module):
         :param y: targets ``(N,)``.
         :param tolerance: stop when no scale changes by more than this, relatively.
         :param max_steps: give up after so many steps.
-        :raises ValueError: if neither scale is ``"learned"``, or the noise is latent.
+        :raises ValueError: if neither scale is ``"param"``, or the noise is latent.
         :raises RuntimeError: if the evidence has no interior maximum (targets without signal, or without noise).
         """
-        learned = [name for name in ("prior_scale", "noise_scale") if getattr(self, name) == "learned"]
-        if not learned or self.noise_scale is None:
+        learned = [name for name in ("prior_scale", "noise_scale") if getattr(self, name) == "param"]
+        if not learned or self.noise_scale == "learned":
             raise ValueError(
-                f"maximise_evidence optimises scales that are 'learned'; this model has prior_scale={self.prior_scale!r} "
+                f"maximise_evidence optimises scales that are 'param'; this model has prior_scale={self.prior_scale!r} "
                 f"and noise_scale={self.noise_scale!r}"
             )
-        s, sigma = (1.0 if value == "learned" else float(value) for value in (self.prior_scale, self.noise_scale))
+        s, sigma = (1.0 if value == "param" else float(value) for value in (self.prior_scale, self.noise_scale))
         eigenvalues = torch.linalg.eigvalsh(self.design(x).double().mT @ self.design(x).double()).clamp(min=0)
         for step in range(1, max_steps + 1):
             mean, _, phi, target = self._solve(x, y, s, sigma)
@@ -205,14 +205,14 @@ class BayesianLinearRegression(nn.Module):
         return f"in_features={self.in_features}, {scales}, bias={self.bias}"
 
     def _prior_scale(self, like: Tensor) -> Tensor:
-        if self.prior_scale == "learned":
+        if self.prior_scale == "param":
             return pyro.param("prior_scale", lambda: like.new_ones(()), constraint=constraints.positive)
         return like.new_full((), float(self.prior_scale))
 
     def _noise_scale(self, like: Tensor) -> Tensor:
-        if self.noise_scale is None:
-            return pyro.sample("sigma", dist.LogNormal(like.new_full((), -2.0), like.new_ones(())))
         if self.noise_scale == "learned":
+            return pyro.sample("sigma", dist.LogNormal(like.new_full((), -2.0), like.new_ones(())))
+        if self.noise_scale == "param":
             return pyro.param("noise_scale", lambda: like.new_ones(()), constraint=constraints.positive)
         return like.new_full((), float(self.noise_scale))
 
@@ -221,8 +221,8 @@ class BayesianLinearRegression(nn.Module):
         scales = []
         for name, given in (("prior_scale", prior_scale), ("noise_scale", noise_scale)):
             value = getattr(self, name) if given is None else given
-            if value is None or value == "learned":
-                found = "a latent variable" if value is None else "a learned parameter"
+            if isinstance(value, str):
+                found = "a latent variable" if value == "learned" else "a learned parameter"
                 raise ValueError(f"closed forms need a known {name}, here it is {found}; pass {name}=... to this method")
             scales.append(check_positive(name, value))
         return scales[0], scales[1]
@@ -256,9 +256,6 @@ class EvidenceMaximum:
     steps: int
 
 
-def _scale(name: str, value: float | str) -> float | str:
-    if isinstance(value, str):
-        if value != "learned":
-            raise ValueError(f"{name}={value!r} is not known; give a positive number or 'learned'")
-        return value
-    return check_positive(name, value)
+def _scale(name: str, value: float | str, latent: bool = False) -> float | str:
+    known = ("learned", "param") if latent else ("param",)
+    return one_of(name, value, known) if isinstance(value, str) else check_positive(name, value)

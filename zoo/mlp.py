@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from zoo._checks import check_features, check_positive, one_of
@@ -30,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": F.softplus,
     "tanh": torch.tanh,
 }
-PRIORS = ("learned", "scaled")
+PRIORS = ("learned", "param", "scaled")
 
 
 @models.register("bayesian_mlp")
@@ -62,6 +63,8 @@ class BayesianMLP(nn.Module):
         standard deviation of weights and biases. ``"scaled"``: :math:`s_l = 1/\sqrt{\mathrm{fan\,in}}` for weights, 1 for
         biases, so that the prior on functions does not depend on the widths. ``"learned"``: a latent scale per layer,
         :math:`s_l \sim \operatorname{LogNormal}(-\tfrac12 \log \mathrm{fan\,in}, 1)`, biases as for ``"scaled"``.
+        ``"param"``: a positive ``pyro.param`` per layer, ``"layers.0.prior_scale"`` and so on, for weights (to be found
+        by type-II maximum likelihood), biases as for ``"scaled"``.
     :param likelihood: ``"regression"``, ``"binary"`` or ``"multiclass"``.
     :param noise: for regression: ``"learned"`` (latent ``sigma ~ LogNormal(-2, 1)``, meant for standardised targets),
         ``"param"`` (a positive ``pyro.param`` named ``"noise_scale"``), ``"heteroscedastic"`` (the network predicts it), or
@@ -139,6 +142,9 @@ class BayesianMLP(nn.Module):
         if prior == "learned":
             log_spread = like.new_full((), math.log(spread))
             scale = pyro.sample(f"layers.{i}.scale", dist.LogNormal(log_spread, like.new_ones(())))
+        elif prior == "param":
+            name = f"layers.{i}.prior_scale"
+            scale = pyro.param(name, lambda: like.new_full((), spread), constraint=constraints.positive)
         else:
             scale = like.new_full((), spread if prior == "scaled" else float(prior))
         bias_scale = like.new_full((), 1.0 if isinstance(prior, str) else prior)

@@ -61,7 +61,7 @@ def test_log_joint_is_posterior_times_evidence(problem):
 
 def test_maximum_of_the_evidence(problem):
     _, (x, y) = problem
-    model = zoo.BayesianLinearRegression(3, "learned", "learned", bias=False)
+    model = zoo.BayesianLinearRegression(3, "param", "param", bias=False)
     best = model.maximise_evidence(x, y)
     reference = BayesianRidge(alpha_1=0, alpha_2=0, lambda_1=0, lambda_2=0, fit_intercept=False, tol=1e-12, max_iter=1000)
     reference.fit(x.double(), y.double())
@@ -74,21 +74,21 @@ def test_maximum_of_the_evidence(problem):
 
 def test_a_scale_given_as_a_number_stays(problem):
     _, (x, y) = problem
-    best = zoo.BayesianLinearRegression(3, "learned", 0.5).maximise_evidence(x, y)
+    best = zoo.BayesianLinearRegression(3, "param", 0.5).maximise_evidence(x, y)
     assert best.noise_scale == 0.5
-    assert zoo.BayesianLinearRegression(3, 2.0, "learned").maximise_evidence(x, y).prior_scale == 2.0
+    assert zoo.BayesianLinearRegression(3, 2.0, "param").maximise_evidence(x, y).prior_scale == 2.0
 
 
 def test_evidence_without_interior_maximum():
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     with pytest.raises(RuntimeError, match="no maximum inside"):
-        zoo.BayesianLinearRegression(2, "learned", 1.0).maximise_evidence(x, torch.zeros(20))
+        zoo.BayesianLinearRegression(2, "param", 1.0).maximise_evidence(x, torch.zeros(20))
 
 
 def test_learned_scales_are_positive_parameters(problem):
     _, (x, y) = problem
     pyro.clear_param_store()
-    zoo.BayesianLinearRegression(3, "learned", "learned")(x, y)
+    zoo.BayesianLinearRegression(3, "param", "param")(x, y)
     store = pyro.get_param_store()
     assert sorted(store.keys()) == ["noise_scale", "prior_scale"]
     assert all(store[name] == 1.0 for name in store)
@@ -96,7 +96,7 @@ def test_learned_scales_are_positive_parameters(problem):
 
 def test_latent_noise(problem):
     _, (x, y) = problem
-    model = zoo.BayesianLinearRegression(3, noise_scale=None)
+    model = zoo.BayesianLinearRegression(3, noise_scale="learned")
     assert "sigma" in pyro.poutine.trace(model).get_trace(x, y)
     with pytest.raises(ValueError, match=r"known noise_scale.*latent"):
         model.log_evidence(x, y)
@@ -110,8 +110,8 @@ def test_errors_name_the_argument(problem):
     with pytest.raises(ValueError, match=r"noise_scale='lerned'"):
         zoo.BayesianLinearRegression(3, noise_scale="lerned")
     with pytest.raises(ValueError, match=r"known prior_scale.*learned parameter"):
-        zoo.BayesianLinearRegression(3, "learned").exact_posterior(x, y)
-    with pytest.raises(ValueError, match="optimises scales that are 'learned'"):
+        zoo.BayesianLinearRegression(3, "param").exact_posterior(x, y)
+    with pytest.raises(ValueError, match="optimises scales that are 'param'"):
         model.maximise_evidence(x, y)
     with pytest.raises(ValueError, match="in_features=2"):
         model(x[:, :2])

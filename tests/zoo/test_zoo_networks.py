@@ -24,6 +24,7 @@ OPTIONS = {
     "linear": ({"hidden": ()}, (7,)),
     "fixed prior": ({"prior": 0.5}, (7,)),
     "learned prior": ({"prior": "learned", "hidden": (4, 4)}, (7,)),
+    "prior as parameter": ({"prior": "param", "noise": "param"}, (7,)),
     "prior per layer": ({"prior": [1.0, "learned"]}, (7,)),
     "fixed noise": ({"noise": 0.1}, (7,)),
     "noise parameter": ({"noise": "param"}, (7,)),
