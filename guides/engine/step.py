@@ -13,7 +13,7 @@ from guides.engine.batches import IndexStream
 from guides.engine.data import Data, stack
 from guides.engine.optimisers import Optimiser
 from guides.engine.program import Program
-from guides.engine.tracing import Function, Traced, compiled_loop, has_compiler
+from guides.engine.tracing import CompiledLoop, Traced, has_compiler
 
 __all__ = ["ChunkRunner", "Inputs", "Replicates"]
 
@@ -109,7 +109,7 @@ class ChunkRunner:
         self._frozen = replicates.program.frozen
         self._mode = mode
         self._step = Traced(self._one_step, "the model", enabled=mode != "eager")
-        self._loops: dict[Any, Function] = {}
+        self._loops: dict[Any, CompiledLoop] = {}
         self._speed: dict[Any, float] = {}
 
     def _one_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -150,17 +150,22 @@ class ChunkRunner:
         # Per-step scalars get a row per replicate, so that everything that varies by step has the step second.
         varying = (rates.expand(count, -1)[..., None], numbers.expand(count, -1)[..., None], *(i[rows] for i in inputs))
         key = (steps, count)
-        if key in self._loops:
-            *new, losses = self._loops[key](*(s.clone() for s in state), *tensors, *varying)
-            return tuple(new), losses
+        loop = self._loops.get(key)
+        if loop is not None and loop.checked:
+            return loop(state, tensors, varying)
         collected: list[Tensor] = []
-        start = time.perf_counter()
+        start, before = time.perf_counter(), state
         for k in range(steps):
             *new, loss = self._step(*state, *tensors, *(v[:, k] for v in varying))
             state = tuple(s.detach() for s in new)
             collected.append(loss.detach())
-        self._consider_compiling(key, state, tensors, varying, (time.perf_counter() - start) / steps, left)
-        return state, torch.stack(collected, dim=1)
+        losses = torch.stack(collected, dim=1)
+        if loop is None:
+            self._consider_compiling(key, state, tensors, varying, (time.perf_counter() - start) / steps, left)
+        elif not loop.check(before, tensors, varying, (*state, losses)):
+            self._loops.pop(key)
+            self._mode = "trace"
+        return state, losses
 
     def _consider_compiling(
         self, key: Any, state: tuple[Tensor, ...], tensors: tuple[Tensor, ...], varying: Inputs, seconds: float, left: int
@@ -172,4 +177,4 @@ class ChunkRunner:
         worth_it = key in self._speed and 0.7 * min(seconds, self._speed[key]) * left > _COMPILE_SECONDS
         self._speed[key] = seconds  # the first chunk is slow: it traces
         if (worth_it or self._mode == "inductor") and has_compiler():
-            self._loops[key] = compiled_loop(graph, len(state), len(tensors), key[0])
+            self._loops[key] = CompiledLoop(graph, len(state), len(tensors), key[0])

@@ -8,6 +8,7 @@ is run as it is.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,9 +20,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from guides.errors import EagerFallbackWarning
 
-__all__ = ["Traced", "compiled_loop", "has_compiler"]
+__all__ = ["CompiledLoop", "Traced", "has_compiler"]
 
-Function = Callable[..., tuple[Tensor, ...]]
+Inputs = tuple[Tensor, ...]
+Function = Callable[..., Inputs]
 
 
 class Traced:
@@ -97,30 +99,62 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
-def compiled_loop(graph: Function, carried: int, shared: int, steps: int) -> Function:
-    """Compile ``steps`` repetitions of a graph into one call that never returns to Python.
+class CompiledLoop:
+    """``steps`` repetitions of a graph, compiled into one call that never returns to Python.
 
-    :param graph: from (carried state..., shared tensors..., this step's tensors...) to (new state..., loss).
+    :param graph: from (state..., shared tensors..., this step's tensors...) to (new state..., losses ``(R,)``).
     :param carried: how many of its inputs are state.
     :param shared: how many are the same at every step.
-    :returns: from (state..., shared..., all steps' tensors, steps second...) to (state..., losses ``(R, steps)``).
+    :ivar checked: the loop was seen to do what the graph does.
     """
-    from torch._higher_order_ops.while_loop import while_loop
 
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        state, fixed, varying = inputs[:carried], inputs[carried : carried + shared], inputs[carried + shared :]
-        losses = torch.zeros(state[0].shape[0], steps, dtype=state[0].dtype, device=state[0].device)
+    def __init__(self, graph: Function, carried: int, shared: int, steps: int) -> None:
+        from torch._higher_order_ops.while_loop import while_loop
 
-        def more(i: Tensor, *_: Tensor) -> Tensor:
-            return i < steps
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            state, fixed, varying = inputs[:carried], inputs[carried : carried + shared], inputs[carried + shared :]
+            losses = torch.zeros(state[0].shape[0], steps, dtype=state[0].dtype, device=state[0].device)
 
-        def body(i: Tensor, losses: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-            k = i.reshape(1)
-            now = [v.index_select(1, k).squeeze(1) for v in varying]
-            *new, loss = graph(*state, *fixed, *now)
-            return (i + 1, losses.index_copy(1, k, loss.unsqueeze(1)), *new)
+            def more(i: Tensor, *_: Tensor) -> Tensor:
+                return i < steps
 
-        _, losses, *state_out = while_loop(more, body, (torch.tensor(0), losses, *state))
-        return (*state_out, losses)
+            def body(i: Tensor, losses: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+                k = i.reshape(1)
+                now = [v.index_select(1, k).squeeze(1) for v in varying]
+                *new, loss = graph(*state, *fixed, *now)
+                return (i + 1, losses.index_copy(1, k, loss.unsqueeze(1)), *new)
 
-    return torch.compile(run, options={"cpp_wrapper": True})
+            _, losses, *state_out = while_loop(more, body, (torch.tensor(0), losses, *state))
+            return (*state_out, losses)
+
+        self.checked = False
+        self._run = torch.compile(run, options={"cpp_wrapper": True})
+
+    def __call__(self, state: Inputs, shared: Inputs, varying: Inputs) -> tuple[Inputs, Tensor]:
+        """Return the state after all steps, and losses ``(R, steps)``.
+
+        :param varying: the tensors of all steps, shape ``(R, steps, ...)`` each.
+        """
+        with torch.no_grad():
+            *new, losses = self._run(*(s.clone() for s in state), *shared, *varying)
+        return tuple(new), losses
+
+    def check(self, state: Inputs, shared: Inputs, varying: Inputs, expected: Inputs) -> bool:
+        """Compile, run, and tell whether the outcome is the expected one; warn if it is not."""
+        log = logging.getLogger("torch._inductor")
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                new, losses = self(state, shared, varying)
+        except Exception as error:  # compilers fail in many ways, and none of them may end a fit
+            reason = f"compiling it failed ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        else:
+            self.checked = all(_close(a, b) for a, b in zip((*new, losses), expected))
+            reason = "the compiled loop gives other numbers"
+        finally:
+            log.setLevel(level)
+        if not self.checked:
+            warnings.warn(f"the model runs traced, not compiled: {reason}", EagerFallbackWarning, stacklevel=5)
+        return self.checked
