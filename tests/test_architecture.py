@@ -1,0 +1,220 @@
+"""The picture in docs/architecture.md: what imports what, and that importing does nothing else."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import guides
+import guides.diagnostics
+import zoo
+import zoo.datasets
+from benchmarks.docs import KINDS, ROOT, documented
+
+PACKAGES = ("benchmarks", "guides", "registry", "zoo")
+ALLOWED = {
+    "benchmarks": {"benchmarks", "guides", "registry", "zoo"},
+    "guides": {"guides", "registry"},
+    "registry": set(),
+    "zoo": {"registry", "zoo"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+def resolve(name: str) -> str | None:
+    """Return our module that an import of ``name`` loads last, or None if it is not ours."""
+    while name:
+        if name in MODULES:
+            return name
+        name = name.rpartition(".")[0]
+    return None
+
+
+def imports(tree: ast.AST, module: str, *, at_import: bool) -> Iterator[str]:
+    """Yield our modules that a module's code imports; with ``at_import`` only those that importing it loads."""
+    for node in ast.iter_child_nodes(tree):
+        if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if at_import and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from filter(None, (resolve(alias.name) for alias in node.names))
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parent = module.split(".") if MODULES[module].name == "__init__.py" else module.split(".")[:-1]
+                base = ".".join([*parent[: len(parent) - node.level + 1], *filter(None, [node.module])])
+            yield from filter(None, (resolve(f"{base}.{alias.name}") for alias in node.names))
+        yield from imports(node, module, at_import=at_import)
+
+
+def graph(*, at_import: bool) -> dict[str, set[str]]:
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+    return {name: set(imports(tree, name, at_import=at_import)) - {name} for name, tree in trees.items()}
+
+
+def back_edges(edges: dict[str, set[str]]) -> list[str]:
+    return [
+        f"{module} imports {target}"
+        for module, targets in edges.items()
+        for target in sorted(targets)
+        if target.split(".")[0] not in ALLOWED[module.split(".")[0]]
+    ]
+
+
+def cycle(edges: dict[str, set[str]]) -> list[str] | None:
+    """Return modules that import each other in a ring, or None."""
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> list[str] | None:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done:
+            return None
+        for target in sorted(edges[module]):
+            if found := visit(target, [*path, module]):
+                return found
+        done.add(module)
+        return None
+
+    for module in sorted(edges):
+        if found := visit(module, []):
+            return found
+    return None
+
+
+def test_imports_follow_the_layers_even_inside_functions():
+    assert not back_edges(graph(at_import=False))
+
+
+def test_no_modules_import_each_other_in_a_ring():
+    assert cycle(graph(at_import=True)) is None
+
+
+def test_the_walk_sees_what_it_should():
+    code = "import zoo.mlp\nfrom guides import fitting\nfrom guides.engine.loop import train\nimport torch\n"
+    assert set(imports(ast.parse(code), "registry", at_import=True)) == {"zoo.mlp", "guides.fitting", "guides.engine.loop"}
+    hidden = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import zoo\ndef f():\n    import guides\n"
+    assert not list(imports(ast.parse(hidden), "registry", at_import=True))
+    assert set(imports(ast.parse(hidden), "registry", at_import=False)) == {"zoo", "guides"}
+    inside = "from . import loop\nfrom .. import fitting\n"
+    assert set(imports(ast.parse(inside), "guides.engine.step", at_import=True)) == {"guides.engine.loop", "guides.fitting"}
+    assert back_edges({"zoo.mlp": {"guides.fitting"}}) == ["zoo.mlp imports guides.fitting"]
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def test_importing_does_nothing_else():
+    code = """
+        import contextlib, io, random, sys, warnings
+        import numpy, pyro, torch
+        import pyro.distributions as dist
+        from pyro.infer.util import is_validation_enabled as infer_validates
+        from pyro.poutine.runtime import _PYRO_STACK
+        from pyro.settings import get as settings
+
+        def state():
+            return {
+                "dtype": torch.get_default_dtype(),
+                "device": torch.get_default_device(),
+                "grad": torch.is_grad_enabled(),
+                "threads": torch.get_num_threads(),
+                "deterministic": torch.are_deterministic_algorithms_enabled(),
+                "printing": repr(torch._tensor_str.PRINT_OPTS),
+                "torch seed": torch.get_rng_state().tolist(),
+                "numpy seed": str(numpy.random.get_state()),
+                "python seed": random.getstate(),
+                "pyro settings": {name: str(value) for name, value in settings().items()},
+                "pyro checks": (infer_validates(), torch.distributions.Distribution._validate_args),
+                "parameters": list(pyro.get_param_store().keys()),
+                "handlers": len(_PYRO_STACK),
+                "filters": list(warnings.filters),
+                "show": warnings.showwarning,
+            }
+
+        before = state()
+        out, err = io.StringIO(), io.StringIO()
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                import zoo, guides
+        after = state()
+        assert before == after, [key for key in before if before[key] != after[key]]
+        assert not out.getvalue() and not err.getvalue(), (out.getvalue(), err.getvalue())
+        ours = [w for w in warned if any(f"/{name}/" in w.filename for name in ("zoo", "guides", "registry"))]
+        meek = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+        loud = [w for w in warned if not issubclass(w.category, meek)]
+        assert not ours and not loud, [str(w) for w in (*ours, *loud)]
+        late = [name for name in ("arviz", "matplotlib", "sklearn", "benchmarks") if name in sys.modules]
+        assert not late, f"loaded at import: {late}"
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not done.stdout
+
+
+def rank(name: str) -> tuple[int, str]:
+    """Order names as ruff sorts ``__all__``: constants, classes, then functions."""
+    group = 0 if name.isupper() and len(name) > 1 else 1 if name[:1].isupper() else 2
+    return group, name
+
+
+def only_says_what_it_is(name: str) -> bool:
+    """Tell whether a module is a docstring and nothing else."""
+    return len(ast.parse(MODULES[name].read_text(encoding="utf-8")).body) == 1
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if not (n.endswith("__main__") or only_says_what_it_is(n))])
+def test_every_module_lists_its_public_names_in_order(name):
+    module = importlib.import_module(name)
+    names = module.__all__
+    assert list(names) == sorted(set(names), key=rank)
+    assert [each for each in names if not hasattr(module, each)] == []
+
+
+PUBLIC = {
+    "models": zoo,
+    "guides": guides,
+    "objectives": guides,
+    "diagnostics": guides.diagnostics,
+    "datasets": zoo.datasets,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.folder)
+def test_what_is_registered_is_public_and_has_a_page(kind):
+    package = PUBLIC[kind.folder]
+    public = {id(getattr(package, name)) for name in package.__all__}
+    for name, entry in documented(kind).items():
+        assert id(entry) in public, f"{name} is registered but not in {package.__name__}.__all__"
+        assert (ROOT / "docs" / kind.folder / f"{name}.md").exists(), f"{name} has no page; run: python -m benchmarks docs"
+
+
+def test_what_is_public_is_registered():
+    """No model, guide or objective is exported and forgotten in the registry."""
+    bases = {guides.Family, guides.FlatFamily, guides.Objective}
+    exported = [getattr(package, name) for package in (zoo, guides) for name in package.__all__]
+    classes = {entry for entry in exported if isinstance(entry, type)} - bases
+    assert {c for c in classes if issubclass(c, guides.Family)} == set(documented_of("guides"))
+    assert {c for c in classes if issubclass(c, guides.Objective)} == set(documented_of("objectives"))
+    models = {c for c in classes if issubclass(c, torch.nn.Module) and c.__module__.startswith("zoo.")}
+    assert models == set(documented_of("models"))
+
+
+def documented_of(folder: str) -> list[type]:
+    return list(next(documented(kind) for kind in KINDS if kind.folder == folder).values())
