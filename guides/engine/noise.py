@@ -104,56 +104,71 @@ class NoiseTape(TorchFunctionMode):
         handler = _HANDLERS.get(func)
         if handler is None or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
-        return handler(self, args, kwargs)
+        return handler(self, *args, **kwargs)
 
 
-def _randn(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
-    return tape._take_normal(_shape(args, kwargs), **_options(None, kwargs))
+def _randn(tape: NoiseTape, *size: Any, **kwargs: Any) -> Tensor:
+    return tape._take_normal(_shape(size, kwargs), **_options(None, kwargs))
 
 
-def _randn_like(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
-    return tape._take_normal(tuple(args[0].shape), **_options(args[0], kwargs))
+def _randn_like(tape: NoiseTape, input: Tensor, **kwargs: Any) -> Tensor:
+    return tape._take_normal(tuple(input.shape), **_options(input, kwargs))
 
 
-def _normal_(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
-    target, mean, std = (*args, kwargs.get("mean", 0.0), kwargs.get("std", 1.0))[:3]
-    draw = tape._take_normal(tuple(target.shape), target.dtype, target.device)
-    return draw if (mean, std) == (0.0, 1.0) else mean + std * draw
+def _normal_(tape: NoiseTape, self: Tensor, mean: float = 0.0, std: float = 1.0, **_: Any) -> Tensor:
+    return _into(self, mean + std * tape._take_normal(tuple(self.shape), self.dtype, self.device))
 
 
-def _normal(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
-    mean, std = (*args, kwargs.get("mean", 0.0), kwargs.get("std", 1.0))[:2]
-    like = mean if isinstance(mean, Tensor) else std
-    if not isinstance(like, Tensor):
-        return mean + std * tape._take_normal(_shape((), kwargs), **_options(None, kwargs))
-    shape = torch.broadcast_shapes(*(t.shape for t in (mean, std) if isinstance(t, Tensor)))
-    return mean + std * tape._take_normal(tuple(shape), like.dtype, like.device)
+def _normal(tape: NoiseTape, mean: Any, std: Any = 1.0, *size: Any, **kwargs: Any) -> Tensor:
+    tensors = [t for t in (mean, std) if isinstance(t, Tensor)]
+    if not tensors:
+        return mean + std * tape._take_normal(_shape(size, kwargs), **_options(None, kwargs))
+    shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+    return mean + std * tape._take_normal(tuple(shape), tensors[0].dtype, tensors[0].device)
 
 
-def _rand(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
-    return tape._take_uniform(_shape(args, kwargs), **_options(None, kwargs))
+def _rand(tape: NoiseTape, *size: Any, **kwargs: Any) -> Tensor:
+    return tape._take_uniform(_shape(size, kwargs), **_options(None, kwargs))
 
 
-def _rand_like(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
-    return tape._take_uniform(tuple(args[0].shape), **_options(args[0], kwargs))
+def _rand_like(tape: NoiseTape, input: Tensor, **kwargs: Any) -> Tensor:
+    return tape._take_uniform(tuple(input.shape), **_options(input, kwargs))
 
 
-def _uniform_(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
-    target, low, high = (*args, kwargs.get("from", 0.0), kwargs.get("to", 1.0))[:3]
-    return low + (high - low) * tape._take_uniform(tuple(target.shape), target.dtype, target.device)
+def _uniform_(tape: NoiseTape, self: Tensor, *bounds: float, **kwargs: Any) -> Tensor:
+    low = bounds[0] if bounds else kwargs.get("from", 0.0)  # a keyword that Python cannot name as a parameter
+    high = bounds[1] if len(bounds) > 1 else kwargs.get("to", 1.0)
+    return _into(self, low + (high - low) * tape._take_uniform(tuple(self.shape), self.dtype, self.device))
 
 
-def _bernoulli(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
-    probs = args[0]
-    return (tape._take_uniform(tuple(probs.shape), probs.dtype, probs.device) < probs).to(probs.dtype)
+def _bernoulli(tape: NoiseTape, input: Tensor, p: float | None = None, **_: Any) -> Tensor:
+    probs = input if p is None else p
+    return (tape._take_uniform(tuple(input.shape), input.dtype, input.device) < probs).to(input.dtype)
 
 
-def _exponential_(tape: NoiseTape, args: Any, kwargs: Any) -> Tensor:
-    target, rate = (*args, kwargs.get("lambd", 1.0))[:2]
-    return -torch.log1p(-tape._take_uniform(tuple(target.shape), target.dtype, target.device)) / rate
+def _exponential_(tape: NoiseTape, self: Tensor, lambd: float = 1.0, **_: Any) -> Tensor:
+    return _into(self, -torch.log1p(-tape._take_uniform(tuple(self.shape), self.dtype, self.device)) / lambd)
 
 
-_HANDLERS: dict[Any, Callable[[NoiseTape, Any, Any], Tensor]] = {
+def _cauchy_(tape: NoiseTape, self: Tensor, median: float = 0.0, sigma: float = 1.0, **_: Any) -> Tensor:
+    uniform = tape._take_uniform(tuple(self.shape), self.dtype, self.device)
+    return _into(self, median + sigma * torch.tan(math.pi * (uniform - 0.5)))
+
+
+def _into(target: Tensor, draw: Tensor) -> Tensor:
+    """Write a draw into the tensor that it should fill, and return what the in-place function would.
+
+    Under vmap a tensor shared by all calls cannot hold a draw for each. The draw that is returned is then right, and the
+    target becomes NaN, so that code which reads the target instead fails loudly.
+    """
+    try:
+        return target.copy_(draw)
+    except RuntimeError:
+        target.fill_(math.nan)
+        return draw
+
+
+_HANDLERS: dict[Any, Callable[..., Tensor]] = {
     torch.randn: _randn,
     torch.randn_like: _randn_like,
     torch.Tensor.normal_: _normal_,
@@ -163,4 +178,5 @@ _HANDLERS: dict[Any, Callable[[NoiseTape, Any, Any], Tensor]] = {
     torch.Tensor.uniform_: _uniform_,
     torch.bernoulli: _bernoulli,
     torch.Tensor.exponential_: _exponential_,
+    torch.Tensor.cauchy_: _cauchy_,
 }
