@@ -1,8 +1,8 @@
 """Intercepting the product of data and a drawn weight matrix.
 
 Local reparameterisation, flipout, dropout and Kronecker-factored curvature all act where a model multiplies by its weights.
-A Pyro model says nothing about where that is, but the product is taken with the very tensor that ``pyro.sample`` returned, so
-it can be recognised by identity.
+A Pyro model says nothing about where that is, but the product is taken with the very tensor that ``pyro.sample`` returned,
+so it can be recognised by identity.
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ from torch.distributions import Normal
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["LinearRules", "LinearUse", "Product", "apply_weight", "flipout", "linear_uses", "local_reparameterisation"]
+from guides.errors import UnsupportedModelError
+
+__all__ = [
+    "LinearRules",
+    "LinearUse",
+    "Product",
+    "apply_weight",
+    "flipout",
+    "linear_uses",
+    "local_reparameterisation",
+    "once",
+]
 
 Product = Callable[[Tensor, bool], Tensor]
 """A replacement for a product: from inputs ``(..., in)`` and whether the weight is stored transposed, to ``(..., out)``."""
@@ -43,11 +54,37 @@ class LinearRules(TorchFunctionMode):
         if func in _MATMUL and len(args) == 2 and id(args[1]) in self._rules:
             return self._rules[id(args[1])](args[0], False)
         if func is functional.linear:
-            inputs, weight, bias = (*args, kwargs.get("weight"), kwargs.get("bias"))[:3] if len(args) < 3 else args
+            inputs, weight, bias = _linear_arguments(*args, **kwargs)
             if id(weight) in self._rules:
                 product = self._rules[id(weight)](inputs, True)
                 return product if bias is None else product + bias
         return func(*args, **kwargs)
+
+
+def _linear_arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    return input, weight, bias
+
+
+def once(name: str, product: Product) -> Product:
+    """Return ``product``, refusing a second use.
+
+    A rule that draws noise of its own per product would make two products with one weight independent of each other.
+
+    :raises UnsupportedModelError: when called again.
+    """
+    used = False
+
+    def guarded(inputs: Tensor, transposed: bool) -> Tensor:
+        nonlocal used
+        if used:
+            raise UnsupportedModelError(
+                f"the model multiplies by weight {name!r} more than once, and noise per product would make the products "
+                "independent; use estimator='weights'"
+            )
+        used = True
+        return product(inputs, transposed)
+
+    return guarded
 
 
 def apply_weight(inputs: Tensor, weight: Tensor, transposed: bool) -> Tensor:
@@ -102,7 +139,10 @@ def local_reparameterisation(q: Normal, draw: Tensor) -> Product:
 
 
 def flipout(q: Normal, draw: Tensor) -> Product:
-    r"""Flip the signs of one draw's deviation per data point: :math:`x \mu + ((x \circ s) \Delta w) \circ r` (Wen et al. 2018)."""
+    r"""Flip the signs of one draw's deviation per data point (Wen et al. 2018).
+
+    .. math:: x \mu + ((x \circ s) \, \Delta w) \circ r, \qquad s_i, r_j \in \{-1, 1\}
+    """
 
     def product(inputs: Tensor, transposed: bool) -> Tensor:
         mean = apply_weight(inputs, q.loc, transposed)

@@ -6,11 +6,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 
 from guides.engine.data import Data
+from guides.engine.traces import nodes
 from guides.errors import (
     DataError,
     DiscreteLatentError,
@@ -63,8 +65,8 @@ def _trace(model: Callable[..., Any], data: Data) -> Trace:
 def data_plates(model: Callable[..., Any], data: Data, batch_size: int | None) -> tuple[frozenset[str], Trace]:
     """Return the names of the plates that follow the rows of the data, and a trace of the model on all of it.
 
-    The model is run on all rows and on fewer; plates whose size changes follow the rows. Under minibatching every observed site
-    whose shape changes must either stand in such a plate (the engine rescales it) or be rescaled by the model.
+    The model is run on all rows and on fewer; plates whose size changes follow the rows. Under minibatching every observed
+    site whose shape changes must either stand in such a plate (the engine rescales it) or be rescaled by the model.
 
     :raises MinibatchScaleError: if an observed site would count a batch as if it were all the data.
     :raises DataError: if the model cannot be run on the data.
@@ -79,10 +81,10 @@ def data_plates(model: Callable[..., Any], data: Data, batch_size: int | None) -
         if batch_size is None:  # a model bound to all of its rows is fine as long as it gets them
             return frozenset(), full
         raise
-    sizes = {f.name: f.size for s in full.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]}
+    sizes = {f.name: f.size for s in nodes(full).values() if s["type"] == "sample" for f in s["cond_indep_stack"]}
     plates = frozenset(
         f.name
-        for s in part.nodes.values()
+        for s in nodes(part).values()
         if s["type"] == "sample"
         for f in s["cond_indep_stack"]
         if f.size != sizes.get(f.name, f.size) and (f.full_size is None or f.full_size == f.size)
@@ -95,30 +97,31 @@ def data_plates(model: Callable[..., Any], data: Data, batch_size: int | None) -
 
 def _check_scale(full: Trace, part: Trace, plates: frozenset[str], size: int, batch_size: int) -> None:
     wanted = size / batch_size
-    for name, site in part.nodes.items():
-        if not is_observed(site) or name not in full.nodes:
-            continue
-        if site["value"].shape == full.nodes[name]["value"].shape:
+    whole = nodes(full)
+    for name, site in nodes(part).items():
+        if not is_observed(site) or name not in whole or site["value"].shape == whole[name]["value"].shape:
             continue
         if any(f.name in plates for f in site["cond_indep_stack"]):
             continue
-        scale = float(site["scale"])
+        scale = float(torch.as_tensor(site["scale"], dtype=torch.float64).mean())
         if abs(scale - wanted) > 1e-3 * wanted:
             raise MinibatchScaleError(
-                f"observed site {name!r} gets {batch_size} of {size} data points per step, but its log-likelihood is scaled by "
-                f"{scale:g} instead of {wanted:g}: the prior would count {wanted:g} times too much. Put the site in "
+                f"observed site {name!r} gets {batch_size} of {size} data points per step, but its log-likelihood is scaled "
+                f"by {scale:g} instead of {wanted:g}, so that prior and data would not be weighed right. Put the site in "
                 'pyro.plate("data", len(x)), which guides.fit rescales, or in a plate of the full size with a subsample'
             )
 
 
 def _check_local_latents(full: Trace, part: Trace) -> None:
-    for name, site in part.nodes.items():
-        if not is_latent(site) or name not in full.nodes:
+    whole = nodes(full)
+    for name, site in nodes(part).items():
+        if not is_latent(site) or name not in whole:
             continue
-        if site["value"].shape != full.nodes[name]["value"].shape and not site["infer"].get("amortized"):
+        shape = whole[name]["value"].shape
+        if site["value"].shape != shape and not site["infer"].get("amortized"):
             raise MinibatchScaleError(
-                f"latent site {name!r} has one value per data point (shape {tuple(full.nodes[name]['value'].shape)}), which "
-                "a guide without an encoder cannot follow through minibatches; fit with batch_size=None"
+                f"latent site {name!r} has one value per data point (shape {tuple(shape)}), which a guide "
+                "without an encoder cannot follow through minibatches; fit with batch_size=None"
             )
 
 
@@ -128,7 +131,7 @@ def check_latents(prototype: Trace, guide: Callable[..., Any]) -> None:
     :raises DiscreteLatentError: naming a discrete site.
     :raises GuideMismatchError: if there is no latent site at all.
     """
-    latents = [(n, s) for n, s in prototype.nodes.items() if is_latent(s)]
+    latents = [(n, s) for n, s in nodes(prototype).items() if is_latent(s)]
     if not latents:
         raise GuideMismatchError(
             "the model has no latent sample site, so there is no posterior to approximate; is every site observed?"
@@ -136,8 +139,8 @@ def check_latents(prototype: Trace, guide: Callable[..., Any]) -> None:
     for name, site in latents:
         if site["fn"].support.is_discrete if hasattr(site["fn"], "support") else False:
             raise DiscreteLatentError(
-                f"latent site {name!r} is discrete ({type(site['fn']).__name__}), and {_name(guide)} needs continuous latents; "
-                "marginalise it in the model, or infer it with pyro.infer.TraceEnum_ELBO and enumeration"
+                f"latent site {name!r} is discrete ({type(site['fn']).__name__}), and {_name(guide)} needs continuous "
+                "latents; marginalise it in the model, or infer it with pyro.infer.TraceEnum_ELBO and enumeration"
             )
 
 
@@ -146,8 +149,9 @@ def check_guide(model_trace: Trace, guide_trace: Trace, guide: Callable[..., Any
 
     :raises GuideMismatchError: naming the sites that are missing or invented, or that cannot be reparameterised.
     """
-    wanted = {n for n, s in model_trace.nodes.items() if is_latent(s)}
-    found = {n: s for n, s in guide_trace.nodes.items() if is_latent(s) and not s["infer"].get("is_auxiliary")}
+    in_model, in_guide = nodes(model_trace), nodes(guide_trace)
+    wanted = {n for n, s in in_model.items() if is_latent(s)}
+    found = {n: s for n, s in in_guide.items() if is_latent(s) and not s["infer"].get("is_auxiliary")}
     missing, invented = sorted(wanted - set(found)), sorted(set(found) - wanted)
     if missing:
         raise GuideMismatchError(
@@ -156,22 +160,23 @@ def check_guide(model_trace: Trace, guide_trace: Trace, guide: Callable[..., Any
         )
     if invented:
         raise GuideMismatchError(
-            f"{_name(guide)} samples {', '.join(map(repr, invented))}, which the model does not have as latent; the model has "
-            f"{', '.join(map(repr, sorted(wanted)))}. Rename the site, or mark it infer={{'is_auxiliary': True}}"
+            f"{_name(guide)} samples {', '.join(map(repr, invented))}, which the model does not have as latent; the model "
+            f"has {', '.join(map(repr, sorted(wanted)))}. Rename the site, or mark it infer={{'is_auxiliary': True}}"
         )
-    for name, site in guide_trace.nodes.items():
+    for name, site in in_guide.items():
         if not is_latent(site) or site["infer"].get("stratum"):
             continue
         if not getattr(site["fn"], "has_rsample", False):
             raise GuideMismatchError(
-                f"{_name(guide)} draws site {name!r} from {type(site['fn']).__name__}, which cannot be reparameterised; its "
-                "gradient would be wrong. Use a distribution with rsample"
+                f"{_name(guide)} draws site {name!r} from {type(site['fn']).__name__}, which cannot be reparameterised; "
+                "its gradient would be wrong. Use a distribution with rsample"
             )
     for name in wanted & set(found):
-        if found[name]["value"].shape != model_trace.nodes[name]["value"].shape:
+        have, want = tuple(found[name]["value"].shape), tuple(in_model[name]["value"].shape)
+        if have != want:
             raise GuideMismatchError(
-                f"{_name(guide)} draws site {name!r} with shape {tuple(found[name]['value'].shape)}, the model with "
-                f"{tuple(model_trace.nodes[name]['value'].shape)}; was the guide set up on other data?"
+                f"{_name(guide)} draws site {name!r} with shape {have}, the model with {want}; was the guide set up on "
+                "other data?"
             )
 
 

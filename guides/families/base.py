@@ -13,13 +13,14 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from guides.engine.traces import nodes
 from guides.errors import OptionError
 
 if TYPE_CHECKING:
     from guides.engine.data import Data
     from guides.engine.program import Program
 
-__all__ = ["Family", "Finished", "FitContext", "FlatFamily", "init_function"]
+__all__ = ["Family", "Finished", "FitContext", "FlatFamily", "init_function", "is_unconstrained"]
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,19 @@ class Finished:
     info: dict[str, Any]
 
 
+def is_unconstrained(site: Any) -> bool:
+    """Tell whether a site's support is all real numbers, so that its value is its unconstrained value."""
+    support = site["fn"].support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support is constraints.real
+
+
 def _init_to_spread(site: Any = None) -> Any:
     """Start unbounded sites at a draw from the prior and others, such as scales, at its median."""
     if site is None:
         return _init_to_spread
-    unbounded = getattr(site["fn"].support, "base_constraint", site["fn"].support) is constraints.real
-    return init_to_sample(site) if unbounded else init_to_median(site)
+    return init_to_sample(site) if is_unconstrained(site) else init_to_median(site)
 
 
 _INITIALISERS: dict[str, Callable[..., Any]] = {
@@ -99,15 +107,32 @@ class FlatFamily(Family, AutoContinuous):
     A subclass gives :meth:`~pyro.infer.autoguide.guides.AutoContinuous.get_posterior`.
     """
 
+    def __init__(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self._plain_model = (model,)  # in a tuple, so that a module does not become a part of the guide
+
+    @property
+    def plain_model(self) -> Callable[..., Any]:
+        """The model as it was given; :attr:`model` draws initial values for its latents at every run."""
+        return self._plain_model[0]
+
     @property
     def latent_site(self) -> str:
         """The auxiliary site that holds the flat vector."""
         return f"_{self._pyro_name}_latent"
 
+    def latent_sites(self) -> list[tuple[str, Any]]:
+        """Return name and prototype of every latent site, in the flat vector's order."""
+        return list(self.prototype_trace.iter_stochastic_nodes()) if self.prototype_trace is not None else []
+
+    def latent_site_prototype(self, name: str) -> Any:
+        """Return the prototype of one latent site."""
+        return nodes(self.prototype_trace)[name]
+
     def flatten(self, latents: dict[str, Tensor], leading: int = 0) -> Tensor:
         """Return the flat unconstrained vector of latents by name, each with ``leading`` leading dimensions."""
         parts = []
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
+        for name, site in self.latent_sites():
             value = biject_to(site["fn"].support).inv(latents[name])
             parts.append(value.reshape(*value.shape[:leading], -1))
         return torch.cat(parts, dim=-1)
@@ -115,7 +140,7 @@ class FlatFamily(Family, AutoContinuous):
     def slices(self) -> dict[str, slice]:
         """Return where each site lies in the flat vector."""
         found, position = {}, 0
-        for name, _ in self.prototype_trace.iter_stochastic_nodes():
+        for name, _ in self.latent_sites():
             size = self._unconstrained_shapes[name].numel()
             found[name] = slice(position, position + size)
             position += size
@@ -127,4 +152,5 @@ class FlatFamily(Family, AutoContinuous):
 
     def flat_draw(self, guide_trace: Trace) -> Tensor:
         """Return the flat vector that a trace of this guide drew."""
-        return guide_trace.nodes[self.latent_site]["value"]
+        draw: Tensor = nodes(guide_trace)[self.latent_site]["value"]
+        return draw

@@ -12,7 +12,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from guides.errors import OptionError, UnsupportedModelError
-from guides.families.base import FlatFamily, init_function
+from guides.families.base import FlatFamily, init_function, is_unconstrained
 from guides.linear import LinearRules, Product, apply_weight, linear_uses
 from guides.registries import families
 
@@ -26,9 +26,9 @@ class Dropout(FlatFamily):
     .. math::
         W = \mathrm{diag}(b / (1 - p))\, M, \qquad b_i \sim \mathrm{Bernoulli}(1 - p)
 
-    for every weight matrix that the model multiplies data by (``x @ w`` or ``torch.nn.functional.linear``); other sites are points.
-    Training drops inputs per data point, as a dropout layer does; posterior draws switch rows off for all data at once, so that each
-    draw is a function. It has no density, so importance diagnostics are not defined.
+    for every weight matrix that the model multiplies data by (``x @ w`` or ``torch.nn.functional.linear``); other sites are
+    points. Training drops inputs per data point, as a dropout layer does; posterior draws switch rows off for all data at
+    once, so that each draw is a function. It has no density, so importance diagnostics are not defined.
 
     **When:** as a baseline for networks. **When not:** models without weight matrices.
 
@@ -38,8 +38,8 @@ class Dropout(FlatFamily):
     :raises OptionError: if ``rate`` is not in [0, 1).
     :raises UnsupportedModelError: if no latent weight matrix multiplies data.
 
-    References: Gal & Ghahramani (2016), *Dropout as a Bayesian approximation*; Mukhoti, Stenetorp & Gal (2018), *On the importance of
-    strong baselines in Bayesian deep learning*.
+    References: Gal & Ghahramani (2016), *Dropout as a Bayesian approximation*; Mukhoti, Stenetorp & Gal (2018), *On the
+    importance of strong baselines in Bayesian deep learning*.
 
     Example::
 
@@ -66,12 +66,14 @@ class Dropout(FlatFamily):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         self.loc = nn.Parameter(self._init_loc())
-        values = {n: s["value"] for n, s in self.prototype_trace.iter_stochastic_nodes()}
-        self._uses = linear_uses(self.model, values, args, kwargs)
+        values = {n: s["value"] for n, s in self.latent_sites()}
+        uses = linear_uses(self.plain_model, values, args, kwargs)
+        self._uses = {n: use for n, use in uses.items() if is_unconstrained(self.latent_site_prototype(n))}
         if not self._uses:
             raise UnsupportedModelError(
-                "dropout needs latent weight matrices that the model multiplies data by (x @ w or linear(x, w), with w as "
-                f"pyro.sample returned it), and found none among {', '.join(values)}; use another guide"
+                "dropout needs unconstrained latent weight matrices that the model multiplies data by (x @ w or "
+                f"linear(x, w), with w as pyro.sample returned it), and found none among {', '.join(values)}; use another "
+                "guide"
             )
         slot, slots = torch.zeros(self.latent_dim, dtype=torch.long), 1
         for name, use in self._uses.items():

@@ -24,18 +24,19 @@ class Ensemble(FlatFamily):
 
     .. math:: q(z) = \frac1M \sum_{m=1}^M \delta(z - \hat z_m)
 
-    With normal priors this is a deep ensemble with weight decay. All members are optimised in the same vectorised step. A baseline that
-    is hard to beat for networks; it has no density, so importance diagnostics are not defined.
+    With normal priors this is a deep ensemble with weight decay. All members are optimised in the same vectorised step. A
+    baseline that is hard to beat for networks; it has no density, so importance diagnostics are not defined.
 
-    **When:** networks, where different modes predict differently. **When not:** when a density or a bound on the evidence is needed.
+    **When:** networks, where different modes predict differently. **When not:** when a density or a bound on the evidence is
+    needed.
 
     :param model: a Pyro model with continuous latents.
     :param members: number M of point masses.
     :param init: where each member starts; by default ``"spread"``, a draw from the prior (its median for bounded sites).
     :raises OptionError: if ``members`` is not positive.
 
-    References: Lakshminarayanan, Pritzel & Blundell (2017), *Simple and scalable predictive uncertainty estimation using deep
-    ensembles*. Adversarial training is left out; members differ by their starts only.
+    References: Lakshminarayanan, Pritzel & Blundell (2017), *Simple and scalable predictive uncertainty estimation using
+    deep ensembles*. Adversarial training is left out; members differ by their starts only.
 
     Example::
 
@@ -63,14 +64,14 @@ class Ensemble(FlatFamily):
         starts = [self._init_loc()]
         for _ in range(self.num_strata - 1):
             trace = poutine.block(poutine.trace(self.model).get_trace)(*args, **kwargs)
-            values = {n: trace.nodes[n]["value"] for n, _ in self.prototype_trace.iter_stochastic_nodes()}
+            values = {n: trace.nodes[n]["value"] for n, _ in self.latent_sites()}
             starts.append(self.flatten(values))
         self.locs = nn.Parameter(torch.stack(starts).detach())
 
     def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the flat latents of one member, chosen at random unless the caller fixes the stratum."""
         logits = torch.zeros(self.num_strata, device=self.locs.device)
-        infer = {"is_auxiliary": True, "stratum": True}
+        infer: Any = {"is_auxiliary": True, "stratum": True}
         member = pyro.sample(f"_{self._pyro_name}_member", dist.Categorical(logits=logits).mask(False), infer=infer)
         loc = self.locs.index_select(-2, member.reshape(1)).squeeze(-2)
         return pyro.sample(self.latent_site, dist.Delta(loc).to_event(1), infer={"is_auxiliary": True})

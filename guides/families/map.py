@@ -26,8 +26,8 @@ class MAP(Family, AutoDelta):
     **When not:** whenever the predictive uncertainty matters.
 
     :param model: a Pyro model.
-    :param init: where each site starts: ``"median"`` of prior draws (default), ``"sample"``, ``"feasible"``, or any function that
-        Pyro accepts as ``init_loc_fn``.
+    :param init: where each site starts: ``"median"`` of prior draws (default), ``"sample"``, ``"feasible"``, ``"spread"``
+        (a draw from the prior, its median for bounded sites), or any function that Pyro accepts as ``init_loc_fn``.
 
     References: Bishop (2006), *Pattern Recognition and Machine Learning*, section 1.2.5.
 

@@ -11,9 +11,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Normal
 
+from guides.engine.traces import nodes
 from guides.errors import OptionError
-from guides.families.base import FlatFamily, init_function
-from guides.linear import LinearRules, flipout, local_reparameterisation
+from guides.families.base import FlatFamily, init_function, is_unconstrained
+from guides.linear import LinearRules, flipout, local_reparameterisation, once
 from guides.registries import families
 
 __all__ = ["MeanField"]
@@ -28,8 +29,8 @@ class MeanField(FlatFamily, AutoDiagonalNormal):
     .. math::
         q(z) = \prod_i \mathcal{N}(z_i \mid \mu_i, \sigma_i^2), \qquad \sigma_i = \mathrm{softplus}(\rho_i)
 
-    For a neural network this is Bayes by Backprop. Cheap and robust; it underestimates the variance of correlated latents and
-    covers one mode. Divergences to normal priors are taken in closed form (see :class:`guides.ELBO`).
+    For a neural network this is Bayes by Backprop. Cheap and robust; it underestimates the variance of correlated latents
+    and covers one mode. Divergences to normal priors are taken in closed form (see :class:`guides.ELBO`).
 
     **When:** the first guide to try; networks with many weights. **When not:** few strongly correlated latents (use
     ``full_rank``), several modes.
@@ -39,11 +40,13 @@ class MeanField(FlatFamily, AutoDiagonalNormal):
         before its weights' noise sets in.
     :param init: where the means start; see :class:`guides.MAP`.
     :param estimator: how the noise of weights that multiply data enters. ``"weights"`` draws the weights once per step;
-        ``"local"`` draws each data point's pre-activations instead (lower variance); ``"flipout"`` keeps one draw and flips its signs
-        per data point. The latter two apply where the model multiplies by the very tensor that ``pyro.sample`` returned (``x @ w``,
-        ``torch.nn.functional.linear``) and fall back to ``"weights"`` at other sites; they act in ``guides.fit`` and in
-        stock SVI with :class:`guides.ELBO`.
+        ``"local"`` draws each data point's pre-activations instead (lower variance); ``"flipout"`` keeps one draw and flips
+        its signs per data point. The latter two apply where the model multiplies, once, by the very tensor that
+        ``pyro.sample`` returned (``x @ w``, ``torch.nn.functional.linear``) and that tensor is unconstrained; other sites
+        fall back to ``"weights"``. They act in ``guides.fit`` and in stock SVI with :class:`guides.ELBO`.
     :raises OptionError: for an unknown estimator or a scale that is not positive.
+    :raises UnsupportedModelError: if the model multiplies by one weight twice, products that these estimators would make
+        independent.
 
     References: Blundell et al. (2015), *Weight uncertainty in neural networks*; Kucukelbir et al. (2017), *Automatic
     differentiation variational inference*; Kingma, Salimans & Welling (2015), *Variational dropout and the local
@@ -78,7 +81,7 @@ class MeanField(FlatFamily, AutoDiagonalNormal):
 
     def unconstrained_factors(self, guide_trace: Trace) -> dict[str, tuple[Normal, Tensor]]:
         """Return, per site, its normal factor over the unconstrained value and the draw in ``guide_trace``."""
-        q = guide_trace.nodes[self.latent_site]["fn"].base_dist
+        q = nodes(guide_trace)[self.latent_site]["fn"].base_dist
         draw = self.flat_draw(guide_trace)
         found = {}
         for name, part in self.slices().items():
@@ -92,6 +95,10 @@ class MeanField(FlatFamily, AutoDiagonalNormal):
         rule = _ESTIMATORS[self.estimator]
         if rule is None:
             return nullcontext()
-        values = {name: guide_trace.nodes[name]["value"] for name in self.slices()}
-        factors = self.unconstrained_factors(guide_trace)
-        return LinearRules({id(values[n]): rule(q, values[n]) for n, (q, _) in factors.items() if values[n].dim() >= 2})
+        sites = nodes(guide_trace)
+        rules = {}
+        for name, (q, draw) in self.unconstrained_factors(guide_trace).items():
+            value = sites[name]["value"]
+            if value.dim() >= 2 and is_unconstrained(self.latent_site_prototype(name)):
+                rules[id(value)] = once(name, rule(q, draw))
+        return LinearRules(rules)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 from torch.distributions.kl import kl_divergence
 
+from guides.engine.traces import nodes
 from guides.errors import OptionError
 from guides.objectives.base import Estimate, Objective, joint_traces
 from guides.registries import objectives
@@ -30,8 +31,8 @@ class ELBO(Objective):
     For a guide that is a point mass the value is the log joint density at the point: maximising it gives the MAP.
 
     :param num_particles: draws of the guide per step.
-    :param kl: ``"closed_form"`` where possible (default), or ``"monte_carlo"`` everywhere. Closed form lowers the variance away
-        from the optimum; Monte Carlo has none at all *at* the optimum of a family that contains the posterior.
+    :param kl: ``"closed_form"`` where possible (default), or ``"monte_carlo"`` everywhere. Closed form lowers the variance
+        away from the optimum; Monte Carlo has none at all *at* the optimum of a family that contains the posterior.
     :raises OptionError: for any other ``kl``.
 
     References: Jordan et al. (1999), *An introduction to variational methods*; Kingma & Welling (2014),
@@ -70,17 +71,16 @@ class ELBO(Objective):
         factors: dict[str, tuple[Normal, Tensor]] = {}
         if self.kl == "closed_form" and hasattr(guide, "unconstrained_factors"):
             factors = guide.unconstrained_factors(guide_trace)
-        closed = {n: q for n, (q, _) in factors.items() if _is_normal(model_trace.nodes[n]["fn"])}
+        prior, posterior = nodes(model_trace), nodes(guide_trace)
+        closed = {n: q for n, (q, _) in factors.items() if _is_normal(prior[n]["fn"])}
         model_trace.compute_log_prob(site_filter=lambda name, _: name not in closed)
-        elbo = sum(s["log_prob_sum"] for s in model_trace.nodes.values() if "log_prob_sum" in s)
+        terms = [s["log_prob_sum"] for s in prior.values() if "log_prob_sum" in s]
         if factors:
-            elbo = elbo - sum(closed_form_kl(q, model_trace.nodes[n]) for n, q in closed.items())
-            for name, (q, draw) in factors.items():
-                if name not in closed:
-                    elbo = elbo - _log_q(q, draw, guide_trace.nodes[name])
+            terms += [-closed_form_kl(q, prior[n]) for n, q in closed.items()]
+            terms += [-_log_q(q, draw, posterior[n]) for n, (q, draw) in factors.items() if n not in closed]
         else:
-            elbo = elbo - guide_trace.log_prob_sum()
-        return {"elbo": torch.as_tensor(elbo)}
+            terms.append(-torch.as_tensor(guide_trace.log_prob_sum()))
+        return {"elbo": torch.as_tensor(sum(terms))}
 
     def combine(self, particles: dict[str, Tensor]) -> Estimate:
         """Average over particles."""
