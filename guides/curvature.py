@@ -1,8 +1,8 @@
 r"""Second derivatives of the log joint density over the flat unconstrained latents.
 
-Writing :math:`\log p(x, z) = \log p(x \mid z) + \log p(z)` (the latter with the Jacobian of the map to each site's support), the
-precision of a Laplace approximation is a likelihood part plus a prior part. Derivatives are taken in the model's dtype, summed and
-factorised in float64.
+Writing :math:`\log p(x, z) = \log p(x \mid z) + \log p(z)` (the latter with the Jacobian of the map to each site's support),
+the precision of a Laplace approximation is a likelihood part plus a prior part. Derivatives are taken in the model's dtype,
+summed and factorised in float64. Where an ``index`` is given, only those rows and columns are computed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from guides.engine.checks import is_observed
 from guides.engine.data import Data
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet
+from guides.engine.traces import nodes
 from guides.errors import UnsupportedModelError
 from guides.likelihoods import Coordinates, coordinates
 from guides.linear import LinearRules, LinearUse, Product, apply_weight, linear_uses
@@ -63,7 +64,8 @@ class Curvature:
     ) -> tuple[Trace, Trace]:
         """Return model and guide traces with the latents at ``loc``.
 
-        :param rules: from the guide's trace to replacements for products with weights; see :class:`~guides.linear.LinearRules`.
+        :param rules: from the guide's trace to replacements for products with weights; see
+            :class:`~guides.linear.LinearRules`.
         """
         data = data or self.data
 
@@ -79,20 +81,20 @@ class Curvature:
         """Return the weight matrices among the latents that the model multiplies data by, in order of use."""
         with self.evaluating(), torch.no_grad():
             trace, _ = self.traces(self.loc)
-            values = {n: _node(trace, n)["value"] for n in self.program.latents}
+            values = {n: nodes(trace)[n]["value"] for n in self.program.latents}
             run = lambda: linear_uses(self.program.model, values, self.data.args, self.data.kwargs)  # noqa: E731
             return self.program.parameters.call(self.flat, run)
 
     def log_joint(self, loc: Tensor, flat: Tensor | None = None) -> Tensor:
         """Return the log joint density of data and unconstrained latents, in nats."""
         model_trace, guide_trace = self.traces(loc, flat=flat)
-        return model_trace.log_prob_sum() - guide_trace.log_prob_sum()
+        return torch.as_tensor(model_trace.log_prob_sum() - guide_trace.log_prob_sum())
 
     def log_prior(self, loc: Tensor, flat: Tensor | None = None) -> Tensor:
         """Return the log prior density of the unconstrained latents, in nats."""
         model_trace, guide_trace = self.traces(loc, flat=flat)
-        observed = [n for n, s in _items(model_trace) if is_observed(s)]
-        return model_trace.log_prob_sum(lambda n, _: n not in observed) - guide_trace.log_prob_sum()
+        observed = [n for n, s in nodes(model_trace).items() if is_observed(s)]
+        return torch.as_tensor(model_trace.log_prob_sum(lambda n, _: n not in observed) - guide_trace.log_prob_sum())
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -100,31 +102,43 @@ class Curvature:
         with isolated_store(), quiet():
             yield
 
-    def hessian(self) -> Tensor:
+    def hessian(self, index: Tensor | None = None) -> Tensor:
         """Return minus the Hessian of the log joint, ``(D, D)`` in float64; it may be indefinite."""
-        return _symmetric(-self._hessian(self.log_joint))
+        return _symmetric(-self._hessian(self.log_joint, index))
 
-    def prior(self, flat: Tensor | None = None) -> Tensor:
+    def prior(self, flat: Tensor | None = None, index: Tensor | None = None) -> Tensor:
         """Return minus the Hessian of the log prior, ``(D, D)`` in float64; it may be indefinite for hierarchical priors."""
-        return _symmetric(-self._hessian(lambda z: self.log_prior(z, flat)))
+        return _symmetric(-self._hessian(lambda z: self.log_prior(z, flat), index))
 
     def prior_diagonal(self) -> Tensor:
-        """Return the diagonal of :meth:`prior`, exact for priors under which the latents are independent."""
+        """Return the diagonal of :meth:`prior`, ``(D,)`` in float64."""
         with self.evaluating():
-            _, pull = torch.func.vjp(torch.func.grad(self.log_prior), self.loc)
-            return -pull(torch.ones_like(self.loc))[0].double()
+            pull = torch.func.vjp(torch.func.grad(self.log_prior), self.loc)[1]
+            # Two products with the Hessian tell whether it is diagonal, as it is for independent latents.
+            found = -pull(torch.ones_like(self.loc))[0]
+            generator = torch.Generator().manual_seed(0)
+            signs = torch.where(torch.rand(len(self.loc), generator=generator) < 0.5, -1.0, 1.0).to(self.loc)
+            if torch.allclose(-pull(signs)[0] * signs, found, rtol=1e-3, atol=1e-6):
+                return found.double()
+            chunk = self._chunk()
+            ones = torch.arange(len(self.loc), device=self.loc.device)
+            row = lambda i: pull((ones == i).to(self.loc))[0].index_select(0, i.reshape(1)).squeeze(0)  # noqa: E731
+            return -torch.vmap(row, chunk_size=chunk)(ones).double()
 
-    def _hessian(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        size = len(self.loc)
-        chunk = max(1, _ELEMENTS_PER_CHUNK // max(size, 64 * max(self.data.size, 1)))
-        eye = torch.eye(size, dtype=self.loc.dtype, device=self.loc.device)
+    def _chunk(self) -> int:
+        return max(1, _ELEMENTS_PER_CHUNK // max(len(self.loc), 64 * max(self.data.size, 1)))
+
+    def _hessian(self, function: Callable[[Tensor], Tensor], index: Tensor | None = None) -> Tensor:
+        eye = torch.eye(len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
         with self.evaluating():
             # Reverse over reverse: forward mode gives 0-d float32 tensors float64 tangents (seen in torch 2.13).
-            _, pull = torch.func.vjp(torch.func.grad(function), self.loc)
-            return torch.vmap(lambda v: pull(v)[0], chunk_size=chunk)(eye).double()
+            pull = torch.func.vjp(torch.func.grad(function), self.loc)[1]
+            if index is None:
+                return torch.vmap(lambda v: pull(v)[0], chunk_size=self._chunk())(eye).double()
+            return torch.vmap(lambda v: pull(v)[0][index], chunk_size=self._chunk())(eye[index]).double()
 
     def precision(self, flat: Tensor) -> Tensor:
-        """Return Gauss-Newton matrix plus prior curvature as a function of the model's parameters that can be differentiated."""
+        """Return Gauss-Newton matrix plus prior curvature as a differentiable function of the model's parameters."""
         return self.ggn(flat) + self.prior(flat)
 
     def outputs(
@@ -134,26 +148,28 @@ class Curvature:
 
         def function(loc: Tensor) -> dict[str, Tensor]:
             trace, _ = self.traces(loc, data, flat)
-            return {n: coordinates(n, s["fn"]).value for n, s in _items(trace) if is_observed(s)}
+            return {n: coordinates(n, s["fn"]).value for n, s in nodes(trace).items() if is_observed(s)}
 
         trace, _ = self.traces(self.loc, data, flat)
-        observed = {n: s for n, s in _items(trace) if is_observed(s)}
+        observed = {n: s for n, s in nodes(trace).items() if is_observed(s)}
         found = {n: coordinates(n, s["fn"]) for n, s in observed.items()}
         weights = {n: _weight(s) for n, s in observed.items()}
         return function, found, weights
 
-    def ggn(self, flat: Tensor | None = None) -> Tensor:
+    def ggn(self, flat: Tensor | None = None, index: Tensor | None = None) -> Tensor:
         r"""Return the generalised Gauss-Newton matrix of the likelihood, ``(D, D)`` in float64.
 
         .. math:: \sum_n J_n^\top F_n J_n
 
-        with :math:`J_n` the Jacobian of data point n's coordinates and :math:`F_n` their Fisher information; positive semi-definite.
+        with :math:`J_n` the Jacobian of data point n's coordinates and :math:`F_n` their Fisher information; positive
+        semi-definite.
         """
-        size = len(self.loc)
+        size = len(self.loc) if index is None else len(index)
         total = torch.zeros(size, size, dtype=torch.float64, device=self.loc.device)
         with self.evaluating():
             for part in self._parts():
-                for jacobian, information in self._jacobians(part, flat):
+                for full, information in self._jacobians(part, flat):
+                    jacobian = full if index is None else full[..., index]
                     product = (information @ jacobian).flatten(0, -2)
                     total = total + (jacobian.flatten(0, -2).T @ product).double()
         return _symmetric(total)
@@ -176,7 +192,7 @@ class Curvature:
         if size <= outputs:
             push = lambda v: torch.func.jvp(function, (self.loc,), (v,))[1]  # noqa: E731
             eye = torch.eye(size, dtype=self.loc.dtype, device=self.loc.device)
-            columns = torch.vmap(push, chunk_size=chunk)(eye)
+            columns: dict[str, Tensor] = torch.vmap(push, chunk_size=chunk)(eye)
             jacobians = {n: j.movedim(0, -1) for n, j in columns.items()}
         else:
             jacobians = torch.func.jacrev(function, chunk_size=chunk)(self.loc)
@@ -202,32 +218,39 @@ class Curvature:
     def kronecker(self, use: LinearUse) -> tuple[Tensor, Tensor]:
         r"""Return the Kronecker factors of one weight matrix's Gauss-Newton block, in float64.
 
-        For :math:`s_n = a_n W` the block :math:`\sum_n a_n a_n^\top \otimes B_n`, with :math:`B_n` the Gauss-Newton matrix of the
-        pre-activation, is approximated by :math:`\big(\sum_n a_n a_n^\top\big) \otimes \big(\tfrac1N \sum_n B_n\big)`
+        For :math:`s_n = a_n W` the block :math:`\sum_n a_n a_n^\top \otimes B_n`, with :math:`B_n` the Gauss-Newton matrix
+        of the pre-activation, is approximated by :math:`\big(\sum_n a_n a_n^\top\big) \otimes \big(\tfrac1N \sum_n B_n\big)`
         (Martens & Grosse 2015).
 
         :returns: factors ``(in, in)`` and ``(out, out)``.
         """
         captured: list[Tensor] = []
+        size = self.data.size
 
         def outputs(shift: Tensor) -> dict[str, Tensor]:
             def rules(trace: Trace) -> dict[int, Product]:
-                weight = _node(trace, use.name)["value"]
+                weight = nodes(trace)[use.name]["value"]
 
                 def product(inputs: Tensor, transposed: bool) -> Tensor:
+                    if captured or inputs.shape[:-1].numel() != size:
+                        raise UnsupportedModelError(
+                            f"site {use.name!r} multiplies inputs of shape {tuple(inputs.shape)}{' again' * bool(captured)} "
+                            f"for {size} data points; Kronecker factors need one row per data point, multiplied once. Use "
+                            "curvature='ggn'"
+                        )
                     captured.append(inputs.detach())
                     return apply_weight(inputs, weight, transposed) + shift
 
                 return {id(weight): product}
 
             trace, _ = self.traces(self.loc, rules=rules)
-            return {n: coordinates(n, s["fn"]).value for n, s in _items(trace) if is_observed(s)}
+            return {n: coordinates(n, s["fn"]).value for n, s in nodes(trace).items() if is_observed(s)}
 
         with self.evaluating():
             _, found, weights = self.outputs(self.data)
-            width = self.program.prototype.nodes[use.name]["value"].shape[0 if use.transposed else 1]
+            width = nodes(self.program.prototype)[use.name]["value"].shape[0 if use.transposed else 1]
             probe = torch.zeros(self.data.size, width, dtype=self.loc.dtype, device=self.loc.device)
-            values, pull = torch.func.vjp(outputs, probe)
+            values, pull = torch.func.vjp(outputs, probe)[:2]
             inputs = captured[0].reshape(-1, captured[0].shape[-1]).double()
             middle = torch.zeros(width, width, dtype=torch.float64, device=self.loc.device)
             for n, c in found.items():
@@ -240,10 +263,6 @@ class Curvature:
                 jacobian = torch.stack(rows, 1).double()
                 information = (c.fisher * weights[n]).detach().reshape(self.data.size, k, k).double()
                 middle += torch.einsum("nki,nkl,nlj->ij", jacobian, information, jacobian)
-        if len(inputs) != self.data.size:
-            raise UnsupportedModelError(
-                f"site {use.name!r} multiplies {len(inputs)} rows for {self.data.size} data points; Kronecker factors need one each"
-            )
         return inputs.T @ inputs, middle / self.data.size
 
 
@@ -262,14 +281,6 @@ def positive_part(matrix: Tensor, floor: float) -> tuple[Tensor, dict[str, Any]]
 
 def _symmetric(matrix: Tensor) -> Tensor:
     return 0.5 * (matrix + matrix.mT)
-
-
-def _node(trace: Trace, name: str) -> Any:
-    return trace.nodes[name]
-
-
-def _items(trace: Trace) -> list[tuple[str, Any]]:
-    return list(trace.nodes.items())
 
 
 def _weight(site: Any) -> Tensor:

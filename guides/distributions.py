@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -14,15 +14,18 @@ from torch.distributions import constraints
 __all__ = ["Block", "BlockNormal"]
 
 
+_NO_SHAPE = torch.Size()
+
+
 @dataclass(frozen=True)
 class Block:
     """One block of coordinates that vary together.
 
     :ivar name: for messages and parameter names.
     :ivar index: the coordinates, shape ``(d,)``.
-    :ivar kind: ``"dense"`` (a lower Cholesky factor ``(d, d)`` of the covariance), ``"diagonal"`` (standard deviations ``(d,)``),
-        ``"kron"`` (eigenvectors ``(m, m)`` and ``(n, n)`` of both sides and standard deviations ``(m, n)`` in that basis), or
-        ``"fixed"`` (no factors, no variance).
+    :ivar kind: ``"dense"`` (a lower Cholesky factor ``(d, d)`` of the covariance), ``"diagonal"`` (standard deviations
+        ``(d,)``), ``"kron"`` (eigenvectors ``(m, m)`` and ``(n, n)`` of both sides and standard deviations ``(m, n)`` in
+        that basis), or ``"fixed"`` (no factors, no variance).
     :ivar shape: of the site, for ``"kron"``.
     """
 
@@ -49,7 +52,7 @@ class BlockNormal(TorchDistribution):
     :param factors: per block, tensors of the block's ``factor_shapes``.
     """
 
-    arg_constraints: dict[str, Any] = {"loc": constraints.real_vector}
+    arg_constraints: ClassVar[dict[str, Any]] = {"loc": constraints.real_vector}
     support = constraints.real_vector
     has_rsample = True
 
@@ -88,7 +91,25 @@ class BlockNormal(TorchDistribution):
                 out = out.index_copy(-1, block.index, (left.square() @ scale.square() @ right.square().T).reshape(-1))
         return out
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """The covariance, shape ``(D, D)``."""
+        out = self.loc.new_zeros(self.loc.shape[-1], self.loc.shape[-1])
+        for block, factors in zip(self.blocks, self.factors):
+            if block.kind == "dense":
+                part = factors[0] @ factors[0].T
+            elif block.kind == "diagonal":
+                part = factors[0].square().diag()
+            elif block.kind == "kron":
+                left, right, scale = factors
+                columns = torch.einsum("am,bn,mn->abmn", left, right, scale).reshape(len(block.index), -1)
+                part = columns @ columns.T
+            else:
+                continue
+            out[block.index[:, None], block.index] = part
+        return out
+
+    def rsample(self, sample_shape: Any = _NO_SHAPE) -> Tensor:
         """Return reparameterised draws, shape ``(*sample_shape, D)``."""
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -16,7 +17,7 @@ from guides.distributions import Block, BlockNormal
 from guides.engine.data import Data
 from guides.engine.program import Program
 from guides.errors import OptionError, UnsupportedModelError
-from guides.families.base import Finished, FitContext, FlatFamily, init_function
+from guides.families.base import Finished, FitContext, FlatFamily, init_function, is_unconstrained
 from guides.linear import LinearUse
 from guides.objectives.elbo import ELBO
 from guides.registries import families
@@ -38,36 +39,39 @@ class Laplace(FlatFamily):
     ``guides.fit`` finds the mode, then computes the curvature. As a guide in stock SVI it is a point mass; call
     :meth:`laplace_approximation` afterwards, as with Pyro's ``AutoLaplaceApproximation``, which it replaces.
 
-    **When:** a good mode and a posterior close to normal; a fast check on any fit; the log evidence. **When not:** several modes, hard
-    boundaries, or a mode that is not typical of the posterior (as with hierarchical scales).
+    **When:** a good mode and a posterior close to normal; a fast check on any fit; the log evidence. **When not:** several
+    modes, hard boundaries, or a mode that is not typical of the posterior (as with hierarchical scales).
 
     :param model: a Pyro model with continuous latents.
     :param curvature: the precision matrix A:
 
-        * ``"ggn"`` (default): generalised Gauss-Newton matrix of the likelihood plus the prior's curvature (its positive part);
-          always positive definite;
-        * ``"hessian"``: exact. At the mode of a network it is rarely positive definite; eigenvalues below a floor are raised to it;
+        * ``"ggn"`` (default): generalised Gauss-Newton matrix of the likelihood plus the prior's curvature (its positive
+          part); always positive definite;
+        * ``"hessian"``: exact. At the mode of a network it is rarely positive definite; eigenvalues below a floor are
+          raised to it;
         * ``"diagonal"``: the diagonal of the Gauss-Newton matrix; for many latents;
-        * ``"kron"``: Kronecker factors per weight matrix, Gauss-Newton blocks for other sites.
-    :param sites: ``"all"``, ``"last_layer"`` (the last weight matrix that data are multiplied by and the bias that follows it), or
-        names of latent sites; the others stay at the mode.
+        * ``"kron"``: Kronecker factors per unconstrained weight matrix, Gauss-Newton blocks for other sites.
+    :param sites: ``"all"``, ``"last_layer"`` (the last weight matrix that data are multiplied by and the bias that follows
+        it), or names of latent sites; the others stay at the mode.
     :param predictive: ``"sampled"`` runs the model at draws of z; ``"linearised"`` linearises each data point's distribution
         around the mode, :math:`\varphi(z) \approx \varphi(\hat z) + J (z - \hat z)`. With ``"ggn"`` the latter is the model
         whose exact posterior q is, and it is far more robust for networks. By default linearised where the curvature is of
         Gauss-Newton type, sampled for ``"hessian"``.
-    :param floor: smallest eigenvalue of A to allow; by default the prior's smallest curvature, so that no direction is wider than
-        under the prior. ``posterior.info`` says how many eigenvalues were raised, and from what.
-    :param marginal_likelihood: hold the model's own ``pyro.param`` hyperparameters (prior scale, noise) fixed while the mode is
-        sought, then choose them by the Laplace log evidence, alternating with Newton steps on the mode, this many times.
+    :param floor: smallest eigenvalue of A to allow; by default 99% of the prior's smallest curvature, so that no direction
+        is wider than under the prior and rounding repairs nothing. ``posterior.info`` says how many eigenvalues were
+        raised, and from what.
+    :param marginal_likelihood: hold the model's own ``pyro.param`` hyperparameters (prior scale, noise) fixed while the mode
+        is sought, then choose them by the Laplace log evidence, alternating with Newton steps on the mode, this many times.
     :param init: where the mode's search starts; see :class:`guides.MAP`.
     :raises OptionError: for an unknown option or site.
 
     ``posterior.info`` holds, per replicate: ``log_evidence`` (nats), ``curvature``, ``repaired`` (eigenvalues raised),
-    ``min_eigenvalue`` (before), ``floor``, ``dimension``, ``gradient_norm`` at the mode.
+    ``min_eigenvalue`` (before), ``prior_repaired`` (negative eigenvalues of the prior's curvature set to zero), ``floor``,
+    ``dimension``, ``gradient_norm`` at the mode.
 
-    References: MacKay (1992), *A practical Bayesian framework for backpropagation networks*; Martens & Grosse (2015), *Optimizing
-    neural networks with Kronecker-factored approximate curvature*; Immer, Korzepa & Bauer (2021), *Improving predictions of
-    Bayesian neural nets via local linearization*; Daxberger et al. (2021), *Laplace redux*.
+    References: MacKay (1992), *A practical Bayesian framework for backpropagation networks*; Martens & Grosse (2015),
+    *Optimizing neural networks with Kronecker-factored approximate curvature*; Immer, Korzepa & Bauer (2021), *Improving
+    predictions of Bayesian neural nets via local linearization*; Daxberger et al. (2021), *Laplace redux*.
 
     Example::
 
@@ -131,13 +135,18 @@ class Laplace(FlatFamily):
     def laplace_approximation(self, *args: Any, **kwargs: Any) -> LaplaceNormal:
         """Return the normal approximation at the current mode, after training in stock SVI.
 
+        The model's own parameters are read from Pyro's parameter store, where SVI left them.
+
         :param args: the arguments that the model was trained with, all of the data.
         """
         data = Data.of(args, kwargs)
-        program = Program.build(self.model, self, ELBO(), data, batch_size=None, seed=0)
-        finished = self.finish(FitContext(program, program.parameters.initial, data, 0))
-        guide = finished.guide
-        guide(*args, **kwargs)
+        store = pyro.get_param_store()
+        trained = {n: store[n].detach() for n in store}
+        program = Program.build(self.plain_model, self, ELBO(), data, batch_size=None, seed=0)
+        layout = program.parameters
+        values = {n: trained.get(n, v) for n, v in layout.constrained(layout.initial).items()}
+        finished = self.finish(FitContext(program, layout.flatten(values), data, 0))
+        guide: LaplaceNormal = finished.guide  # type: ignore[assignment]
         prefix = f"{guide._pyro_name}."
         for name, value in finished.parameters.items():
             if name.startswith(prefix):
@@ -171,7 +180,7 @@ class LaplaceNormal(FlatFamily):
     """The normal that :class:`Laplace` ends in; a guide in its own right."""
 
     def __init__(self, parent: Laplace) -> None:
-        super().__init__(parent.model, init_loc_fn=init_function("median"))
+        super().__init__(parent.plain_model, init_loc_fn=init_function("median"))
         self._parent = (parent,)
         self.linearised = parent.predictive == "linearised"
         self.blocks: tuple[Block, ...] | None = None
@@ -188,7 +197,8 @@ class LaplaceNormal(FlatFamily):
         if parent.curvature == "kron":
             for n in chosen:
                 shape = tuple(guide.unconstrained_shape(n))  # type: ignore[attr-defined]
-                blocks.append(Block(n, index[n], "kron" if n in uses else "dense", shape))
+                factored = n in uses and is_unconstrained(guide.latent_site_prototype(n))  # type: ignore[attr-defined]
+                blocks.append(Block(n, index[n], "kron" if factored else "dense", shape))
         else:
             kind = "diagonal" if parent.curvature == "diagonal" else "dense"
             blocks.append(Block("latent", torch.cat([index[n] for n in chosen]), kind))
@@ -212,7 +222,7 @@ class LaplaceNormal(FlatFamily):
         parent = self._parent[0]
         data = Data.of(args, kwargs)
         with poutine.block():  # this runs inside whatever traces the guide's first call
-            program = Program.build(parent.model, parent, ELBO(), data, batch_size=None, seed=0)
+            program = Program.build(parent.plain_model, parent, ELBO(), data, batch_size=None, seed=0)
             self.lay_out(Curvature(program, program.parameters.initial, data))
 
     def _factors(self) -> tuple[tuple[Tensor, ...], ...]:
@@ -240,53 +250,68 @@ class LaplaceNormal(FlatFamily):
     def factorise(self, at: Curvature) -> tuple[list[tuple[Tensor, ...]], dict[str, Any]]:
         """Return the factors of every block, and what had to be repaired on the way."""
         assert self.blocks is not None
-        kind = self._parent[0].curvature
-        report: dict[str, Any] = {"repaired": 0, "min_eigenvalue": math.inf, "log_det": 0.0, "dimension": 0}
-        if kind == "diagonal":
-            prior = at.prior_diagonal()
-            precision, likelihood = prior, at.ggn_diagonal()
-        else:
-            prior = at.prior()
-            likelihood = (
-                at.ggn() if kind == "ggn" or any(b.kind == "dense" for b in self.blocks if kind == "kron") else prior
-            )
-            precision = at.hessian() if kind == "hessian" else prior
-        diagonal = prior if kind == "diagonal" else prior.diagonal()
-        floor = self._parent[0].floor or max(1e-6, float(diagonal.min()))
-        report["floor"] = floor
+        report: dict[str, Any] = {"repaired": 0, "prior_repaired": 0, "min_eigenvalue": math.inf, "log_det": 0.0}
+        report["floor"], report["dimension"] = math.inf, 0
         factors: list[tuple[Tensor, ...]] = []
         for block in self.blocks:
             if block.kind == "fixed":
                 factors.append(())
                 continue
-            i = block.index
-            if block.kind == "diagonal":
-                value = likelihood[i] + prior[i]
-                low = value < floor
-                found = {"repaired": int(low.sum()), "min_eigenvalue": float(value.min())}
-                value = value.clamp(min=floor)
-                factors.append((value.rsqrt(),))
-                log_det = float(value.log().sum())
-            elif block.kind == "dense":
-                part = precision[i][:, i]
-                if kind == "hessian":
-                    matrix, found = positive_part(part, floor)
-                else:
-                    part, _ = positive_part(part, 0.0)
-                    matrix, found = positive_part(likelihood[i][:, i] + part, min(floor, 1e-6))
-                tril, log_det = _inverse_cholesky(matrix)
-                factors.append((tril,))
-            else:
-                left, right = at.kronecker(self._uses[block.name])
-                if self._uses[block.name].transposed:
-                    left, right = right, left
-                group, log_det, found = _kronecker_factors(left, right, diagonal[i].mean(), floor)
-                factors.append(group)
+            make = {"diagonal": self._diagonal, "dense": self._dense, "kron": self._kronecker}[block.kind]
+            group, log_det, found = make(at, block)
+            factors.append(group)
             report["repaired"] += found["repaired"]
+            report["prior_repaired"] += found.get("prior_repaired", 0)
             report["min_eigenvalue"] = min(report["min_eigenvalue"], found["min_eigenvalue"])
+            report["floor"] = min(report["floor"], found["floor"])
             report["log_det"] += log_det
-            report["dimension"] += len(i)
+            report["dimension"] += len(block.index)
         return factors, report
+
+    def _floor(self, smallest: float) -> float:
+        """Return the smallest precision to allow where the prior's smallest is ``smallest``."""
+        return self._parent[0].floor or max(1e-6, 0.99 * smallest)
+
+    def _diagonal(self, at: Curvature, block: Block) -> _Factorised:
+        prior = at.prior_diagonal()[block.index]
+        floor = self._floor(float(prior.min()))
+        value, found = _clamped(at.ggn_diagonal()[block.index] + prior, floor)
+        return (value.rsqrt(),), float(value.log().sum()), found
+
+    def _dense(self, at: Curvature, block: Block) -> _Factorised:
+        prior = at.prior(index=block.index)
+        smallest = float(torch.linalg.eigvalsh(prior)[0])
+        # An indefinite prior says nothing about how wide it is; its diagonal at least says how wide each latent is.
+        floor = self._floor(smallest if smallest > 0 else float(prior.diagonal().min()))
+        if self._parent[0].curvature == "hessian":
+            matrix, found = positive_part(at.hessian(block.index), floor)
+        else:
+            positive, repair = positive_part(prior, 0.0)
+            matrix, found = positive_part(at.ggn(index=block.index) + positive, floor)
+            found["prior_repaired"] = repair["repaired"]
+        tril, log_det = _inverse_cholesky(matrix)
+        return (tril,), log_det, found
+
+    def _kronecker(self, at: Curvature, block: Block) -> _Factorised:
+        left, right = at.kronecker(self._uses[block.name])
+        if self._uses[block.name].transposed:
+            left, right = right, left
+        prior = at.prior_diagonal()[block.index].mean()
+        a, u = torch.linalg.eigh(left)
+        b, v = torch.linalg.eigh(right)
+        value = a.clamp(min=0)[:, None] * b.clamp(min=0)[None, :] + prior
+        value, found = _clamped(value, self._floor(float(prior)))
+        return (u, v, value.rsqrt()), float(value.log().sum()), found
+
+
+_Factorised = tuple[tuple[Tensor, ...], float, dict[str, Any]]
+"""A block's factors, the log determinant of its precision, and what was repaired."""
+
+
+def _clamped(precision: Tensor, floor: float) -> tuple[Tensor, dict[str, Any]]:
+    """Raise elements below ``floor`` to it, and say how many and how far."""
+    found = {"repaired": int((precision < floor).sum()), "min_eigenvalue": float(precision.min()), "floor": floor}
+    return precision.clamp(min=floor), found
 
 
 def _inverse_cholesky(matrix: Tensor) -> tuple[Tensor, float]:
@@ -296,26 +321,14 @@ def _inverse_cholesky(matrix: Tensor) -> tuple[Tensor, float]:
     return torch.linalg.solve_triangular(flipped, eye, upper=True).T, float(2 * flipped.diagonal().log().sum())
 
 
-def _kronecker_factors(
-    left: Tensor, right: Tensor, prior: Tensor, floor: float
-) -> tuple[tuple[Tensor, ...], float, dict[str, Any]]:
-    """Return eigenvectors and standard deviations for the precision ``left x right + prior I``."""
-    a, u = torch.linalg.eigh(left)
-    b, v = torch.linalg.eigh(right)
-    precision = a.clamp(min=0)[:, None] * b.clamp(min=0)[None, :] + prior
-    found = {"repaired": int((precision < floor).sum()), "min_eigenvalue": float(precision.min())}
-    precision = precision.clamp(min=floor)
-    return (u, v, precision.rsqrt()), float(precision.log().sum()), found
-
-
 def _chosen_sites(sites: Any, names: tuple[str, ...], uses: dict[str, LinearUse], guide: Any) -> tuple[str, ...]:
     if sites == "all":
         return names
     if sites == "last_layer":
         if not uses:
             raise UnsupportedModelError(
-                "sites='last_layer' but the model multiplies data by no latent weight matrix (x @ w or linear(x, w), with w as "
-                "pyro.sample returned it); name the sites instead"
+                "sites='last_layer' but the model multiplies data by no latent weight matrix (x @ w or linear(x, w), with "
+                "w as pyro.sample returned it); name the sites instead"
             )
         last = list(uses.values())[-1]
         width = guide.unconstrained_shape(last.name)[0 if last.transposed else 1]
