@@ -305,7 +305,10 @@ def docs(check: bool) -> None:
     """
     from benchmarks import docs as pages
 
-    paths = pages.stale() if check else pages.write()
+    try:
+        paths = pages.stale() if check else pages.write()
+    except (FileNotFoundError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
     for path in paths:
         click.echo(path.relative_to(pages.ROOT))
     if check and paths:

@@ -13,6 +13,7 @@ from typing import Any
 
 import guides
 import guides.diagnostics
+import guides.predictive
 import zoo
 import zoo.datasets
 from benchmarks import readme
@@ -20,15 +21,16 @@ from benchmarks.docstrings import Docstring, parse
 from benchmarks.readme import markdown_table
 from benchmarks.store import write_atomically
 
-__all__ = ["KINDS", "ROOT", "Kind", "api_names", "blocks", "documented", "fill", "generate", "import_line", "stale", "write"]
+__all__ = ["KINDS", "ROOT", "Kind", "api_names", "blocks", "documented", "fill", "generate", "preamble", "stale", "write"]
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "<!-- Written by `python -m benchmarks docs`"
-PACKAGES = (guides, guides.diagnostics, zoo, zoo.datasets)
+PACKAGES = (guides, guides.diagnostics, guides.predictive, zoo, zoo.datasets)
 API = (
     ("Fit and compare", (guides.fit, guides.fit_many, guides.compare, guides.Comparison)),
     ("The result of a fit", (guides.Posterior, guides.Draws, guides.Site)),
     ("Can it be trusted?", (guides.diagnose, guides.Diagnosis)),
+    ("Scores of predictions", tuple(getattr(guides.predictive, name) for name in guides.predictive.__all__)),
     ("For authors of guides and objectives", (guides.Family, guides.FlatFamily, guides.Objective, guides.Estimate)),
     ("Models and data", (zoo.bayesianize, zoo.Likelihood, zoo.datasets.Dataset, zoo.datasets.Split)),
 )
@@ -186,12 +188,6 @@ def _public(entry: Any) -> str:
     return f"{entry.__module__}.{entry.__qualname__}"
 
 
-def import_line(entry: Any) -> str:
-    """Return the import that makes ``entry`` available under its own name, as its examples use it."""
-    package, _, name = _public(entry).rpartition(".")
-    return f"from {package} import {name}"
-
-
 def _links(folder: str) -> dict[str, str]:
     """Return where the names of registered things lead, seen from a page in ``docs/folder``."""
     targets = {}
@@ -244,18 +240,23 @@ def _ending(described: Docstring, entry: Any, level: str) -> list[str]:
     if described.notes:
         parts += [f"{level} Notes", *described.notes]
     if described.examples:
-        parts += [f"{level} Example", *(_example(each.code, entry) for each in described.examples)]
+        parts += [
+            f"{level} Example",
+            *(f"```python\n{preamble(each.code, entry)}{each.code}\n```" for each in described.examples),
+        ]
     if described.references:
         parts += [f"{level} References", "\n".join(f"- {each.rstrip('.')}" for each in described.references)]
     return parts
 
 
-def _example(code: str, entry: Any) -> str:
-    """Return a code block that runs as it stands: with the import that the docstring's own module makes unnecessary."""
-    name = entry.__name__
+def preamble(code: str, entry: Any) -> str:
+    """Return the imports that an example needs and its docstring's own module makes unnecessary, a line each."""
+    package, _, name = _public(entry).rpartition(".")
+    code = "\n".join(line for line in code.splitlines() if not line.startswith("# "))
+    lines = ["import torch"] if "torch." in code and not re.search(r"import .*\btorch\b", code) else []
     if re.search(rf"(?<![\w.]){name}\b", code) and not re.search(rf"import .*\b{name}\b", code):
-        code = f"{import_line(entry)}\n{code}"
-    return f"```python\n{code}\n```"
+        lines.append(f"from {package} import {name}")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _classes(names: str) -> str:
@@ -316,7 +317,7 @@ def _api() -> str:
         "# Functions and classes",
         "What is registered by name has a page of its own: "
         + ", ".join(f"[{kind.title.lower()}]({kind.folder}/README.md)" for kind in KINDS)
-        + ".",
+        + ". `guides.to_arviz` is on the page about [ArviZ](arviz.md).",
     ]
     for heading, entries in API:
         parts.append(f"## {heading}")

@@ -28,11 +28,6 @@ class Example:
 
     code: str
 
-    @property
-    def markdown(self) -> str:
-        """The example as a block of Python that can be copied and run."""
-        return f"```python\n{self.code}\n```"
-
 
 @dataclass
 class Docstring:
