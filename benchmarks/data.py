@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,30 +52,30 @@ def random_split(index: int, *, dataset: str, ratio: tuple[float, ...]) -> Split
     return _ours(datasets.registry[dataset]().random_split(ratio, seed=index).standardise())
 
 
-def curve(index: int, *, dataset: str, low: float, high: float, points: int = 161, **options: Any) -> Split:
-    """Return a toy curve drawn with seed ``index``, standardised, with a grid for predictive bands.
+def curve(
+    index: int, *, dataset: str, low: float, high: float, standardise: bool = True, points: int = 161, **options: Any
+) -> Split:
+    """Return a toy curve drawn with seed ``index``, with a grid for predictive bands.
 
     :param index: seed of the drawing.
     :param dataset: name of a curve in ``zoo.datasets.registry``.
     :param low: left end of the grid, in original units.
     :param high: right end of the grid.
+    :param standardise: whether inputs and targets are standardised on the training part.
     :param points: number of grid points.
     :param options: further arguments of the data set's function.
     """
     draw: Any = datasets.registry[dataset]
     raw = draw(seed=index, **options).split(0)
-    split = raw.standardise()
-    shift = raw.x_train.double().mean()
-    scale = raw.x_train.double().std(correction=0)
     x = torch.linspace(low, high, points)
-    # The curve itself: the same drawing without noise would be another drawing, so the truth comes from its formula.
+    grid = replace(raw, x_test=x.unsqueeze(-1), y_test=torch.zeros(points))
     drawn = Curve(
-        inputs=((x.double() - shift) / scale).float().unsqueeze(-1),
+        inputs=(grid.standardise() if standardise else grid).x_test,
         x=x,
         points=(raw.x_train.squeeze(-1), raw.y_train),
         truth=_TRUTHS[dataset](x) if dataset in _TRUTHS else None,
     )
-    return _ours(split, drawn)
+    return _ours(raw.standardise() if standardise else raw, drawn)
 
 
 def _blundell(x: torch.Tensor) -> torch.Tensor:

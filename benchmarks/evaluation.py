@@ -108,13 +108,7 @@ def classification(posterior: Any, split: Split, *, num_samples: int, seed: int)
     :raises ValueError: if the split has no test part.
     """
     x, labels = _test(split, posterior)
-    site = observed_site(posterior)
-    classes = int(max(split.train[1].max(), labels.max())) + 1
-    likelihoods = [
-        posterior.log_likelihood(x, torch.full_like(labels, label), num_samples=num_samples, seed=seed)[site]
-        for label in range(max(classes, 2))
-    ]
-    probabilities = predictive.class_probabilities(likelihoods)
+    probabilities = _class_probabilities(posterior, split, x, labels, num_samples, seed)
     scored = predictive.classification_metrics(probabilities, labels.long())
     confidence, accuracy, share = predictive.reliability_curve(probabilities, labels.long(), num_bins=10)
     curves = {
@@ -126,6 +120,27 @@ def classification(posterior: Any, split: Split, *, num_samples: int, seed: int)
         }
     }
     return Evaluation({k: v for k, v in scored.to_dict().items() if isinstance(v, float)}, curves)
+
+
+def _class_probabilities(posterior: Any, split: Split, x: Tensor, labels: Tensor, num_samples: int, seed: int) -> Tensor:
+    """Return predictive class probabilities ``(N, K)``, from the logits ``"f"`` that the zoo's classifiers record.
+
+    A model without that site is asked for the likelihood of each label in turn, which costs K passes instead of one.
+    """
+    classes = max(int(max(split.train[1].max(), labels.max())) + 1, 2)
+    logits = posterior.predict(x, num_samples=num_samples, seed=seed).get("f")
+    if logits is not None and logits.shape[1:] == (len(labels), classes):
+        return logits.softmax(-1).mean(0)
+    if logits is not None and classes == 2 and logits.shape[1:] == labels.shape:
+        positive = logits.sigmoid().mean(0)
+        return torch.stack([1 - positive, positive], -1)
+    site = observed_site(posterior)
+    return predictive.class_probabilities(
+        [
+            posterior.log_likelihood(x, torch.full_like(labels, label), num_samples=num_samples, seed=seed)[site]
+            for label in range(classes)
+        ]
+    )
 
 
 def observed_site(posterior: Any) -> str:

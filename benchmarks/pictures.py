@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.evaluation import QUANTILES
 from benchmarks.metrics import metric
 from benchmarks.store import Record, write_atomically
 from benchmarks.tables import estimate, values
@@ -156,10 +157,17 @@ def _bands(records: Sequence[Record], task: str, guides: Sequence[str] | None, a
     margin = 0.75 * (high - low)
     axes.flat[0].set_ylim(low - margin, high + margin)
     definition = _task(task)
-    figure.supxlabel("input x", fontsize=9.5)
-    figure.supylabel(definition.target if definition else "y", fontsize=9.5)
+    for column in range(columns):
+        lowest = max(index for index in range(len(shown)) if index % columns == column)
+        axes.flat[lowest].set_xlabel("input x")
+        axes.flat[lowest].tick_params(labelbottom=True)
+    for row in axes:
+        row[0].set_ylabel(definition.target if definition else "y")
     handles, names = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    if len(shown) < axes.size:
+        axes.flat[len(shown)].legend(handles, names, loc="center left")
+    else:
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     return figure
 
 
@@ -225,7 +233,7 @@ def _losses(records: Sequence[Record], folder: Path) -> Figure | None:
         if len(pairs) < 2:
             return False
         axes.plot(*zip(*pairs), color=colour(guide), ls=DASHES[_place(guide)], lw=1.3)
-        axes.set(xlabel="optimisation step", ylabel="loss (nats)", xscale="log", yscale="symlog")
+        axes.set(xlabel="optimisation step", ylabel="loss (nats)", xscale="log")
         return True
 
     drawn = _curve_grid(records, "loss", draw)
@@ -235,13 +243,13 @@ def _losses(records: Sequence[Record], folder: Path) -> Figure | None:
     from matplotlib.ticker import MaxNLocator
 
     for place in axes.flat:
-        ends = [line.get_ydata()[len(line.get_ydata()) // 20 :] for line in place.lines]
-        inside = [float(value) for part in ends for value in part]
-        if inside:
-            # the first twentieth of a trace may be orders of magnitude above the rest, and is not what one reads it for
-            place.set_yscale("linear")
-            span = max(inside) - min(inside) or 1.0
-            place.set_ylim(min(inside) - 0.05 * span, max(inside) + 0.05 * span)
+        later = [sorted(line.get_ydata()[len(line.get_ydata()) // 10 :]) for line in place.lines]
+        if later:
+            # the descent from a random start and single wild steps would flatten what one reads a trace for
+            low = min(float(part[0]) for part in later)
+            high = max(float(part[int(0.97 * (len(part) - 1))]) for part in later)
+            span = high - low or 1.0
+            place.set_ylim(low - 0.05 * span, high + 0.15 * span)
             place.yaxis.set_major_locator(MaxNLocator(5))
     return figure
 
@@ -337,55 +345,85 @@ def _scores(records: Sequence[Record], folder: Path) -> Figure | None:
 
 
 def _forest(records: Sequence[Record], folder: Path) -> Figure | None:
-    """Forest plot of posterior intervals, one row for each scalar latent, one colour for each guide."""
+    """Forest plot of posterior intervals: one row for each scalar latent, one colour for each guide, the truth in black."""
+    found = [record for record in _done(records) if record.get("posterior") and _forest_sites(record["task"])]
+    names = _tasks(found)
+    if not names:
+        return None
+    mine = [record for record in found if record["task"] == names[0]]
+    first = {guide: next(record for record in mine if record["guide"] == guide) for guide in _guides(mine)}
+    rows = {guide: _intervals(folder / record["posterior"], _forest_sites(names[0])) for guide, record in first.items()}
+    rows = {guide: intervals for guide, intervals in rows.items() if intervals}
+    if not rows:
+        return None
+    exact: Any = next((record["curves"]["exact"] for record in mine if record["curves"].get("exact")), {})
+    truth = {
+        name: [level[index] for level in levels]
+        for site, levels in exact.items()
+        for index, name in enumerate(_scalars(site, len(levels[0])))
+    }
+    shown = {**({"exact": truth} if truth else {}), **rows}
+    latents = list(dict.fromkeys(name for intervals in rows.values() for name in intervals))
+    figure = _figure(figsize=(8.5, 1.0 + 0.11 * len(latents) * max(len(shown), 4)))
+    axes = figure.subplots()
+    for index, (guide, intervals) in enumerate(shown.items()):
+        tint = INK if guide == "exact" else colour(guide)
+        marker = "|" if guide == "exact" else MARKERS[_place(guide)]
+        for row, name in enumerate(latents):
+            if name not in intervals:
+                continue
+            height = row + (index - (len(shown) - 1) / 2) * 0.8 / max(len(shown), 2)
+            low, quarter, middle, three, high = intervals[name]
+            axes.plot([low, high], [height] * 2, color=tint, lw=1.0, solid_capstyle="butt")
+            axes.plot([quarter, three], [height] * 2, color=tint, lw=2.8, solid_capstyle="butt")
+            axes.plot(middle, height, marker=marker, ms=4, color=tint, mec=tint if guide == "exact" else "white", mew=0.5)
+    for row in range(len(latents) - 1):
+        axes.axhline(row + 0.5, color="#e3e3e3", lw=0.8)
+    reference = [*(truth or next(iter(rows.values()))).values()]
+    low, high = min(part[0] for part in reference), max(part[-1] for part in reference)
+    axes.set_xlim(low - 0.35 * (high - low), high + 0.5 * (high - low))  # intervals of guides far off run out of the picture
+    axes.set_yticks(range(len(latents)), latents)
+    axes.set_ylim(len(latents) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"{TASKS[names[0]].target}: median with 50 % and 95 % intervals")
+    from matplotlib.lines import Line2D
+
+    keys = [
+        Line2D([], [], color=INK, lw=2, label="exact")
+        if guide == "exact"
+        else Line2D([], [], color=colour(guide), marker=MARKERS[_place(guide)], lw=2, ms=4, label=guide)
+        for guide in shown
+    ]
+    figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 8))
+    return figure
+
+
+def _forest_sites(name: str) -> tuple[str, ...]:
+    task = _task(name)
+    return task.forest if task else ()
+
+
+def _scalars(site: str, count: int) -> list[str]:
+    """Return a name for each scalar of a site."""
+    return [site] if count == 1 else [f"{site}[{index}]" for index in range(count)]
+
+
+def _intervals(path: Path, sites: Sequence[str]) -> dict[str, list[float]]:
+    """Return the five quantiles of each scalar of the sites in a kept posterior, nothing where the file is gone."""
     import numpy as np
     import xarray
 
-    draws: dict[str, dict[str, np.ndarray]] = {}
-    target = "value"
-    for record in _done(records):
-        task = _task(record["task"])
-        if task is None or not task.forest or record["guide"] in draws or not record.get("posterior"):
-            continue
-        path = folder / record["posterior"]
-        if not path.exists():
-            continue
-        with xarray.open_dataset(path, group="posterior", engine="h5netcdf") as posterior:
-            rows: dict[str, np.ndarray] = {}
-            for name in (site for site in task.forest if site in posterior.data_vars):
-                variable = posterior[name]
-                flat = variable.stack(draws_=("chain", "draw")).transpose("draws_", ...).values
-                parts = flat.reshape(len(flat), -1)
-                suffixes = [""] if parts.shape[1] == 1 else [f"[{index}]" for index in range(parts.shape[1])]
-                rows |= {f"{name}{suffix}": parts[:, index] for index, suffix in enumerate(suffixes)}
-            draws[record["guide"]] = rows
-            target = task.target
-    if not draws:
-        return None
-    guides = sorted(draws, key=lambda guide: (ORDER.index(guide) if guide in ORDER else len(ORDER), guide))
-    names = list(dict.fromkeys(name for rows in draws.values() for name in rows))
-    figure = _figure(figsize=(8.5, 1.0 + 0.13 * len(names) * max(len(guides), 3)))
-    axes = figure.subplots()
-    for index, guide in enumerate(guides):
-        for row, name in enumerate(names):
-            if name not in draws[guide]:
-                continue
-            height = row + (index - (len(guides) - 1) / 2) * 0.78 / max(len(guides), 2)
-            low, first, middle, third, high = np.quantile(draws[guide][name], [0.025, 0.25, 0.5, 0.75, 0.975])
-            axes.plot([low, high], [height] * 2, color=colour(guide), lw=1.0, solid_capstyle="butt")
-            axes.plot([first, third], [height] * 2, color=colour(guide), lw=2.8, solid_capstyle="butt")
-            axes.plot(middle, height, marker=MARKERS[_place(guide)], ms=3.8, color=colour(guide), mec="white", mew=0.5)
-    for row in range(len(names) - 1):
-        axes.axhline(row + 0.5, color="#eeeeee", lw=0.8)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"{target}: median with 50 % and 95 % intervals")
-    from matplotlib.lines import Line2D
-
-    keys = [Line2D([], [], color=colour(g), marker=MARKERS[_place(g)], lw=2, ms=4, label=g) for g in guides]
-    figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 8))
-    return figure
+    found: dict[str, list[float]] = {}
+    if not path.exists():
+        return found
+    with xarray.open_dataset(path, group="posterior", engine="h5netcdf") as posterior:
+        for site in sites:
+            if site in posterior.data_vars:
+                drawn = posterior[site].stack(joint=("chain", "draw")).transpose("joint", ...).values
+                flat = drawn.reshape(len(drawn), -1)
+                for index, name in enumerate(_scalars(site, flat.shape[1])):
+                    found[name] = np.quantile(flat[:, index], QUANTILES).tolist()
+    return found
 
 
 PICTURES: tuple[Picture, ...] = (
@@ -399,8 +437,9 @@ PICTURES: tuple[Picture, ...] = (
     Picture(
         "gap_bands",
         "Between two clusters of data: Foong's gap",
-        "A posterior that knows what it has not seen opens between the clusters. Mean-field and dropout cannot do so "
-        "with one hidden layer (Foong et al. 2020 prove it); full covariances and Laplace can.",
+        "A posterior that knows what it has not seen opens between the clusters, as the linearised Laplace does. With one "
+        "hidden layer of ReLU units, mean-field and dropout cannot (Foong et al. 2020 prove it); a full covariance could, "
+        "but needs far more optimisation to get there.",
         _gap,
     ),
     Picture(
@@ -427,7 +466,8 @@ PICTURES: tuple[Picture, ...] = (
     Picture(
         "forest",
         "Posteriors of eight schools",
-        "Treatment effects and hyperparameters. Guides that agree with each other need not be right: the k-hat above tells.",
+        "Treatment effects and hyperparameters of the non-centred model, beside the exact posterior by quadrature. MAP and "
+        "ensembles have no width; the mode that Laplace starts from is not where the mass is.",
         _forest,
     ),
     Picture(

@@ -31,6 +31,7 @@ class Figure:
     caption: str
     file: str
     data: str
+    width: int
 
 
 def _suite(manifest: Mapping[str, Any], records: Sequence[Record]) -> Suite:
@@ -125,7 +126,11 @@ def _trust(records: Sequence[Record], task: str, guide: str) -> tuple[str, str]:
     worst = max(levels, key=["unknown", "good", "usable", "unreliable"].index, default="unknown")
     if not khat:
         return worst, "no density to judge"
-    return worst, f"{worst}, k-hat {estimate(khat).mean:.2f}"
+    return worst, f"{worst}, k-hat {_two(estimate(khat).mean)}"
+
+
+def _two(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def trust_table(records: Sequence[Record]) -> Table:
@@ -140,7 +145,7 @@ def trust_table(records: Sequence[Record]) -> Table:
             khat = estimate(r["metrics"].get("khat") for r in mine)
             settled = [r["metrics"]["converged"] for r in mine if r["metrics"].get("converged") is not None]
             level, _ = _trust(records, task.name, label)
-            text = f"{khat.mean:.2f}" if khat.count else "–"
+            text = _two(khat.mean) if khat.count else "–"
             if settled and min(settled) < 1:
                 text += f" ({int(sum(settled))}/{len(settled)} settled)"
             if not mine:
@@ -246,6 +251,12 @@ def _warnings(records: Sequence[Record]) -> list[tuple[str, str, int]]:
     return [(where, message, count) for (where, message), count in found.items()]
 
 
+def _shown_width(picture: Path) -> int:
+    """Return the width in pixels at which a picture's letters are as large as the page's."""
+    pixels = int.from_bytes(picture.read_bytes()[16:20], "big")  # PNG: width, big-endian, after signature and IHDR
+    return round(pixels * 100 / pictures.STYLE["savefig.dpi"])
+
+
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
@@ -268,6 +279,7 @@ def build(path: str | Path) -> Path:
             picture.caption,
             f"pictures/{picture.name}.png",
             "data:image/png;base64," + base64.b64encode(drawn[picture.name].read_bytes()).decode(),
+            _shown_width(drawn[picture.name]),
         )
         for picture in pictures.PICTURES
         if picture.name in drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 import warnings
@@ -172,6 +173,7 @@ def run(
 
 def _run_cells(cells: Sequence[Cell], work: Plan, folder: ResultsFolder, device: str, bar: tqdm) -> Iterator[Record]:
     """Yield the record of each cell, groups of one task and guide together."""
+    inner_bar = not bar.disable and sys.stderr.isatty()
     loaded: tuple[str, dict[int, Split]] = ("", {})
     for (name, label), group in groupby(cells, key=lambda cell: (cell.task, cell.guide)):
         task = TASKS[name]
@@ -188,7 +190,7 @@ def _run_cells(cells: Sequence[Cell], work: Plan, folder: ResultsFolder, device:
             except Exception as error:  # whatever one cell raises must not cost the others
                 yield _record(cell, setting, device, _now()) | _failure(error)
         for chunk in _chunks(ready, task.replicates):
-            yield from _run_chunk(chunk, task, setting, folder, device)
+            yield from _run_chunk(chunk, task, setting, folder, device, inner_bar)
 
 
 def _chunks(ready: Sequence[tuple[Cell, Split]], most: int) -> Iterator[list[tuple[Cell, Split]]]:
@@ -202,7 +204,7 @@ def _chunks(ready: Sequence[tuple[Cell, Split]], most: int) -> Iterator[list[tup
 
 
 def _run_chunk(
-    chunk: list[tuple[Cell, Split]], task: Task, setting: Setting, folder: ResultsFolder, device: str
+    chunk: list[tuple[Cell, Split]], task: Task, setting: Setting, folder: ResultsFolder, device: str, progress: bool
 ) -> Iterator[Record]:
     """Fit a chunk in one run and yield its records; a chunk that fails is tried again in halves.
 
@@ -220,7 +222,7 @@ def _run_chunk(
                 validations=[split.validation for _, split in chunk if split.validation is not None] or None,
                 seeds=[cell.fit_seed for cell, _ in chunk],
                 device=device,
-                progress=False,
+                progress=progress,
                 **setting.fit,
             )
     except Exception as error:  # whatever one cell raises must not cost the others
@@ -228,8 +230,8 @@ def _run_chunk(
             yield _record(chunk[0][0], setting, device, began) | _failure(error) | {"warnings": caught}
             return
         middle = len(chunk) // 2
-        yield from _run_chunk(chunk[:middle], task, setting, folder, device)
-        yield from _run_chunk(chunk[middle:], task, setting, folder, device)
+        yield from _run_chunk(chunk[:middle], task, setting, folder, device, progress)
+        yield from _run_chunk(chunk[middle:], task, setting, folder, device, progress)
         return
     fit_seconds = (time.perf_counter() - started) / len(chunk)
     for (cell, split), posterior in zip(chunk, posteriors):

@@ -132,7 +132,7 @@ class ResultsFolder:
             ) from error
 
     def records(self) -> list[Record]:
-        """Return the last record of every cell, in the order of the cells' names.
+        """Return the last record of every cell, in the order in which cells first ran.
 
         A last line without its end (the process died while writing it) is passed over, as is any line that is no JSON;
         :attr:`damaged_lines` counts them, and their cells count as missing.
@@ -151,7 +151,7 @@ class ResultsFolder:
                 found[Cell.of(record)] = record
             except (ValueError, KeyError, TypeError):
                 self.damaged_lines += 1
-        return [found[cell] for cell in sorted(found)]
+        return list(found.values())
 
     def done(self) -> set[Cell]:
         """Return the cells that have finished and did not fail."""

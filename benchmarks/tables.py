@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import math
+import shutil
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -92,17 +94,44 @@ class Table:
             if len(row) != len(self.header):
                 raise ValueError(f"table {self.title!r}: a row of {len(row)} under a head of {len(self.header)}")
 
-    def text(self) -> str:
-        """Return the table for a terminal."""
-        cells = [[entry.text + SYMBOLS[entry.mark] for entry in row] for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(self.header, *cells)]
-        lines = [self.title, "=" * min(len(self.title), 110)]
-        lines.append("  ".join(_pad(name, width, index) for index, (name, width) in enumerate(zip(self.header, widths))))
-        lines.append("  ".join("-" * width for width in widths))
-        lines += ["  ".join(_pad(cell, w, i) for i, (cell, w) in enumerate(zip(row, widths))) for row in cells]
+    def text(self, width: int | None = None) -> str:
+        """Return the table for a terminal, its columns in as many blocks as fit into the width.
+
+        :param width: in characters; default the terminal's, and 160 where there is none.
+        """
+        width = width or shutil.get_terminal_size((160, 24)).columns
+        heads = [name.split("\n") for name in self.header]
+        tall = max(map(len, heads))
+        columns = [
+            [*([""] * (tall - len(head)) + head), *(row[index].text + SYMBOLS[row[index].mark] for row in self.rows)]
+            for index, head in enumerate(heads)
+        ]
+        widths = [max(map(len, column)) for column in columns]
+        lines = [self.title, "=" * min(len(self.title), width)]
+        for block in self._blocks(widths, width):
+            printed = [
+                "  ".join(_pad(columns[index][row], widths[index], index) for index in block).rstrip()
+                for row in range(len(columns[0]))
+            ]
+            printed.insert(tall, "  ".join("-" * widths[index] for index in block))
+            lines += [*printed, ""]
+        lines.pop()
         if any(entry.mark in ("best", "tie") for row in self.rows for entry in row):
-            lines.append(LEGEND)
-        return "\n".join(lines + ([self.note] if self.note else []))
+            lines.append(textwrap.fill(LEGEND, width))
+        return "\n".join(lines + ([textwrap.fill(self.note, width)] if self.note else []))
+
+    @staticmethod
+    def _blocks(widths: Sequence[int], most: int) -> list[list[int]]:
+        """Return which columns go side by side: the first in every block, the others in order."""
+        blocks: list[list[int]] = [[0]]
+        used = widths[0]
+        for index, width in enumerate(widths[1:], start=1):
+            if len(blocks[-1]) > 1 and used + 2 + width > most:
+                blocks.append([0])
+                used = widths[0]
+            blocks[-1].append(index)
+            used += 2 + width
+        return blocks
 
     def markdown(self) -> str:
         """Return the table as GitHub Markdown, the best entries bold, ties marked ``~``."""
@@ -111,7 +140,7 @@ class Table:
             safe = entry.text.replace("|", "\\|")
             return f"**{safe}**" if entry.mark == "best" else safe + SYMBOLS[entry.mark]
 
-        head = "| " + " | ".join(name.replace("|", "\\|") for name in self.header) + " |"
+        head = "| " + " | ".join(name.replace("|", "\\|").replace("\n", "<br>") for name in self.header) + " |"
         rule = "| --- |" + " ---: |" * (len(self.header) - 1)
         rows = ["| " + " | ".join(map(one, row)) + " |" for row in self.rows]
         marked = any(entry.mark in ("best", "tie") for row in self.rows for entry in row)
@@ -294,4 +323,4 @@ def comparison(
 def _head(task: str, measure: Metric, heads: Mapping[str, str]) -> str:
     name = heads.get(task, task)
     described = f"{measure.label} {measure.arrow}".strip()
-    return f"{name}, {described}" if name else described
+    return f"{name}\n{described}" if name else described

@@ -9,19 +9,25 @@ from benchmarks.task import TASKS, Override, Task
 
 METRICS = ("log_likelihood", "rmse", "crps", "calibration_error", "coverage_50", "coverage_80", "coverage_95")
 LAPLACE = Override(options={"curvature": "ggn"})
+# Scales that start small let a network fit its data before it learns how sure to be of itself.
+GUIDES = {
+    "laplace": LAPLACE,
+    "mean_field": Override(options={"init_scale": 0.01}),
+    "full_rank": Override(options={"init_scale": 0.01}),
+}
 
 TASKS.add(
     "blundell_curve",
     Task(
         name="blundell_curve",
-        summary="Blundell's curve, 100 points on [0, 0.5], drawn on [-0.2, 1.2]: bands outside the data",
-        load=partial(data.curve, dataset="blundell", low=-0.2, high=1.2),
-        model=partial(data.network, hidden=(50,), activation="relu"),
+        summary="Blundell's curve, 300 points on [0, 0.5], drawn on [-0.2, 1.2]: bands outside the data",
+        load=partial(data.curve, dataset="blundell", num_train=300, low=-0.2, high=1.2),
+        model=partial(data.network, hidden=(20,), activation="relu", prior=(2.0, 0.5)),
         evaluate=evaluation.regression,
         metrics=METRICS,
         splits=20,
-        fit={"steps": 4000, "lr": 0.01, "schedule": "cosine"},
-        guides={"laplace": LAPLACE},
+        fit={"steps": 1000, "lr": 0.03, "schedule": "cosine"},
+        guides=GUIDES,
         source="Blundell et al. 2015, section 5.2; tested on fresh points of the training range.",
     ),
 )
@@ -31,13 +37,13 @@ TASKS.add(
     Task(
         name="foong_gap",
         summary="Foong's two clusters, 100 points, tested in the gap between them",
-        load=partial(data.curve, dataset="foong", low=-1.5, high=1.5),
-        model=partial(data.network, hidden=(50,), activation="relu"),
+        load=partial(data.curve, dataset="foong", low=-1.5, high=1.5, standardise=False),
+        model=partial(data.network, hidden=(20,), activation="relu", prior=(1.0, 0.8), noise=0.1),
         evaluate=evaluation.regression,
         metrics=METRICS,
         splits=20,
-        fit={"steps": 4000, "lr": 0.01, "schedule": "cosine"},
-        guides={"laplace": LAPLACE},
+        fit={"steps": 1000, "lr": 0.03, "schedule": "cosine"},
+        guides=GUIDES,
         source="Foong et al. 2019; the test points lie in the gap, where training never was.",
     ),
 )

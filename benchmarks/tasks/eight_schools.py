@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import zoo
+from benchmarks import evaluation
 from benchmarks.evaluation import Evaluation
 from benchmarks.task import TASKS, Split, Task
 
@@ -26,14 +28,8 @@ def model(split: Split, *, centered: bool) -> zoo.EightSchools:
     return zoo.EightSchools(centered=centered)
 
 
-def exact(sigma: Tensor, y: Tensor) -> tuple[float, dict[str, tuple[Tensor, Tensor]]]:
-    r"""Return log evidence, and mean and standard deviation of each site, by quadrature over :math:`\tau` alone.
-
-    Given :math:`\tau` all else is Gaussian: :math:`y_j \sim N(\mu, V_j)` with :math:`V_j = \sigma_j^2 + \tau^2`, and
-    :math:`\mu \mid y, \tau \sim N(m, v)` with :math:`1/v = 1/25 + \sum_j 1/V_j`. What is left is one integral, taken by the
-    midpoint rule over the half-Cauchy prior's quantiles.
-    """
-    sigma, y = sigma.double(), y.double()
+def _given_tau(sigma: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """Return tau's grid ``(GRID, 1)``, its posterior weights, mean and precision of mu given tau, and the log evidence."""
     quantiles = (torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID
     tau = 5 * torch.tan(0.5 * math.pi * quantiles).unsqueeze(-1)
     total = sigma**2 + tau**2
@@ -43,7 +39,20 @@ def exact(sigma: Tensor, y: Tensor) -> tuple[float, dict[str, tuple[Tensor, Tens
     log_det = total.log().sum(-1) + math.log(25) + precision.log()
     quadratic = (y**2 / total).sum(-1) - precision * mean**2
     log_likelihood = -0.5 * (len(y) * math.log(2 * math.pi) + log_det + quadratic)
-    weights = (log_likelihood - log_likelihood.logsumexp(0)).exp()
+    weights = log_likelihood.softmax(0)
+    return tau, weights, mean, precision, float(log_likelihood.logsumexp(0)) - math.log(GRID)
+
+
+def exact(sigma: Tensor, y: Tensor) -> tuple[float, dict[str, tuple[Tensor, Tensor]]]:
+    r"""Return log evidence, and mean and standard deviation of each site, by quadrature over :math:`\tau` alone.
+
+    Given :math:`\tau` all else is Gaussian: :math:`y_j \sim N(\mu, V_j)` with :math:`V_j = \sigma_j^2 + \tau^2`, and
+    :math:`\mu \mid y, \tau \sim N(m, v)` with :math:`1/v = 1/25 + \sum_j 1/V_j`. What is left is one integral, taken by the
+    midpoint rule over the half-Cauchy prior's quantiles.
+    """
+    sigma, y = sigma.double(), y.double()
+    tau, weights, mean, precision, log_evidence = _given_tau(sigma, y)
+    total = sigma**2 + tau**2
     shrinkage = tau**2 / total
     theta_mean = shrinkage * y + (1 - shrinkage) * mean.unsqueeze(-1)
     theta_variance = shrinkage * sigma**2 + (1 - shrinkage) ** 2 / precision.unsqueeze(-1)
@@ -53,10 +62,30 @@ def exact(sigma: Tensor, y: Tensor) -> tuple[float, dict[str, tuple[Tensor, Tens
         average = (weight * given).sum(0)
         return average, ((weight * (variance + given**2)).sum(0) - average**2).sqrt()
 
-    return float(log_likelihood.logsumexp(0)) - math.log(GRID), {
+    return log_evidence, {
         "mu": moments(mean, 1 / precision),
         "theta": moments(theta_mean, theta_variance),
     }
+
+
+def exact_quantiles(sigma: Tensor, y: Tensor, levels: Sequence[float], draws: int = 20_000) -> dict[str, list[list[float]]]:
+    """Return quantiles of each site's exact posterior, one row for each level, from exact independent draws.
+
+    The draws come from the factors of :func:`exact`: tau from its grid, mu given tau, theta given both.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tau, weights, mean, precision = _given_tau(sigma.double(), y.double())[:4]
+    index = torch.multinomial(weights, draws, replacement=True, generator=generator)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    mu = mean[index] + normal(draws) * precision[index].rsqrt()
+    shrinkage = tau[index] ** 2 / (sigma.double() ** 2 + tau[index] ** 2)
+    theta = shrinkage * y + (1 - shrinkage) * mu.unsqueeze(-1) + shrinkage.sqrt() * sigma * normal(draws, len(y))
+    at = torch.tensor(levels, dtype=torch.float64)
+    sites = {"mu": mu.unsqueeze(-1), "tau": tau[index], "theta": theta}
+    return {name: torch.quantile(values, at, dim=0).tolist() for name, values in sites.items()}
 
 
 def evaluate(posterior: Any, split: Split, *, num_samples: int, seed: int) -> Evaluation:
@@ -77,7 +106,10 @@ def evaluate(posterior: Any, split: Split, *, num_samples: int, seed: int) -> Ev
         values = sites[name].double().cpu().flatten(0, 1)
         errors.append(float(((values.mean(0) - mean).abs() / deviation).max()))
         ratios.append(float((values.std(0) / deviation).min()))
-    return Evaluation(metrics | {"mean_error": max(errors), "sd_ratio": min(ratios)})
+    return Evaluation(
+        metrics | {"mean_error": max(errors), "sd_ratio": min(ratios)},
+        {"exact": exact_quantiles(sigma, y, evaluation.QUANTILES)},
+    )
 
 
 for _name, _centered in (("eight_schools", False), ("eight_schools_centered", True)):
@@ -90,7 +122,7 @@ for _name, _centered in (("eight_schools", False), ("eight_schools_centered", Tr
             model=partial(model, centered=_centered),
             evaluate=evaluate,
             metrics=("evidence_gap", "mean_error", "sd_ratio"),
-            fit={"steps": 3000, "lr": 0.02, "schedule": "cosine"},
+            fit={"steps": 1500, "lr": 0.03, "schedule": "cosine"},
             skip={"dropout": "the model has no network to drop units of"},
             forest=() if _centered else ("mu", "tau", "theta"),
             target="SAT points",
