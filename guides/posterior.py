@@ -16,7 +16,7 @@ from torch import Tensor
 from guides.draws import Draws, Site, sites, take_draws
 from guides.engine.data import Data
 from guides.engine.parameters import isolated_store
-from guides.engine.program import Program, quiet
+from guides.engine.program import Program, quiet, seeded
 from guides.errors import DataError, OptionError
 from guides.families.base import FlatFamily
 
@@ -172,7 +172,7 @@ class Posterior:
             values = {self.guide.latent_site: self.guide.flatten(latents)}
         guide = poutine.condition(self.guide, data=values)
         results = []
-        with isolated_store(), quiet(), torch.no_grad():
+        with isolated_store(), quiet(), seeded(self.seed), torch.no_grad():
             for flat in self.flat:
                 run = lambda: poutine.trace(guide).get_trace(*self.training.args, **self.training.kwargs)  # noqa: E731
                 results.append(self.program.parameters.call(flat, run).log_prob_sum())
