@@ -1,4 +1,4 @@
-"""A normal over a vector whose covariance is made of independent blocks."""
+"""Normals over a vector whose covariance has structure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from pyro.distributions import LowRankMultivariateNormal
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
-__all__ = ["Block", "BlockNormal"]
+__all__ = ["Block", "BlockNormal", "LowRankNormal"]
 
 
 _NO_SHAPE = torch.Size()
@@ -146,3 +147,23 @@ class BlockNormal(TorchDistribution):
                 log_det = scale.log().sum()
             total = total - 0.5 * e.square().sum(-1) - log_det - 0.5 * len(block.index) * math.log(2 * math.pi)
         return total
+
+
+class LowRankNormal(LowRankMultivariateNormal):
+    r"""Torch's normal with covariance :math:`W W^\top + \mathrm{diag}(d)`, without a check of its factorisation.
+
+    Torch raises an error for parameters that are not finite, in the middle of a step. Here the density becomes NaN, as
+    those of other distributions do, so that a fit can stop at its last finite parameters.
+
+    :param loc: mean, shape ``(D,)``.
+    :param cov_factor: W, shape ``(D, r)``.
+    :param cov_diag: d, shape ``(D,)``.
+    """
+
+    def __init__(self, loc: Tensor, cov_factor: Tensor, cov_diag: Tensor, validate_args: bool | None = None) -> None:
+        self.loc, self.cov_factor, self.cov_diag = loc, cov_factor, cov_diag
+        self._unbroadcasted_cov_factor, self._unbroadcasted_cov_diag = cov_factor, cov_diag
+        scaled = cov_factor.mT / cov_diag.unsqueeze(-2)
+        capacitance = scaled @ cov_factor + torch.eye(cov_factor.shape[-1], dtype=loc.dtype, device=loc.device)
+        self._capacitance_tril = torch.linalg.cholesky_ex(capacitance).L
+        Distribution.__init__(self, loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)

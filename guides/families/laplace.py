@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from guides.curvature import Curvature, positive_part
 from guides.distributions import Block, BlockNormal
 from guides.engine.data import Data
-from guides.engine.program import Program
+from guides.engine.parameters import isolated_store
+from guides.engine.program import Program, seeded
 from guides.errors import OptionError, UnsupportedModelError
 from guides.families.base import Finished, FitContext, FlatFamily, init_function, is_unconstrained
 from guides.linear import LinearUse
@@ -162,7 +163,8 @@ class Laplace(FlatFamily):
             info.update(tuned)
         guide = self.finished_guide()
         guide.lay_out(at)
-        guide._setup_prototype(*context.data.args, **context.data.kwargs)
+        with isolated_store(), seeded(context.seed):
+            guide._setup_prototype(*context.data.args, **context.data.kwargs)
         factors, report = guide.factorise(at)
         info.update(report)
         with at.evaluating():

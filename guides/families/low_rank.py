@@ -7,6 +7,7 @@ from typing import Any
 
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal
 
+from guides.distributions import LowRankNormal
 from guides.errors import OptionError
 from guides.families.base import FlatFamily, init_function
 from guides.registries import families
@@ -55,3 +56,8 @@ class LowRank(FlatFamily, AutoLowRankMultivariateNormal):
         if rank is not None and rank < 1:
             raise OptionError(f"rank must be at least 1, not {rank!r}")
         super().__init__(model, init_loc_fn=init_function(init), init_scale=float(init_scale), rank=rank)
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> LowRankNormal:
+        """Return the normal over the flat unconstrained latents."""
+        scale: Any = self.scale
+        return LowRankNormal(self.loc, scale.unsqueeze(-1) * self.cov_factor, scale * scale)
