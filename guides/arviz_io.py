@@ -171,20 +171,16 @@ def to_arviz(
 
     It offers NumPyro's ``arviz.from_numpyro_svi`` to Pyro users. Chains are restarts (``fit(replicates=R)``).
 
-    ========================
-    ===================================================================================== group
-    variables
-    ========================
-    ===================================================================================== posterior
-    latent sites, then deterministic ones, (chain, draw, ...) posterior_predictive      observed sites drawn
-    anew predictions               observed and deterministic sites at the arguments ``predictions``
-    log_likelihood            observed sites, one number per observation, nats sample_stats
-    ``lp`` (log joint density) and ``log_q`` (the guide's log density), nats, (chain, draw) prior,
-    prior_predictive   draws from the model with nothing observed; one chain observed_data             values
-    of the observed sites constant_data             other tensor arguments of the model, under their argument
-    names
-    ========================
-    =====================================================================================
+    Groups and their variables:
+
+    * ``posterior``: latent sites, then deterministic ones, (chain, draw, ...);
+    * ``posterior_predictive``: observed sites drawn anew;
+    * ``predictions``: observed and deterministic sites at the arguments ``predictions``;
+    * ``log_likelihood``: observed sites, one number per observation, nats;
+    * ``sample_stats``: ``lp`` (log joint density) and ``log_q`` (the guide's log density), nats, (chain, draw);
+    * ``prior``, ``prior_predictive``: draws from the model with nothing observed; one chain;
+    * ``observed_data``: values of the observed sites;
+    * ``constant_data``: other tensor arguments of the model, under their argument names.
 
     Dimensions are named by plates, those of events ``<site>_dim_<i>``. A plate that bears the name of a
     variable becomes ``<name>_plate``.
@@ -202,8 +198,16 @@ def to_arviz(
 
     Example::
 
-        tree = posterior.to_arviz(coords={"school": ["Choate", "Deerfield"]})
-        arviz.plot_forest(tree)
+        >>> import pyro, pyro.distributions as dist, torch, guides
+        >>> def model(sigma, y=None):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        ...     with pyro.plate("school", len(sigma)):
+        ...         theta = pyro.sample("theta", dist.Normal(mu, 1.0))
+        ...         pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+        >>> posterior = guides.fit(model, "mean_field", torch.ones(2), torch.tensor([28.0, 8.0]), steps=50)
+        >>> tree = posterior.to_arviz(num_samples=10, coords={"school": ["Choate", "Deerfield"]})
+        >>> tree["posterior"]["theta"].dims
+        ('chain', 'draw', 'school')
     """
     wanted = _wanted(groups, prior_samples, predictions)
     sites = posterior.sites

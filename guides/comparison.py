@@ -91,7 +91,8 @@ class Comparison:
         if chosen not in latents:
             raise OptionError(f"site={chosen!r} is not a latent site; the model has {', '.join(latents)}")
         for j, (name, posterior) in enumerate(self.posteriors.items()):
-            draws = posterior.draws(500).latents[chosen].flatten(0, 1).flatten(1)[:, :8].cpu()
+            draws = posterior.draws(500).latents[chosen].flatten(0, 1).cpu()
+            draws = draws.reshape(len(draws), -1)[:, :8]
             low, mid, high = (draws.quantile(q, dim=0) for q in (0.03, 0.5, 0.97))
             y = [i + 0.8 * j / max(1, len(self.posteriors)) for i in range(draws.shape[1])]
             right.errorbar(mid, y, xerr=[mid - low, high - mid], fmt="o", ms=4, label=name)

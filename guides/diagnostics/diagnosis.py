@@ -164,8 +164,14 @@ def diagnose(
 
     Example::
 
-        diagnosis = diagnose(guides.fit(model, "mean_field", x, y))
-        print(diagnosis)
+        >>> import pyro, pyro.distributions as dist, torch, guides
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> posterior = guides.fit(model, "mean_field", torch.ones(3), steps=1500, lr=0.05, schedule="cosine")
+        >>> guides.diagnose(posterior).verdict
+        'good'
     """
     if num_samples < MIN_DRAWS:
         raise ValueError(

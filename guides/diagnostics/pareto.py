@@ -108,6 +108,15 @@ def pareto_k(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     )
 
 
+_CORRELATED = "this family follows correlations already, so look for skewness or several modes, and compare with NUTS"
+_NEXT_FAMILY = {
+    "": "try a family that can follow correlations ('full_rank', 'low_rank', 'laplace')",
+    "full_rank": _CORRELATED,
+    "laplace": "try 'full_rank', which is fitted to the whole posterior rather than to its mode",
+    "low_rank": "try 'full_rank', or a higher rank",
+}
+
+
 def _no_density(family: str, draws: DrawsLike) -> Undefined:
     if any(bool((value != value[:, :1]).any()) for value in draws.latents.values()):
         return Undefined(
@@ -134,11 +143,13 @@ def _verdict(k_hat: float, threshold: float, num_samples: int, family: str) -> t
             f"{figure}: the guide is near the posterior; its moments need importance weights",
             "use the PSIS-corrected moments rather than the raw ones",
         )
-    others = ", ".join(repr(name) for name in ("full_rank", "low_rank", "laplace") if name != family)
+    figures_differ = ""
+    if k_hat - threshold < (1 + k_hat) / math.sqrt(tail_length(num_samples)):
+        figures_differ = ", though within its standard error of the limit: more draws would tell"
     return (
         "unreliable",
-        f"{figure}: the guide misses posterior mass, and importance weights cannot repair it",
-        f"try a family that can follow correlations ({others}), or reparametrise the model (a non-centred hierarchy);"
+        f"{figure}: the guide misses posterior mass, and importance weights cannot repair it{figures_differ}",
+        f"{_NEXT_FAMILY.get(family, _NEXT_FAMILY[''])}; or reparametrise the model (a non-centred hierarchy);"
         " if only predictions matter, judge those by held-out log-likelihood and calibration",
     )
 

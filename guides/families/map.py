@@ -20,7 +20,9 @@ class MAP(Family, AutoDelta):
     .. math:: q(z) = \delta(z - \hat z), \qquad \hat z = \arg\max_z \log p(x, z)
 
     The maximum is taken in the constrained space of each site, so it depends on the parametrisation. It carries no
-    uncertainty: use it as a baseline, a start for other guides, or where a plain network is what is wanted (with normal
+    uncertainty.
+
+    **When:** as a baseline, a start for other guides, or where a plain network is what is wanted (with normal
     priors it is a network with weight decay).
 
     **When not:** whenever the predictive uncertainty matters.
