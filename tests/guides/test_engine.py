@@ -1,0 +1,223 @@
+"""The engine against the reference: eager, traced, compiled, replicated, in minibatches."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import reference
+import torch
+from guide_models import line, network, regression
+
+import guides
+from guides.engine.tracing import CompiledLoop, has_compiler
+
+STEPS, LR = 40, 0.05
+CLOSE = {"rtol": 2e-4, "atol": 2e-3}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return line()
+
+
+def set_up(family, options, data):
+    """A guide with its parameters made, and their unconstrained values."""
+    pyro.set_rng_seed(3)
+    guide = guides.families[family](regression, init=spread, **options)
+    with pyro.get_param_store().scope():
+        guide(*data)
+    return guide, {n.removesuffix("_unconstrained"): v.detach().clone() for n, v in guide.named_parameters()}
+
+
+def spread(site=None):
+    if site is None:
+        return spread
+    return site["fn"].sample() * 0.3 + 0.5
+
+
+def test_every_family_and_objective_has_a_reference():
+    assert {case[0] for case in reference.CASES.values()} == set(guides.families)
+    assert set(guides.objectives) == {"elbo"}
+
+
+def follow(case, mode, data, chunk=None):
+    """Fit a case with the engine and with the reference and compare losses and parameters."""
+    family, options, objective_options, particles, objective, sizes = reference.CASES[case]
+    guide, start = set_up(family, options, data)
+    model = reference.Regression(*data)
+    normals, uniforms = reference.noise(5, STEPS, particles, *sizes(len(data[0])), chunk)
+    losses, end = reference.svi(lambda p, k: objective(model, p, normals[k], uniforms[k]), start, STEPS, LR)
+    elbo = guides.ELBO(**objective_options)
+    posterior = guides.fit(regression, guide, *data, objective=elbo, steps=STEPS, lr=LR, seed=5, compile=mode)
+    torch.testing.assert_close(posterior.losses[0], losses, **CLOSE)
+    assert losses[-1] < losses[0] - 1
+    if family != "laplace":  # whose guide has become another one by now
+        trained = {n.removesuffix("_unconstrained"): v for n, v in guide.named_parameters()}
+        for name, value in end.items():
+            torch.testing.assert_close(trained[name].detach(), value, **CLOSE)
+
+
+@pytest.mark.parametrize("mode", ["eager", "trace"])
+@pytest.mark.parametrize("case", reference.CASES)
+def test_losses_and_parameters_follow_the_reference(case, mode, data):
+    follow(case, mode, data)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+@pytest.mark.parametrize("case", reference.CASES)
+def test_compiled_losses_follow_the_reference(case, data, monkeypatch):
+    """The first chunk is traced, the second checks the compiled loop, the others run it."""
+    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
+    calls = count_compiled_chunks(monkeypatch)
+    follow(case, "inductor", data, chunk=10)
+    assert len(calls) == 3
+
+
+def count_compiled_chunks(monkeypatch):
+    calls, run = [], CompiledLoop.__call__
+
+    def spy(self, *args):
+        calls.append(self)
+        return run(self, *args)
+
+    monkeypatch.setattr(CompiledLoop, "__call__", spy)
+    return calls
+
+
+def fit(family, *data, **options):
+    defaults = {"steps": STEPS, "lr": LR, "compile": "eager"}
+    return guides.fit(regression, family, *data, **{**defaults, **options})
+
+
+@pytest.mark.parametrize("family", guides.families)
+def test_replicate_r_is_the_single_fit_with_seed_plus_r(family, data):
+    options = {"batch_size": 12, "num_particles": 2, "clip_norm": 5.0, "schedule": "cosine", "steps": 25}
+    together = fit(family, *data, seed=7, replicates=3, compile="trace", **options)
+    for r in (0, 2):
+        single, part = fit(family, *data, seed=7 + r, **options), together.replicate(r)
+        torch.testing.assert_close(part.losses, single.losses, **CLOSE)
+        torch.testing.assert_close(part.flat, single.flat, **CLOSE)
+        assert part.seed == single.seed
+    assert (together.losses[0] - together.losses[1]).abs().max() > 0.1
+
+
+def test_item_r_of_fit_many_is_the_single_fit_of_its_data(data):
+    x, y = data
+    datasets = [(x, y), (x.flip(0), y.flip(0) + 1), (x * 2, y)]
+    many = guides.fit_many(regression, "mean_field", datasets, seeds=[3, 9, 4], steps=STEPS, lr=LR, batch_size=10)
+    for posterior, arguments, seed in zip(many, datasets, [3, 9, 4]):
+        single = fit("mean_field", *arguments, seed=seed, batch_size=10)
+        torch.testing.assert_close(posterior.losses, single.losses, **CLOSE)
+        assert posterior.seed == seed
+        assert posterior.data[0] is arguments[0]
+        torch.testing.assert_close(posterior.sample(50)["w"], single.sample(50)["w"], **CLOSE)
+
+
+def test_a_replicate_does_not_depend_on_the_others(data):
+    x, y = data
+    first = guides.fit_many(regression, "mean_field", [(x, y), (x, y + 1)], steps=STEPS, lr=LR)[0]
+    second = guides.fit_many(regression, "mean_field", [(x, y), (-x, 3 * y)], steps=STEPS, lr=LR)[0]
+    torch.testing.assert_close(first.losses, second.losses, rtol=1e-5, atol=1e-4)
+
+
+def test_laplace_finishes_each_replicate_by_itself(data):
+    x, y = data
+    many = guides.fit_many(regression, "laplace", [(x, y), (x, y + 1)], steps=200, lr=0.1)
+    for r, posterior in enumerate(many):
+        single = fit("laplace", x, y + r, steps=200, lr=0.1, seed=r)
+        assert posterior.info[0]["log_evidence"] == pytest.approx(single.info[0]["log_evidence"], abs=1e-2)
+        for name, value in single.parameters.items():
+            torch.testing.assert_close(posterior.parameters[name], value, rtol=2e-3, atol=2e-3)
+
+
+def test_minibatches_follow_the_reference(data):
+    family, options, objective_options, particles, objective, sizes = reference.CASES["mean_field"]
+    guide, start = set_up(family, options, data)
+    x, y = data
+    size = 7  # does not divide 30, so that batches span passes
+    normals, uniforms = reference.noise(5, STEPS, particles, *sizes(size))
+    rows = reference.batches(5, STEPS, len(x), size)
+
+    def step(p, k):
+        return objective(reference.Regression(x[rows[k]], y[rows[k]], len(x) / size), p, normals[k], uniforms[k])
+
+    losses, _ = reference.svi(step, start, STEPS, LR)
+    elbo = guides.ELBO(**objective_options)
+    posterior = fit(guide, x, y, objective=elbo, batch_size=size, seed=5, compile="trace")
+    torch.testing.assert_close(posterior.losses[0], losses, **CLOSE)
+
+
+def test_sgd_clipping_and_schedules_follow_torch(data):
+    guide, start = set_up("laplace", {}, data)
+    model = reference.Regression(*data)
+    p = start["loc"].clone().requires_grad_()
+    sgd = torch.optim.SGD([p], lr=1.0, momentum=0.9)
+    losses = []
+    for k in range(STEPS):
+        sgd.param_groups[0]["lr"] = 0.01 * (1 - k / STEPS)
+        sgd.zero_grad()
+        loss = -model(p)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p], 3.0)
+        sgd.step()
+        losses.append(loss.item())
+    options = {"optimizer": "sgd", "lr": 0.01, "schedule": "linear", "clip_norm": 3.0}
+    posterior = fit(guide, *data, **options)
+    torch.testing.assert_close(posterior.losses[0], torch.tensor(losses), **CLOSE)
+
+
+def test_chunks_do_not_change_the_trajectory_of_the_same_noise(data, monkeypatch):
+    """Noise is drawn chunk by chunk; step numbers, moments and rates must not restart with a chunk."""
+    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 7)
+    guide, start = set_up("mean_field", {}, data)
+    objective, sizes = reference.CASES["mean_field"][4:]
+    normals, uniforms = reference.noise(5, STEPS, 1, *sizes(30), chunk=7)
+    model = reference.Regression(*data)
+    losses, _ = reference.svi(lambda p, k: objective(model, p, normals[k], uniforms[k]), start, STEPS, LR)
+    torch.testing.assert_close(fit(guide, *data, seed=5).losses[0], losses, **CLOSE)
+
+
+def branching(x, y=None):
+    """A Python branch on a latent: what tracing would freeze."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    loc = z if z > 0.3 else 2 * z
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(loc, 0.5), obs=y)
+
+
+def test_a_branch_on_a_latent_runs_eagerly_and_says_why(data):
+    x, y = data[0][:, 0], data[1]
+    with pytest.warns(guides.EagerFallbackWarning, match="cannot be traced") as caught:
+        traced = guides.fit(branching, "mean_field", x, y, steps=STEPS, lr=LR, compile="trace")
+    assert len(caught) == 1
+    eager = guides.fit(branching, "mean_field", x, y, steps=STEPS, lr=LR, compile="eager")
+    torch.testing.assert_close(traced.losses, eager.losses)
+
+
+def test_python_state_that_changes_the_model_is_found_by_the_check(data):
+    """Annealing by a counter leaves no trace in the graph: a graph of the first step would repeat its factor for ever."""
+    x, y = data
+    calls = []
+
+    def annealed(x, y=None):
+        calls.append(None)
+        with pyro.poutine.scale(scale=float(len(calls))):
+            w = pyro.sample("w", dist.Normal(torch.zeros(3), 0.1).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+    with pytest.warns(guides.EagerFallbackWarning, match="depend on the values"):
+        guides.fit(annealed, "mean_field", x, y, steps=STEPS, compile="trace")
+
+
+def test_a_fit_too_short_to_gain_is_not_traced(data, monkeypatch):
+    monkeypatch.setattr("guides.engine.tracing.make_fx", None)  # to use it would fail, and warn
+    guides.fit(regression, "mean_field", *data, steps=3)
+
+
+def test_a_network_traced_and_replicated_in_minibatches_is_the_eager_fit(data):
+    options = {"steps": STEPS, "lr": LR, "batch_size": 8, "seed": 2}
+    local = ("mean_field", {"estimator": "local"})
+    traced = guides.fit(network, local, *data, replicates=2, compile="trace", **options)
+    eager = guides.fit(network, local, *data, compile="eager", **options)
+    torch.testing.assert_close(traced.replicate(0).losses, eager.losses, rtol=1e-3, atol=1e-2)
