@@ -213,8 +213,9 @@ def _run_chunk(
     began, started = _now(), time.perf_counter()
     caught: list[str] = []
     memory = provenance.PeakMemory(device)
+    failure: Exception | None = None
     try:
-        with memory, _collected_warnings(caught):
+        with memory, _working(task.threads, caught):
             posteriors = guides.fit_many(
                 task.model(chunk[0][1]),
                 (setting.family, dict(setting.options)),
@@ -226,9 +227,12 @@ def _run_chunk(
                 **setting.fit,
             )
     except Exception as error:  # whatever one cell raises must not cost the others
-        if len(chunk) == 1:
-            yield _record(chunk[0][0], setting, device, began) | _failure(error) | {"warnings": caught}
-            return
+        failure = error
+    if failure is not None and len(chunk) == 1:
+        yield _record(chunk[0][0], setting, device, began) | _failure(failure) | {"warnings": caught}
+        return
+    if failure is not None:
+        failure = None  # with its traceback go the tensors that did not fit
         middle = len(chunk) // 2
         yield from _run_chunk(chunk[:middle], task, setting, folder, device, progress)
         yield from _run_chunk(chunk[middle:], task, setting, folder, device, progress)
@@ -240,7 +244,7 @@ def _run_chunk(
         record = _record(cell, setting, device, began)
         evaluating = provenance.PeakMemory(device)
         try:
-            with evaluating, _collected_warnings(messages), torch.random.fork_rng():
+            with evaluating, _working(task.threads, messages), torch.random.fork_rng():
                 torch.manual_seed(cell.fit_seed)
                 record |= _results(cell, task, split, posterior, folder)
         except Exception as error:  # as above
@@ -299,7 +303,7 @@ def _record(cell: Cell, setting: Setting, device: str, started: str) -> Record:
         "finished": _now(),
         "versions": provenance.versions(),
         "machine": provenance.machine(device),
-        "threads": torch.get_num_threads(),
+        "threads": TASKS[cell.task].threads or torch.get_num_threads(),
         **provenance.commit(),
     }
 
@@ -319,8 +323,10 @@ def _now() -> str:
 
 
 @contextmanager
-def _collected_warnings(into: list[str]) -> Iterator[None]:
-    """Put warnings into the cell's record instead of between the progress bar's lines."""
+def _working(threads: int | None, into: list[str]) -> Iterator[None]:
+    """Use so many CPU threads, and put warnings into the cell's record instead of between the progress bar's lines."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -328,6 +334,7 @@ def _collected_warnings(into: list[str]) -> Iterator[None]:
         try:
             yield
         finally:
+            torch.set_num_threads(before)
             for warning in caught:
                 text = " ".join(str(warning.message).split())[:500]
                 if text not in into:

@@ -140,6 +140,8 @@ class Task:
     :param num_samples: posterior draws behind every number of a cell.
     :param keep_draws: posterior draws kept in the cell's netCDF file; 0 keeps no file.
     :param replicates: most cells fitted in one vectorised run.
+    :param threads: CPU threads, ``None`` for all. Networks of a few hundred weights run fastest on one: the others would
+        spend their time waiting for each other.
     :param version: raise it when code behind ``load``, ``model`` or ``evaluate`` changes what they do.
 
     Example::
@@ -167,6 +169,7 @@ class Task:
     num_samples: int = 1000
     keep_draws: int = 100
     replicates: int = 20
+    threads: int | None = 1
     version: int = 1
 
     def setting(self, label: str, overrides: Mapping[str, Any] | None = None) -> Setting:

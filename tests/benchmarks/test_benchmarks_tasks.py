@@ -75,7 +75,7 @@ def test_parts_of_a_split_are_disjoint_and_standardised_on_the_training_part(
         "wine",
     ):  # sets that hold equal rows
         assert not rows[0] & rows[1]
-    if name != "linear_regression":
+    if name not in ("linear_regression", "foong_gap"):  # drawn on a scale of order one
         x = split.train[0]
         moving = x.std(0, correction=0) > 0
         assert torch.allclose(x.mean(0), torch.zeros(x.shape[1]), atol=1e-3)
