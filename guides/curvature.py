@@ -254,15 +254,21 @@ class Curvature:
             inputs = captured[0].reshape(-1, captured[0].shape[-1]).double()
             middle = torch.zeros(width, width, dtype=torch.float64, device=self.loc.device)
             for n, c in found.items():
+                if c.value.shape[0] != size:
+                    raise UnsupportedModelError(
+                        f"observed site {n!r} has {c.value.shape[0]} rows for {size} data points; Kronecker factors need "
+                        "one each. Use curvature='ggn'"
+                    )
                 k = c.value.shape[-1]
-                rows = []
-                for j in range(k):  # data points are independent, so one pull-back per coordinate serves all of them
-                    seed = {m: torch.zeros_like(v) for m, v in values.items()}
-                    seed[n][..., j] = 1.0
-                    rows.append(pull(seed)[0])
-                jacobian = torch.stack(rows, 1).double()
-                information = (c.fisher * weights[n]).detach().reshape(self.data.size, k, k).double()
-                middle += torch.einsum("nki,nkl,nlj->ij", jacobian, information, jacobian)
+                information = (c.fisher * weights[n]).detach().reshape(size, -1, k, k).double()
+                for e in range(information.shape[1]):
+                    rows = []
+                    for j in range(k):  # data points are independent, so one pull-back serves all of them
+                        seed = {m: torch.zeros_like(v) for m, v in values.items()}
+                        seed[n].view(size, -1, k)[:, e, j] = 1.0
+                        rows.append(pull(seed)[0])
+                    jacobian = torch.stack(rows, 1).double()
+                    middle += torch.einsum("nki,nkl,nlj->ij", jacobian, information[:, e], jacobian)
         return inputs.T @ inputs, middle / self.data.size
 
 

@@ -27,6 +27,7 @@ __all__ = ["Laplace", "LaplaceNormal"]
 
 _CURVATURES = ("ggn", "hessian", "diagonal", "kron")
 _PREDICTIVES = ("sampled", "linearised")
+_SMALLEST_PRECISION = 1e-6
 
 
 @families.register("laplace")
@@ -272,7 +273,7 @@ class LaplaceNormal(FlatFamily):
 
     def _floor(self, smallest: float) -> float:
         """Return the smallest precision to allow where the prior's smallest is ``smallest``."""
-        return self._parent[0].floor or max(1e-6, 0.99 * smallest)
+        return self._parent[0].floor or max(_SMALLEST_PRECISION, 0.99 * smallest)
 
     def _diagonal(self, at: Curvature, block: Block) -> _Factorised:
         prior = at.prior_diagonal()[block.index]
@@ -358,10 +359,12 @@ def maximise_evidence(at: Curvature, rounds: int, steps: int = 20) -> tuple[Curv
         raise OptionError("marginal_likelihood=... but the model has no pyro.param hyperparameters to choose")
     mask = torch.cat([torch.full((s.numel(),), n in own) for n, s in zip(layout.names, layout.shapes)]).to(at.flat.device)
     trace: list[float] = []
-    for _ in range(rounds):
+    for r in range(rounds):
         flat = at.flat.clone().requires_grad_()
         optimiser = torch.optim.Adam([flat], lr=0.1)
-        for _ in range(steps):
+        for k in range(steps):
+            # Adam's steps do not shrink by themselves, and the next round starts where the last has settled.
+            optimiser.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * k / steps)) / (r + 1)
             optimiser.zero_grad()
             loss = -_evidence(at, flat)
             (gradient,) = torch.autograd.grad(loss, flat)
@@ -376,11 +379,11 @@ def maximise_evidence(at: Curvature, rounds: int, steps: int = 20) -> tuple[Curv
 
 def _evidence(at: Curvature, flat: Tensor) -> Tensor:
     """Return the Laplace log evidence as a differentiable function of the model's parameters, the mode held fixed."""
-    precision = at.precision(flat)
-    factor = torch.linalg.cholesky(precision)
+    # Eigenvalues, not a Cholesky factor: under hierarchical priors the prior's curvature may be negative.
+    eigenvalues = torch.linalg.eigvalsh(at.precision(flat)).clamp(min=_SMALLEST_PRECISION)
     with at.evaluating():
         joint = at.log_joint(at.loc, flat)
-    return joint + 0.5 * len(at.loc) * math.log(2 * math.pi) - factor.diagonal().log().sum().to(joint.dtype)
+    return joint + 0.5 * len(at.loc) * math.log(2 * math.pi) - 0.5 * eigenvalues.log().sum().to(joint.dtype)
 
 
 def _newton(at: Curvature, steps: int = 10) -> Curvature:
@@ -390,7 +393,8 @@ def _newton(at: Curvature, steps: int = 10) -> Curvature:
             joint = at.log_joint(at.loc)
             gradient = torch.func.grad(at.log_joint)(at.loc).double()
         with torch.no_grad():
-            step = torch.linalg.solve(at.precision(at.flat), gradient).to(at.loc.dtype)
+            precision, _ = positive_part(at.precision(at.flat), _SMALLEST_PRECISION)
+            step = torch.linalg.solve(precision, gradient).to(at.loc.dtype)
         for damping in (1.0, 0.5, 0.25, 0.1, 0.01):
             flat = at.at(at.loc + damping * step)
             moved = Curvature(at.program, flat, at.data)
