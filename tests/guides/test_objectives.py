@@ -292,6 +292,6 @@ def twice(x, y=None):
 
 @pytest.mark.parametrize("estimator", ["local", "flipout"])
 def test_a_weight_used_twice_is_refused(estimator, data):
-    with pytest.raises(guides.UnsupportedModelError, match="weight 'w' more than once.*estimator='weights'"):
+    with pytest.raises(guides.UnsupportedModelError, match=r"weight 'w' more than once.*estimator='weights'"):
         guides.fit(twice, ("mean_field", {"estimator": estimator}), *data, steps=2)
     guides.fit(twice, ("mean_field", {"estimator": "weights"}), *data, steps=2)

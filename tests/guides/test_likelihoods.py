@@ -1,0 +1,59 @@
+"""Coordinates of observed distributions: Fisher information against the variance of the score, and the way back."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+import guides
+from guides import likelihoods
+from guides.likelihoods import coordinates
+
+T = torch.tensor
+CASES = {
+    "Normal": dist.Normal(T([0.3, -1.0]), T([0.5, 2.0])),
+    "StudentT": dist.StudentT(5.0, T([0.3, -1.0]), T([0.5, 2.0])),
+    "LogNormal": dist.LogNormal(T([0.3, -1.0]), T([0.5, 0.2])),
+    "Bernoulli": dist.Bernoulli(logits=T([0.3, -1.0])),
+    "Binomial": dist.Binomial(7, logits=T([0.3, -1.0])),
+    "Categorical": dist.Categorical(logits=T([[0.3, -1.0, 0.0], [1.0, 2.0, -1.0]])),
+    "Poisson": dist.Poisson(T([0.3, 4.0])),
+    "Exponential": dist.Exponential(T([0.3, 4.0])),
+}
+
+
+def test_every_known_distribution_is_tested():
+    assert set(CASES) == set(likelihoods._KNOWN)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fisher_information_is_the_variance_of_the_score(name):
+    fn = CASES[name]
+    found = coordinates("y", fn)
+    count = 20_000
+    y = fn.sample((count,))
+
+    def log_prob(value, y):
+        return found.rebuild(value).log_prob(y).sum()
+
+    value = found.value.detach()
+    torch.testing.assert_close(found.rebuild(value).log_prob(y), fn.log_prob(y), rtol=1e-4, atol=1e-4)
+    with guides.engine.program.quiet():
+        score = torch.vmap(torch.func.grad(log_prob), in_dims=(None, 0))(value, y)
+    products = score.unsqueeze(-1) * score.unsqueeze(-2)
+    error = products.std(0) / count**0.5
+    assert ((products.mean(0) - found.fisher).abs() < 5 * error + 1e-5).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_events_are_unwrapped_and_wrapped_again(name):
+    fn = CASES[name].to_event(1)
+    found = coordinates("y", fn)
+    rebuilt = found.rebuild(found.value)
+    assert rebuilt.batch_shape == fn.batch_shape
+    assert rebuilt.event_shape == fn.event_shape
+    assert found.value.shape[:-1] == found.fisher.shape[:-2] == (2,)
+
+
+def test_an_unknown_distribution_is_named():
+    with pytest.raises(guides.UnsupportedModelError, match=r"observed site 'y' is Gamma.*Bernoulli, .*predictive='sampled'"):
+        coordinates("y", dist.Gamma(2.0, T([1.0])).to_event(1))
