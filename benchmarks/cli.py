@@ -294,6 +294,89 @@ def pictures(out: Path, source: Path | None, quiet: bool) -> None:
 
 
 @main.command()
+@click.option("--quick", is_flag=True, help="A first look: two small cases, few and short blocks; minutes, not an hour.")
+@click.option("--only", callback=_names, metavar="A,B", help="Cases: bnn, bnn20, eight_schools, vae, classifier.")
+@click.option(
+    "--contenders",
+    callback=_names,
+    metavar="A,B",
+    help="Who takes part: pyro, pyro_jit, torch, torch_compiled, numpyro_update, numpyro_scan, ours_eager, ours_trace, "
+    "ours_step, ours_loop, ours_default.",
+)
+@click.option("--scaling", is_flag=True, help="Also measure and draw cost against width, batch, particles, replicates.")
+@click.option("--table1", is_flag=True, help="Also time the whole suite table1, 20 splits, with compilation.")
+@click.option("--no-extras", is_flag=True, help="Leave out the second start of a compiled fit and peak memory.")
+@click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="Blocks of steps for each contender; default 9.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="PyTorch's threads; default: 1 where steps are small."
+)
+@click.option("--numpyro-python", metavar="PATH", help="A Python with NumPyro, if the one that runs this has none.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results/speed"), show_default=True, metavar="DIR")
+@click.option("--publish", is_flag=True, help="Write docs/results/speed.json and docs/pictures/speed_scaling.png as well.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def speed(
+    quick: bool,
+    only: tuple[str, ...] | None,
+    contenders: tuple[str, ...] | None,
+    scaling: bool,
+    table1: bool,
+    no_extras: bool,
+    rounds: int | None,
+    threads: int | None,
+    numpyro_python: str | None,
+    out: Path,
+    publish: bool,
+    quiet: bool,
+) -> None:
+    """Time a step of Pyro, NumPyro, plain PyTorch and ours, side by side.
+
+    Everyone computes the same: same model, guide, ELBO, minibatch size, Adam and starting point; losses are compared. Blocks
+    of steps take turns, medians and ratios within a round are reported, so a busy machine spoils little. DIR gets
+    speed.json, speed.md and, with --scaling, a picture. A ratio below its target is a finding, not a failure: the exit
+    status says only whether the measuring worked.
+
+    \b
+    Examples:
+      python -m benchmarks speed --quick
+      python -m benchmarks speed --only bnn,vae --contenders pyro,torch,ours_loop
+      python -m benchmarks speed --only bnn --scaling
+      python -m benchmarks speed --numpyro-python ~/jax/bin/python
+      python -m benchmarks speed --scaling --table1 --publish && python -m benchmarks docs
+
+    NumPyro is an extra: pip install '.[speed]'. Without it, its rows say so. For numbers worth quoting, let nothing
+    else run.
+    """
+    from benchmarks.speed import command
+    from benchmarks.speed.sides import Failure
+
+    if publish and quick:
+        raise _UsageError("--publish with --quick: publish a run that took its time")
+    try:
+        request = command.request(
+            quick=quick,
+            cases=only,
+            contenders=contenders,
+            scaling=scaling,
+            table1=table1,
+            extras=not no_extras,
+            rounds=rounds,
+            threads=threads,
+            numpyro_python=numpyro_python,
+            command=_command_line(),
+        )
+        sections_ = command.run(request, out, publish=publish, progress=not quiet)
+    except Failure as error:
+        raise _UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        click.echo(f"\nInterrupted; {out / 'speed.json'} has what was measured.", err=True)
+        sys.exit(130)
+    for section in sections_:
+        click.echo(section.text())
+        click.echo()
+    click.echo(f"Report: {out / 'speed.md'}")
+
+
+@main.command()
 @click.option("--check", is_flag=True, help="Write nothing; name what is stale and fail if anything is.")
 def docs(check: bool) -> None:
     """Write the pages under docs/ and the tables of the README from docstrings, registries and result files.

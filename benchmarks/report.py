@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks import pictures
 from benchmarks.metrics import METRICS, metric
@@ -115,7 +115,7 @@ def verdicts(records: Sequence[Record]) -> Table:
             )
         )
     head = ("task", "best guide", "ties with", "its decisive metric", "next", "its posterior")
-    return Table("Which guide, task by task", head, tuple(rows))
+    return Table("Which guide, task by task", head, tuple(rows), prose=True)
 
 
 def _trust(records: Sequence[Record], task: str, guide: str) -> tuple[str, str]:
@@ -127,6 +127,13 @@ def _trust(records: Sequence[Record], task: str, guide: str) -> tuple[str, str]:
     if not khat:
         return worst, "no density to judge"
     return worst, f"{worst}, k-hat {_two(estimate(khat).mean)}"
+
+
+def _level(khat: float) -> Literal["note", "good", "usable", "unreliable"]:
+    """Return how Yao et al. (2018) read a k-hat."""
+    if math.isnan(khat):
+        return "note"
+    return "good" if khat < 0.5 else "usable" if khat <= 0.7 else "unreliable"
 
 
 def _two(value: float) -> str:
@@ -144,21 +151,18 @@ def trust_table(records: Sequence[Record]) -> Table:
             mine = [r for r in records if r["task"] == task.name and r["guide"] == label and r.get("status") == "done"]
             khat = estimate(r["metrics"].get("khat") for r in mine)
             settled = [r["metrics"]["converged"] for r in mine if r["metrics"].get("converged") is not None]
-            level, _ = _trust(records, task.name, label)
-            text = _two(khat.mean) if khat.count else "–"
-            if settled and min(settled) < 1:
-                text += f" ({int(sum(settled))}/{len(settled)} settled)"
-            if not mine:
-                text = "·"
-            entries.append(Entry(text, "note", f"verdict: {level}"))
+            text = (_two(khat.mean) if khat.count else "–") if mine else "·"
+            hint = f"{int(sum(settled))} of {len(settled)} loss traces had settled" if settled else ""
+            text += "†" if settled and min(settled) < 1 else ""
+            entries.append(Entry(text, _level(khat.mean), hint))
         rows.append((Entry(label), *entries))
     return Table(
         "Pareto k-hat of the importance weights (mean over cells)",
         ("guide", *(task.name for task in tasks)),
         tuple(rows),
         "Below 0.5 good, up to 0.7 usable with importance weights, above unreliable as a posterior, whatever its "
-        "predictions are worth. A dash: the guide has no density (point masses). (n/m settled): loss traces that had "
-        "settled when the fit stopped, where not all had.",
+        "predictions are worth. A dash: the guide has no density (point masses). †: the loss had not settled in every cell "
+        "when the fit stopped, so that longer training may help.",
     )
 
 

@@ -26,9 +26,9 @@ __all__ = [
     "values",
 ]
 
-Mark = Literal["", "best", "tie", "quoted", "failed", "note"]
+Mark = Literal["", "best", "tie", "quoted", "failed", "note", "good", "usable", "unreliable"]
 
-SYMBOLS: dict[str, str] = {"best": " *", "tie": " ~", "failed": "", "quoted": "", "note": "", "": ""}
+SYMBOLS: dict[str, str] = {"best": " *", "tie": " ~"}
 LEGEND = "* best; ~ ties with it: the mean of the paired differences is within one standard error of zero."
 
 
@@ -82,12 +82,14 @@ class Table:
     :param header: the head, first column included.
     :param rows: each as long as the head.
     :param note: what a reader needs to know, below it.
+    :param prose: whether its entries are words, which HTML aligns left and wraps.
     """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
     note: str = ""
+    prose: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -103,7 +105,7 @@ class Table:
         heads = [name.split("\n") for name in self.header]
         tall = max(map(len, heads))
         columns = [
-            [*([""] * (tall - len(head)) + head), *(row[index].text + SYMBOLS[row[index].mark] for row in self.rows)]
+            [*([""] * (tall - len(head)) + head), *(row[index].text + SYMBOLS.get(row[index].mark, "") for row in self.rows)]
             for index, head in enumerate(heads)
         ]
         widths = [max(map(len, column)) for column in columns]
@@ -138,7 +140,7 @@ class Table:
 
         def one(entry: Entry) -> str:
             safe = entry.text.replace("|", "\\|")
-            return f"**{safe}**" if entry.mark == "best" else safe + SYMBOLS[entry.mark]
+            return f"**{safe}**" if entry.mark == "best" else safe + SYMBOLS.get(entry.mark, "")
 
         head = "| " + " | ".join(name.replace("|", "\\|").replace("\n", "<br>") for name in self.header) + " |"
         rule = "| --- |" + " ---: |" * (len(self.header) - 1)
@@ -165,8 +167,9 @@ class Table:
         explained = "A tie: the mean of the paired differences is within one standard error of zero. " if marked else ""
         note = html.escape(explained + self.note)
         foot = f'<p class="note">{legend}{note}</p>' if legend or note else ""
+        kind = ' class="words"' if self.prose else ""
         return (
-            f"<figure><figcaption>{html.escape(self.title)}</figcaption><div class=scroll><table><thead><tr>{head}"
+            f"<figure{kind}><figcaption>{html.escape(self.title)}</figcaption><div class=scroll><table><thead><tr>{head}"
             f"</tr></thead><tbody>\n{rows}\n</tbody></table></div>{foot}</figure>"
         )
 

@@ -122,7 +122,7 @@ for _name, _centered in (("eight_schools", False), ("eight_schools_centered", Tr
             model=partial(model, centered=_centered),
             evaluate=evaluate,
             metrics=("evidence_gap", "mean_error", "sd_ratio"),
-            fit={"steps": 1500, "lr": 0.03, "schedule": "cosine"},
+            fit={"steps": 2500, "lr": 0.03, "schedule": "cosine"},
             skip={"dropout": "the model has no network to drop units of"},
             forest=() if _centered else ("mu", "tau", "theta"),
             target="SAT points",
