@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
+from pyro.util import check_site_shape
 
 from guides.engine.data import Data
 from guides.engine.traces import nodes
@@ -56,10 +58,26 @@ def _trace(model: Callable[..., Any], data: Data) -> Trace:
             warnings.simplefilter("ignore")
             trace = poutine.trace(poutine.block(model, hide_types=["param"])).get_trace(*data.args, **data.kwargs)
             trace.compute_log_prob()
+            for name, site in nodes(trace).items():
+                if is_latent(site) or is_observed(site):
+                    _check_shape(name, site)
     except (RuntimeError, ValueError, IndexError) as error:
         shapes = ", ".join(str(tuple(a.shape)) if hasattr(a, "shape") else repr(a) for a in data.args)
         raise DataError(f"the model cannot be run on the data it was given (arguments {shapes}): {error}") from error
     return trace
+
+
+def _check_shape(name: str, site: Any) -> None:
+    """Refuse a value that broadcasts against its distribution, as (N, 1) does against (N,) to (N, N)."""
+    if site["cond_indep_stack"]:
+        check_site_shape(site, math.inf)  # type: ignore[arg-type]
+        return
+    batch = site["value"].shape[: site["value"].dim() - site["fn"].event_dim]
+    if site["log_prob"].numel() > max(batch.numel(), site["fn"].batch_shape.numel()):
+        raise ValueError(
+            f"at site {name!r}, a value of shape {tuple(site['value'].shape)} broadcasts against a distribution of batch "
+            f"shape {tuple(site['fn'].batch_shape)}"
+        )
 
 
 def data_plates(model: Callable[..., Any], data: Data, batch_size: int | None) -> tuple[frozenset[str], Trace]:
