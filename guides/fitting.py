@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from guides.engine.checks import check_batch_size
 from guides.engine.data import Data
-from guides.engine.loop import COMPILE_MODES, Settings, Trained, train
+from guides.engine.loop import Trained, train
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, seeded
 from guides.errors import DataError, NonFiniteLossWarning, OptionError
 from guides.families.base import Family, FitContext
 from guides.objectives.base import Objective
+from guides.options import FitOptions, make_objective
 from guides.posterior import Posterior, write_back
 from guides.registries import families, objectives
 
 __all__ = ["fit", "fit_many", "guide_factory", "restore"]
 
 Model = Callable[..., Any]
-GuideSpec = str | tuple[str, dict[str, Any]] | type[Family] | Callable[..., Any]
 
 
 def fit(
@@ -111,14 +108,24 @@ def fit(
         training, held_out = training.split(validation, seed)
     elif validation is not None:
         held_out = Data.of(validation, model_kwargs, where)
-    settings = _Options(
-        objective, steps, epochs, batch_size, lr, optimizer, schedule, clip_norm, num_particles, patience, compile, progress
+    options = FitOptions(
+        objective=objective,
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip_norm=clip_norm,
+        num_particles=num_particles,
+        patience=patience,
+        compile=compile,
+        progress=progress,
     )
     seeds = [seed + r for r in range(replicates)]
     many = [training] * replicates
-    return _fit(
-        model, guide, many, None if held_out is None else [held_out] * replicates, seeds, settings, where, checkpoint
-    )
+    validations = None if held_out is None else [held_out] * replicates
+    return _fit(model, guide, many, validations, seeds, options, where, checkpoint)
 
 
 def fit_many(
@@ -128,21 +135,10 @@ def fit_many(
     *,
     validations: Sequence[tuple[Any, ...]] | None = None,
     seeds: Sequence[int] | None = None,
-    objective: str | Objective = "elbo",
-    steps: int | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float = 1e-2,
-    optimizer: str = "adam",
-    schedule: str | Callable[[float], float] = "constant",
-    clip_norm: float | None = None,
-    num_particles: int | None = None,
-    patience: int | None = None,
     device: str | torch.device = "auto",
-    compile: str = "auto",
-    progress: bool | None = None,
     checkpoint: str | Path | None = None,
     model_kwargs: dict[str, Any] | None = None,
+    **options: Any,
 ) -> list[Posterior]:
     """Fit the same model and guide to several data sets of equal shapes in one vectorised run.
 
@@ -152,6 +148,8 @@ def fit_many(
     :param datasets: one tuple of positional model arguments each.
     :param validations: one tuple each, to stop early by; see :func:`fit`.
     :param seeds: one each; 0, 1, ... by default.
+    :param options: ``objective``, ``steps``, ``epochs``, ``batch_size``, ``lr``, ``optimizer``, ``schedule``, ``clip_norm``,
+        ``num_particles``, ``patience``, ``compile``, ``progress``, and the arguments above: as for :func:`fit`.
     :returns: one posterior per data set.
     :raises DataError: if shapes differ; all that :func:`fit` raises.
 
@@ -176,67 +174,14 @@ def fit_many(
     seeds = list(range(len(datasets))) if seeds is None else list(seeds)
     if len(seeds) != len(datasets):
         raise OptionError(f"{len(seeds)} seeds for {len(datasets)} data sets; pass one each")
-    settings = _Options(
-        objective, steps, epochs, batch_size, lr, optimizer, schedule, clip_norm, num_particles, patience, compile, progress
-    )
-    joint = _fit(model, guide, training, held_out, seeds, settings, where, checkpoint)
+    try:
+        chosen = FitOptions(**options)
+    except TypeError as error:
+        known = ", ".join(f.name for f in fields(FitOptions))
+        raise OptionError(f"fit_many: {error}; the options are {known}") from None
+    joint = _fit(model, guide, training, held_out, seeds, chosen, where, checkpoint)
     parts = [joint.replicate(r) for r in range(len(training))]
     return [replace(p, training=d, seed=s) for p, d, s in zip(parts, training, seeds)]
-
-
-class _Options:
-    """The options of a fit that are checked and completed once the data are known."""
-
-    def __init__(
-        self,
-        objective: str | Objective,
-        steps: int | None,
-        epochs: int | None,
-        batch_size: int | None,
-        lr: float,
-        optimizer: str,
-        schedule: str | Callable[[float], float],
-        clip_norm: float | None,
-        num_particles: int | None,
-        patience: int | None,
-        compile: str,
-        progress: bool | None,
-    ) -> None:
-        if compile not in COMPILE_MODES:
-            raise OptionError(f"compile={compile!r} is not known; use one of {', '.join(map(repr, COMPILE_MODES))}")
-        for name, value in (("steps", steps), ("epochs", epochs), ("patience", patience), ("num_particles", num_particles)):
-            if value is not None and value < 1:
-                raise OptionError(f"{name} must be at least 1, not {value!r}")
-        if steps is not None and epochs is not None:
-            raise OptionError("give either steps or epochs, not both")
-        if not (lr > 0 and math.isfinite(lr)):
-            raise OptionError(f"lr must be positive and finite, not {lr!r}")
-        if clip_norm is not None and not clip_norm > 0:
-            raise OptionError(f"clip_norm must be positive, not {clip_norm!r}")
-        self.objective = _objective(objective, num_particles)
-        self.steps, self.epochs, self.batch_size = steps, epochs, batch_size
-        self.lr, self.optimizer, self.schedule, self.clip_norm = lr, optimizer, schedule, clip_norm
-        self.patience, self.compile, self.progress = patience, compile, progress
-
-    def settings(self, data: Data, validated: bool) -> Settings:
-        batch_size = check_batch_size(self.batch_size, data)
-        if self.patience is not None and not validated:
-            raise OptionError("patience needs validation data: pass validation=0.1, or a tuple of tensors")
-        steps = self.steps if self.steps is not None else 2000
-        if self.epochs is not None:
-            steps = self.epochs * (math.ceil(data.size / batch_size) if batch_size else 1)
-        progress = sys.stderr.isatty() if self.progress is None else self.progress
-        return Settings(
-            steps=steps,
-            batch_size=batch_size,
-            lr=self.lr,
-            optimizer=self.optimizer,
-            schedule=self.schedule,
-            clip_norm=self.clip_norm,
-            patience=self.patience,
-            compile=self.compile,
-            progress=progress,
-        )
 
 
 def _fit(
@@ -245,7 +190,7 @@ def _fit(
     datasets: list[Data],
     validations: list[Data] | None,
     seeds: list[int],
-    options: _Options,
+    options: FitOptions,
     device: torch.device,
     checkpoint: str | Path | None,
 ) -> Posterior:
@@ -255,7 +200,7 @@ def _fit(
     if isinstance(model, nn.Module) and device.type != "cpu":
         model.to(device)
     make, family, family_options = guide_factory(model, guide)
-    objective = options.objective
+    objective = make_objective(options.objective, options.num_particles)
     program, starts = None, []
     for data, seed in zip(datasets, seeds):
         with isolated_store(), seeded(seed):
@@ -344,17 +289,6 @@ def guide_factory(model: Model, guide: Any) -> tuple[Callable[[], Callable[..., 
     return (lambda: guide), name, {}
 
 
-def _objective(objective: str | Objective, num_particles: int | None) -> Objective:
-    if isinstance(objective, str):
-        return objectives[objective](num_particles=num_particles or 1)
-    if not isinstance(objective, Objective):
-        known = ", ".join(objectives)
-        raise OptionError(f"objective must be a name ({known}) or a guides.Objective, not {type(objective).__name__}")
-    if num_particles is not None:
-        raise OptionError("num_particles is set in the objective object already; pass it there only")
-    return objective
-
-
 def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -371,7 +305,7 @@ def restore(content: dict[str, Any], model: Model, guide: Callable[..., Any] | N
     if guide is None and content["family"] not in families:
         raise OptionError(f"the saved guide {content['family']!r} is not in the registry; pass it as guide=")
     make, family, options = guide_factory(model, spec)
-    objective = _objective(content["objective"], None)
+    objective = make_objective(content["objective"], None)
     program = Program.build(model, make(), objective, training, batch_size=None, seed=content["seed"])
     finished = program.guide.finished_guide() if isinstance(program.guide, Family) else None
     if finished is not None:
