@@ -20,7 +20,7 @@ from guides.errors import DataError, NonFiniteLossWarning, OptionError
 from guides.families.base import Family, FitContext
 from guides.objectives.base import Objective
 from guides.options import FitOptions, make_objective
-from guides.posterior import Posterior, write_back
+from guides.posterior import Posterior
 from guides.registries import families, objectives
 
 __all__ = ["fit", "fit_many", "guide_factory", "restore"]
@@ -228,7 +228,7 @@ def _fit(
     end = time.perf_counter()
     program, flat, info = _finish(program, trained, datasets, seeds)
     if len(seeds) == 1:
-        write_back(program, flat[0])
+        program.parameters.write_back(flat[0])
     return Posterior(
         model=model,
         guide=program.guide,

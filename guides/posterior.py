@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -23,7 +22,7 @@ from guides.families.base import FlatFamily
 if TYPE_CHECKING:
     from guides.diagnostics import Diagnosis
 
-__all__ = ["Posterior", "write_back"]
+__all__ = ["Posterior"]
 
 _FORMAT = 1
 
@@ -264,17 +263,3 @@ class Posterior:
         return take_draws(
             self.program, self.flat, num_samples, data, base, same_rows=same_rows, predictive=predictive, score=score
         )
-
-
-def write_back(program: Program, flat: Tensor) -> None:
-    """Give the modules of model and guide the values of ``flat``, so that they work in stock Pyro."""
-    values = program.parameters.split(flat.detach())
-    guide = program.guide
-    if isinstance(guide, pyro.nn.PyroModule):
-        prefix = f"{guide._pyro_name}." if guide._pyro_name else ""
-        for name, parameter in guide.named_parameters():
-            key = prefix + name.removesuffix("_unconstrained")
-            if key in values:
-                parameter.data = values[key].clone()
-    for name, path in program.parameters.module_paths.items():
-        program.parameters.caller.get_parameter(path).data = values[name].clone()

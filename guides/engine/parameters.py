@@ -6,10 +6,12 @@ Optimising one vector costs a handful of kernels whatever the number of sites, a
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import pyro
@@ -45,25 +47,48 @@ class Substitute(Messenger):
             msg["done"] = True
 
 
-def _reachable_modules(function: Callable[..., Any]) -> list[nn.Module]:
-    """Return the modules that calling ``function`` can reach: itself, its owner, what it closes over."""
-    function = inspect.unwrap(function)
-    found = [function, getattr(function, "__self__", None)]
-    if inspect.isfunction(function):
-        closure = inspect.getclosurevars(function)
-        found += [*closure.nonlocals.values(), *closure.globals.values()]
-    return [f for f in found if isinstance(f, nn.Module)]
+def _reachable_modules(value: Any, depth: int = 3) -> list[nn.Module]:
+    """Return the modules that calling ``value`` can reach: itself, its owner, what it closes over, what those hold."""
+    if isinstance(value, nn.Module):
+        return [value]
+    if depth == 0 or isinstance(value, type | ModuleType | Tensor):
+        return []
+    held: list[Any] = []
+    if inspect.isfunction(value):
+        closure = inspect.getclosurevars(inspect.unwrap(value))
+        held = [getattr(value, "__wrapped__", None), *closure.nonlocals.values(), *closure.globals.values()]
+    elif inspect.ismethod(value):
+        held = [value.__self__, value.__func__]
+    elif isinstance(value, functools.partial):
+        held = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, dict):
+        held = list(value.values())
+    elif isinstance(value, list | tuple):
+        held = list(value)
+    elif hasattr(value, "__dict__"):
+        held = list(vars(value).values())
+    return [m for h in held for m in _reachable_modules(h, depth - 1)]
 
 
-class _Caller(nn.Module):
-    """Call a function as a module, so that ``torch.func.functional_call`` can replace parameters of what it reaches."""
+Owner = tuple[nn.Module, str]
+"""A module and the name of one of its own parameters."""
 
-    def __init__(self, modules: list[nn.Module]) -> None:
-        super().__init__()
-        self.reached = nn.ModuleList(modules)
 
-    def forward(self, function: Callable[[], Any]) -> Any:
-        return function()
+@contextmanager
+def _swapped(owners: dict[str, tuple[Owner, ...]], values: dict[str, Tensor]) -> Iterator[None]:
+    """Put tensors in the places of parameters inside the block.
+
+    As :func:`torch.func.functional_call` does, which loses parameters of a module that it reaches in two ways.
+    """
+    places = [(module, attribute, values[name]) for name, group in owners.items() for module, attribute in group]
+    before = [module._parameters[attribute] for module, attribute, _ in places]
+    try:
+        for module, attribute, value in places:
+            module._parameters[attribute] = value  # type: ignore[assignment]
+        yield
+    finally:
+        for (module, attribute, _), parameter in zip(places, before):
+            module._parameters[attribute] = parameter
 
 
 @dataclass(frozen=True)
@@ -73,14 +98,15 @@ class ParameterLayout:
     :ivar names: parameter names as Pyro's store has them.
     :ivar shapes: unconstrained shapes.
     :ivar supports: constraints of the values that model and guide see.
-    :ivar module_paths: for parameters of plain ``nn.Module`` objects, their path below ``caller``.
+    :ivar owners: for parameters that modules read as attributes, those modules.
+    :ivar pyro_owners: for parameters that a ``PyroModule`` declares by ``PyroParam``, those modules.
     """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     supports: tuple[constraints.Constraint, ...]
-    module_paths: dict[str, str]
-    caller: _Caller
+    owners: dict[str, tuple[Owner, ...]]
+    pyro_owners: dict[str, tuple[Owner, ...]]
     initial: Tensor
 
     @classmethod
@@ -89,24 +115,26 @@ class ParameterLayout:
 
         :raises UnsupportedModelError: if ``pyro.module`` registered a module that cannot be found from ``functions``.
         """
-        modules = [m for f in functions for m in _reachable_modules(f)]
-        caller = _Caller(modules)
-        paths = {id(parameter): path for path, parameter in _plain_parameters(caller)}
-        names, shapes, supports, flat, module_paths = [], [], [], [], {}
+        modules = _unique(m for f in functions for root in _reachable_modules(f) for m in root.modules())
+        plain, pyro_params = _plain_parameters(modules), _pyro_parameters(modules)
+        names, shapes, supports, flat = [], [], [], []
+        owners: dict[str, tuple[Owner, ...]] = {}
         for name, value in store._params.items():
             names.append(name)
             shapes.append(value.shape)
             supports.append(store._constraints[name])
             flat.append(value.detach().reshape(-1))
-            if id(value) in paths:
-                module_paths[name] = paths[id(value)]
+            found = tuple(o for parameter, o in plain if _is_in_store(parameter, value))
+            if found:
+                owners[name] = found
             elif "$$$" in name:
                 raise UnsupportedModelError(
                     f"parameter {name!r} belongs to a module that pyro.module registered but that cannot be reached "
                     "from the model; make the model an nn.Module that holds it, or a method of one"
                 )
         initial = torch.cat(flat) if flat else torch.zeros(0)
-        return cls(tuple(names), tuple(shapes), tuple(supports), module_paths, caller, initial)
+        pyro_owners = {n: pyro_params[n] for n in names if n in pyro_params and n not in owners}
+        return cls(tuple(names), tuple(shapes), tuple(supports), owners, pyro_owners, initial)
 
     @property
     def size(self) -> int:
@@ -131,20 +159,48 @@ class ParameterLayout:
     def call(self, flat: Tensor, function: Callable[[], Any]) -> Any:
         """Call ``function`` with every parameter replaced by its part of ``flat``."""
         values = self.constrained(flat)
-        with Substitute(values):
-            if not self.module_paths:
-                return function()
-            swapped = {path: values[name] for name, path in self.module_paths.items()}
-            return torch.func.functional_call(self.caller, swapped, (function,))
+        with Substitute(values), _swapped(self.owners, values):
+            return function()
+
+    def write_back(self, flat: Tensor) -> None:
+        """Give the modules that own parameters the values of ``flat``, so that they work in stock Pyro."""
+        values = self.split(flat.detach())
+        for name, group in (*self.owners.items(), *self.pyro_owners.items()):
+            for module, attribute in group:
+                module.get_parameter(attribute).data = values[name].clone()
 
 
-def _plain_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield path and value of the parameters that modules read as attributes.
+def _unique(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    return list({id(m): m for m in modules}.values())
+
+
+def _plain_parameters(modules: list[nn.Module]) -> list[tuple[nn.Parameter, Owner]]:
+    """Return the parameters that modules read as attributes.
 
     A ``PyroParam`` (whose parameter is called ``<name>_unconstrained``) is read through ``pyro.param`` instead, where
     :class:`Substitute` finds it.
     """
-    for prefix, module in root.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if not (isinstance(module, pyro.nn.PyroModule) and name.endswith("_unconstrained")):
-                yield (f"{prefix}.{name}" if prefix else name), parameter
+    return [
+        (parameter, (module, name))
+        for module in modules
+        for name, parameter in module.named_parameters(recurse=False)
+        if not (isinstance(module, pyro.nn.PyroModule) and name.endswith("_unconstrained"))
+    ]
+
+
+def _pyro_parameters(modules: list[nn.Module]) -> dict[str, tuple[Owner, ...]]:
+    """Return who owns each ``PyroParam``, by the name that it has in Pyro's parameter store."""
+    found: dict[str, tuple[Owner, ...]] = {}
+    for module in modules:
+        if isinstance(module, pyro.nn.PyroModule):
+            for name in module._pyro_params:
+                full = f"{module._pyro_name}.{name}" if module._pyro_name else name
+                found[full] = (*found.get(full, ()), (module, f"{name}_unconstrained"))
+    return found
+
+
+def _is_in_store(parameter: nn.Parameter, value: Tensor) -> bool:
+    """Tell whether the store holds this parameter; of one that is not contiguous it holds a copy."""
+    if parameter is value:
+        return True
+    return not parameter.is_contiguous() and parameter.shape == value.shape and bool(torch.equal(parameter, value))

@@ -57,6 +57,7 @@ def quiet() -> Iterator[None]:
     """
     with pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*was not registered in the param store", category=UserWarning)
         yield
 
 
