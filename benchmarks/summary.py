@@ -41,9 +41,6 @@ def summarise(folder: str | Path) -> dict[str, Any]:
                         "metric": quote.metric,
                         "value": quote.value,
                         "spread": quote.spread,
-                        "spread_is": quote.spread_is,
-                        "source": quote.source,
-                        "protocol": quote.protocol,
                     }
                     for quote in quotes
                 ],
@@ -63,6 +60,11 @@ def summarise(folder: str | Path) -> dict[str, Any]:
         "compute_seconds": round(sum(record["metrics"].get("seconds") or 0.0 for record in done), 1),
         "sentences": [sentence for section in sections(read) for sentence in section.sentences],
         "tasks": tasks,
+        "units": {name: metric(name).unit for record in done for name in record["metrics"]},
+        "sources": {
+            quote.method: {"source": quote.source, "protocol": quote.protocol, "spread_is": quote.spread_is}
+            for quote in published(str(manifest.get("target")))
+        },
     }
 
 
@@ -83,7 +85,7 @@ def _guide(task: str, guide: str, records: list[Record]) -> dict[str, Any]:
         found = estimate(values(mine, task, guide, name).values())
         if found.count:
             error = None if found.count < 2 else float(f"{found.error:.4g}")
-            metrics[name] = {"mean": float(f"{found.mean:.6g}"), "se": error, "n": found.count, "unit": metric(name).unit}
+            metrics[name] = {"mean": float(f"{found.mean:.6g}"), "se": error, "n": found.count}
     return {
         "protocol": mine[0]["protocol"],
         "failed": sum(record.get("status") != "done" for record in mine),

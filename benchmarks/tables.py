@@ -184,11 +184,14 @@ class Section:
 
     def text(self) -> str:
         """Return the section for a terminal."""
-        return "\n\n".join([*(table.text() for table in self.tables), *self.sentences])
+        width = shutil.get_terminal_size((160, 24)).columns
+        sentences = (textwrap.fill(sentence, width) for sentence in self.sentences)
+        return "\n\n".join([*(table.text() for table in self.tables), *sentences])
 
     def markdown(self) -> str:
         """Return the section as Markdown."""
-        return "\n\n".join([f"## {self.title}", *self.sentences, *(table.markdown() for table in self.tables)])
+        sentences = ["\n".join(f"- {sentence}" for sentence in self.sentences)] if self.sentences else []
+        return "\n\n".join([f"## {self.title}", *(table.markdown() for table in self.tables), *sentences])
 
 
 def _pad(text: str, width: int, column: int) -> str:

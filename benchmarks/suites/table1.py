@@ -45,8 +45,8 @@ def sections(suite: Suite, records: Sequence[Record]) -> list[Section]:
         "The report does not say in which units its test error is, nor what its ± means: hence four readings.",
     )
     return [
-        Section("The report's Table 1", tuple(compare(ours)), (table,)),
         Section("Verdict", (), (verdicts(records),)),
+        Section("The report's Table 1", tuple(compare(ours)), (table,)),
         Section("Can the posteriors be trusted?", (), (trust_table(records),)),
     ]
 

@@ -28,8 +28,8 @@ def sections(suite: Suite, records: Sequence[Record]) -> list[Section]:
             )
         )
     return [
-        Section("How they compare", tuple(_sentences(suite.name, tasks, records)), tuple(tables)),
         Section("Verdict", (), (verdicts(records),)),
+        Section("Beside published numbers", tuple(_sentences(suite.name, tasks, records)), tuple(tables)),
         Section("Can the posteriors be trusted?", (), (trust_table(records),)),
     ]
 
@@ -56,7 +56,9 @@ def _sentences(suite: str, tasks: Sequence[Task], records: Sequence[Record]) -> 
             _against(suite, "plain Pyro SVI", "mean_field", {k[1:]: v for k, v in ours.items() if k[0] == "mean_field"})
         )
     for method in dict.fromkeys(entry.method for entry in published(suite)):
-        sentences.append(_against(suite, method, "the best guide", {key: value for key, (_, value) in best.items()}))
+        sentences.append(
+            _against(suite, method, "the best guide of each column", {key: value for key, (_, value) in best.items()})
+        )
     return [sentence for sentence in sentences if sentence]
 
 
@@ -69,12 +71,13 @@ def _against(suite: str, method: str, who: str, found: dict[tuple[str, str], flo
         both = {d: value - quotes[d] for (d, n), value in found.items() if n == name and d in quotes}
         if not both:
             continue
-        ahead = [f"{d} ({gap:+.3f})" for d, gap in both.items() if measure.loss(gap) < 0]
-        behind = [f"{d} ({gap:+.3f})" for d, gap in both.items() if measure.loss(gap) >= 0]
+        said_gap = {d: f"{d} ({gap:+.3f})".replace("-", "−") for d, gap in both.items()}
+        ahead = [said_gap[d] for d, gap in both.items() if measure.loss(gap) < 0]
+        behind = [said_gap[d] for d, gap in both.items() if measure.loss(gap) >= 0]
         said = f"ahead on {', '.join(ahead)}" if ahead else ""
         said += (" and " if ahead and behind else "") + (f"behind on {', '.join(behind)}" if behind else "")
         parts.append(f"in {measure.label} {said}")
-    return f"Against {method} (published), {who} is {'; '.join(parts)}.".replace("-0.", "−0.") if parts else ""
+    return f"Against {method} (published), {who} is {'; '.join(parts)}." if parts else ""
 
 
 _DEFAULT = ("boston", "energy", "yacht")

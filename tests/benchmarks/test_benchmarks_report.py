@@ -117,8 +117,9 @@ def test_summary_is_small_and_complete(finished: Path) -> None:
     assert found["seeds"] == found["splits"] == [0]
     assert found["devices"][0]["device"] == "cpu"
     guide = next(task for task in found["tasks"] if task["task"] == "blundell_curve")["guides"]["mean_field"]
-    assert guide["metrics"]["log_likelihood"].keys() == {"mean", "se", "n", "unit"}
+    assert guide["metrics"]["log_likelihood"].keys() == {"mean", "se", "n"}
     assert guide["metrics"]["log_likelihood"]["n"] == 1
+    assert found["units"]["log_likelihood"] == "nats per point"
 
 
 @pytest.mark.parametrize("name", SUITES)
