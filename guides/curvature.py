@@ -41,7 +41,7 @@ class Curvature:
     """
 
     def __init__(self, program: Program, flat: Tensor, data: Data) -> None:
-        self.program, self.flat, self.data = program, flat.detach(), data
+        self.program, self.flat, self.data = program, flat.detach().clone(), data
         layout = program.parameters
         name = f"{program.guide._pyro_name}.loc"  # type: ignore[attr-defined]
         start = sum(

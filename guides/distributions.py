@@ -137,7 +137,10 @@ class BlockNormal(TorchDistribution):
                 continue
             d = (value - self.loc).index_select(-1, block.index)
             if block.kind == "dense":
-                e = torch.linalg.solve_triangular(factors[0], d.unsqueeze(-1), upper=False).squeeze(-1)
+                # Under vmap a triangular solve copies the factor for every draw; its inverse is computed once for all.
+                eye = torch.eye(len(block.index), dtype=torch.float64, device=d.device)
+                inverse = torch.linalg.solve_triangular(factors[0].double(), eye, upper=False)
+                e = (d.double() @ inverse.mT).to(d.dtype)
                 log_det = factors[0].diagonal(dim1=-2, dim2=-1).log().sum(-1)
             elif block.kind == "diagonal":
                 e, log_det = d / factors[0], factors[0].log().sum(-1)

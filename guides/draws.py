@@ -89,7 +89,8 @@ def take_draws(
     """
     local = {n for n, s in sites(program).items() if s.kind == "latent" and set(s.dims) & program.plates}
     fresh = set() if same_rows else local
-    chunk = _ELEMENTS_PER_CHUNK // (100 * max(data.size, 1) + program.parameters.size)
+    latents = sum(s.numel() for n, s in _latent_values(program))
+    chunk = _ELEMENTS_PER_CHUNK // (100 * max(data.size, 1) + 20 * latents)
     chains = []
     with isolated_store(), quiet(), torch.no_grad():
         for r, parameters in enumerate(flat):
@@ -110,6 +111,10 @@ def take_draws(
         deterministic=merged.get("deterministic", {}),
         predictive=merged.get("predictive", {}),
     )
+
+
+def _latent_values(program: Program) -> list[tuple[str, Tensor]]:
+    return [(n, _value(program.prototype, n)) for n in program.latents]
 
 
 def _one_draw(program: Program, data: Data, fresh: set[str], *, predictive: bool, score: bool) -> dict[str, Any]:
@@ -150,7 +155,8 @@ def _linearised(program: Program, guide_trace: Trace, data: Data, *, predictive:
         trace = trace_at(latent)
         return {n: coordinates(n, dict(_nodes(trace))[n]["fn"]).value for n in observed}, _deterministic(trace)
 
-    mean, draw = guide.loc, guide.flat_draw(guide_trace)
+    # A copy: the tangent of a view is as large as the tensor that it views, here every parameter of every replicate.
+    mean, draw = guide.loc.clone(), guide.flat_draw(guide_trace)
     at, along = torch.func.jvp(outputs, (mean,), (draw - mean,))[:2]
     (values, fixed), (slopes, fixed_slopes) = at, along
     at_mean = dict(_nodes(trace_at(mean)))

@@ -100,7 +100,7 @@ class Posterior:
         row = slice(index, index + 1)
         return replace(
             self,
-            flat=self.flat[row],
+            flat=self.flat[row].clone(),
             losses=self.losses[row],
             validation=self.validation[row],
             stop_reasons=self.stop_reasons[row],
