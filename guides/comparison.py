@@ -142,12 +142,17 @@ def compare(
             posterior = fit(model, guide, *data, **{**fit_options, **(options or {}).get(label, {})})
             diagnosis = diagnose(posterior, num_samples=num_samples)
         except (ValueError, RuntimeError) as error:
-            rows.append(ComparisonRow(label, verdict="failed", error=f"{type(error).__name__}: {error}"))
+            rows.append(ComparisonRow(label, verdict="failed", error=_one_line(error)))
             continue
         posteriors[label], diagnoses[label] = posterior, diagnosis
         rows.append(_row(label, posterior, diagnosis, num_samples))
     rows.sort(key=lambda r: (math.isnan(r.elbo), -r.elbo if not math.isnan(r.elbo) else 0.0))
     return Comparison(tuple(rows), posteriors, diagnoses)
+
+
+def _one_line(error: Exception) -> str:
+    """Return an error in one line, without the shapes that Pyro's traces append to messages."""
+    return f"{type(error).__name__}: {' '.join(str(error).split('Trace Shapes:')[0].split())}"
 
 
 def _label(model: Callable[..., Any], guide: Any) -> str:
