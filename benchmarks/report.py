@@ -125,7 +125,7 @@ def _trust(records: Sequence[Record], task: str, guide: str) -> tuple[str, str]:
     levels = [r.get("verdict", {}).get("level", "unknown") for r in mine]
     worst = max(levels, key=["unknown", "good", "usable", "unreliable"].index, default="unknown")
     if not khat:
-        return worst, "no density to judge"
+        return worst, f"{worst}, no k-hat"
     return worst, f"{worst}, k-hat {_two(estimate(khat).mean)}"
 
 
@@ -161,7 +161,7 @@ def trust_table(records: Sequence[Record]) -> Table:
         ("guide", *(task.name for task in tasks)),
         tuple(rows),
         "Below 0.5 good, up to 0.7 usable with importance weights, above unreliable as a posterior, whatever its "
-        "predictions are worth. A dash: the guide has no density (point masses). †: the loss had not settled in every cell "
+        "predictions are worth. A dash: no k-hat, as the guide is made of point masses or a weight is not finite. †: the loss had not settled in every cell "
         "when the fit stopped, so that longer training may help.",
     )
 

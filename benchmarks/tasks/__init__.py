@@ -1,6 +1,6 @@
 """One file per task or family of tasks; a file placed here is found by itself.
 
-See ``blundell_curve.py`` for the shortest complete example.
+See ``curves.py`` for the shortest complete example.
 """
 
 import importlib
