@@ -161,8 +161,8 @@ def trust_table(records: Sequence[Record]) -> Table:
         ("guide", *(task.name for task in tasks)),
         tuple(rows),
         "Below 0.5 good, up to 0.7 usable with importance weights, above unreliable as a posterior, whatever its "
-        "predictions are worth. A dash: no k-hat, as the guide is made of point masses or a weight is not finite. †: the loss had not settled in every cell "
-        "when the fit stopped, so that longer training may help.",
+        "predictions are worth. A dash: no k-hat, as the guide is made of point masses or a weight is not finite. †: the "
+        "loss had not settled in every cell when the fit stopped, so that longer training may help.",
     )
 
 
