@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape
@@ -109,6 +110,7 @@ def data_plates(model: Callable[..., Any], data: Data, batch_size: int | None) -
     )
     if batch_size is not None:
         _check_scale(full, part, plates, data.size, batch_size)
+        _check_factors(model, full, plates, data, batch_size)
         _check_local_latents(full, part)
     return plates, full
 
@@ -127,6 +129,25 @@ def _check_scale(full: Trace, part: Trace, plates: frozenset[str], size: int, ba
                 f"observed site {name!r} gets {batch_size} of {size} data points per step, but its log-likelihood is scaled "
                 f"by {scale:g} instead of {wanted:g}, so that prior and data would not be weighed right. Put the site in "
                 'pyro.plate("data", len(x)), which guides.fit rescales, or in a plate of the full size with a subsample'
+            )
+
+
+def _check_factors(model: Callable[..., Any], full: Trace, plates: frozenset[str], data: Data, batch_size: int) -> None:
+    """Refuse ``pyro.factor`` terms that depend on the rows given and are not rescaled; their shape tells nothing."""
+    factors = {n: s for n, s in nodes(full).items() if is_observed(s) and isinstance(s["fn"], Unit)}
+    loose = {n for n, s in factors.items() if not any(f.name in plates for f in s["cond_indep_stack"])}
+    if not loose:
+        return
+    latents = {n: s["value"] for n, s in nodes(full).items() if is_latent(s)}
+    shared = {n: v for n, v in latents.items() if not any(f.name in plates for f in nodes(full)[n]["cond_indep_stack"])}
+    part = nodes(_trace(poutine.condition(model, data=shared), data.head(batch_size)))
+    wanted = data.size / batch_size
+    for name in loose & set(part):
+        before, after = factors[name]["log_prob"].sum(), part[name]["log_prob"].sum()
+        if abs(float(part[name]["scale"]) - wanted) > 1e-3 * wanted and not torch.allclose(before, after, rtol=1e-4):
+            raise MinibatchScaleError(
+                f"pyro.factor {name!r} depends on the data points of a batch, but is not scaled from {batch_size} to all "
+                f'{data.size}. Put it, with one value per data point, in pyro.plate("data", len(x)), or use pyro.sample'
             )
 
 
