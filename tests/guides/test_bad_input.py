@@ -404,3 +404,67 @@ def test_compare_refuses_an_empty_list_and_equal_labels(data):
         guides.compare(linear, [], *data)
     with pytest.raises(guides.OptionError, match="two guides have the same label"):
         guides.compare(linear, ["map", "map"], *data)
+
+
+def factored(x, y=None):
+    """A likelihood by pyro.factor, whose shape says nothing of the rows in it."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 2.0).to_event(1))
+    pyro.factor("likelihood", dist.Normal(x @ w, 0.5).log_prob(y).sum())
+
+
+def factored_in_a_plate(x, y=None):
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 2.0).to_event(1))
+    pyro.factor("prior", -w.square().sum())
+    with pyro.plate("data", len(x)):
+        pyro.factor("likelihood", dist.Normal(x @ w, 0.5).log_prob(y))
+
+
+def test_a_factor_that_is_not_scaled_to_the_data(data):
+    guides.fit(factored, "map", *data, **QUICK)
+    with pytest.raises(guides.MinibatchScaleError, match=r"pyro.factor 'likelihood' depends on the data points of a batch"):
+        guides.fit(factored, "map", *data, batch_size=10)
+    with pytest.raises(guides.MinibatchScaleError, match="from 10 to all 30"):
+        guides.fit(lambda x, y=None: scaled_factor(x, y, 2.0), "map", *data, batch_size=10)
+    for model in (factored_in_a_plate, lambda x, y=None: scaled_factor(x, y, 30 / len(x))):
+        assert guides.fit(model, "map", *data, batch_size=10, **QUICK).losses.isfinite().all()
+
+
+def scaled_factor(x, y, scale):
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 2.0).to_event(1))
+    with pyro.poutine.scale(scale=scale):
+        pyro.factor("likelihood", dist.Normal(x @ w, 0.5).log_prob(y).sum())
+
+
+@pytest.mark.parametrize(
+    "validation", [1, torch.zeros(3), (torch.zeros(5, 3),), (torch.zeros(5, 2), torch.zeros(5)), (torch.zeros(5, 3), None)]
+)
+@pytest.mark.xfail(strict=True, reason="guides.fitting does not check validation data against the training data")
+def test_validation_data_that_are_not_like_the_data(validation, data):
+    with pytest.raises(ValueError, match="validation"):
+        guides.fit(linear, "mean_field", *data, validation=validation, epochs=2)
+
+
+@pytest.mark.xfail(strict=True, reason="guides.fitting.guide_factory lets the TypeError of a family through")
+def test_an_unknown_option_of_a_family_costs_no_finished_work(data):
+    table = guides.compare(linear, ["map", ("mean_field", {"init_scal": 0.1})], *data, **QUICK)
+    assert "init_scal" in next(r.error for r in table.rows if r.guide != "map")
+
+
+@pytest.mark.parametrize("options", [{"replicates": 2}, {"num_particles": 2}])
+@pytest.mark.xfail(strict=True, reason="replicates and particles are always vectorised", raises=RuntimeError)
+def test_a_model_that_cannot_be_vectorised_runs_one_by_one(options, data):
+    def branching(x, y=None):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(z if z > 0 else -z, 0.5), obs=y)
+
+    guides.fit(branching, "mean_field", *data, compile="eager", **options, **QUICK)
+
+
+@pytest.mark.parametrize("guide", [guides.Laplace(network, predictive="sampled"), guides.LowRank(network, rank=1)])
+@pytest.mark.xfail(strict=True, reason="guides.fitting.guide_factory records no options of guide objects")
+def test_a_guide_object_is_saved_with_its_options(guide, data, tmp_path):
+    posterior = guides.fit(network, guide, *data, **QUICK)
+    posterior.save(tmp_path / "posterior")
+    loaded = guides.Posterior.load(tmp_path / "posterior", network)
+    torch.testing.assert_close(loaded.predict(data[0], num_samples=5), posterior.predict(data[0], num_samples=5))
