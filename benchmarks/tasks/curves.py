@@ -28,8 +28,9 @@ TASKS.add(
         splits=20,
         fit={"steps": 1000, "lr": 0.03, "schedule": "cosine"},
         guides=GUIDES,
-        source="Curve of Blundell et al. 2015, section 5.2; tested on fresh points of the training range. Width, prior and number "
-        "of points are ours, chosen on split 0 by ELBO with test scores and pictures in sight: an illustration, not a contest.",
+        source="Curve of Blundell et al. 2015, section 5.2; tested on fresh points of the training range. Width, "
+        "prior and number of points are ours, chosen on split 0 by ELBO with test scores and pictures in "
+        "sight: an illustration, not a contest.",
     ),
 )
 
@@ -45,8 +46,8 @@ TASKS.add(
         splits=20,
         fit={"steps": 1000, "lr": 0.03, "schedule": "cosine"},
         guides=GUIDES,
-        source="Curve of Foong et al. 2019 with its noise known; the test points lie in the gap, where training never was. Width (20; "
-        "theirs 50) and prior are ours, chosen on split 0 with ELBO and spread in the gap in sight: an illustration, not a "
-        "contest.",
+        source="Curve of Foong et al. 2019 with its noise known; the test points lie in the gap, where training "
+        "never was. Width (20; theirs 50) and prior are ours, chosen on split 0 with ELBO and spread in the "
+        "gap in sight: an illustration, not a contest.",
     ),
 )
