@@ -142,7 +142,7 @@ def _one_draw(program: Program, data: Data, fresh: set[str], *, predictive: bool
 
 
 def _linearised(program: Program, guide_trace: Trace, data: Data, *, predictive: bool, score: bool) -> dict[str, Any]:
-    """Evaluate observed and deterministic sites by the model linearised around the guide's mean (:class:`guides.Laplace`)."""
+    """Evaluate observed and deterministic sites by the model linearised around the guide's mean; see Laplace."""
     guide: Any = program.guide
     observed = [n for n, s in sites(program).items() if s.kind == "observed"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -107,7 +108,7 @@ def fit(
             raise OptionError("validation is a fraction, but no positional tensor argument has rows to hold out")
         training, held_out = training.split(validation, seed)
     elif validation is not None:
-        held_out = Data.of(validation, model_kwargs, where)
+        held_out = _validation(validation, training, model_kwargs, where)
     options = FitOptions(
         objective=objective,
         steps=steps,
@@ -168,9 +169,11 @@ def fit_many(
         raise DataError("datasets is empty; pass at least one tuple of model arguments")
     where = _device(device)
     training = [Data.of(d, model_kwargs, where) for d in datasets]
-    held_out = None if validations is None else [Data.of(v, model_kwargs, where) for v in validations]
-    if held_out is not None and len(held_out) != len(training):
-        raise DataError(f"{len(held_out)} validations for {len(training)} data sets; pass one each")
+    held_out = None
+    if validations is not None:
+        if len(validations) != len(training):
+            raise DataError(f"{len(validations)} validations for {len(training)} data sets; pass one each")
+        held_out = [_validation(v, t, model_kwargs, where) for v, t in zip(validations, training)]
     seeds = list(range(len(datasets))) if seeds is None else list(seeds)
     if len(seeds) != len(datasets):
         raise OptionError(f"{len(seeds)} seeds for {len(datasets)} data sets; pass one each")
@@ -280,13 +283,40 @@ def guide_factory(model: Model, guide: Any) -> tuple[Callable[[], Callable[..., 
     if isinstance(guide, tuple):
         guide, options = guide
     if isinstance(guide, str):
-        family = families[guide]
-        return (lambda: family(model, **options)), guide, dict(options)
-    if isinstance(guide, type):
-        name = next((n for n, f in families.items() if f is guide), guide.__name__)
-        return (lambda: guide(model, **options)), name, dict(options)
-    name = next((n for n, f in families.items() if f is type(guide)), getattr(guide, "__name__", type(guide).__name__))
-    return (lambda: guide), name, {}
+        family, name = families[guide], guide
+    elif isinstance(guide, type):
+        family, name = guide, next((n for n, f in families.items() if f is guide), guide.__name__)
+    else:
+        name = next((n for n, f in families.items() if f is type(guide)), getattr(guide, "__name__", type(guide).__name__))
+        return (lambda: guide), name, dict(getattr(guide, "constructor_options", {}))
+
+    def make() -> Callable[..., Any]:
+        try:
+            inspect.signature(family).bind(model, **options)
+        except TypeError as error:
+            known = ", ".join(list(inspect.signature(family).parameters)[1:])
+            raise OptionError(f"guide {name!r}: {error}; its options are {known}") from None
+        return family(model, **options)
+
+    return make, name, dict(options)
+
+
+def _validation(value: Any, training: Data, model_kwargs: dict[str, Any] | None, device: torch.device) -> Data:
+    """Return validation data, checked to look like the training data apart from the number of rows.
+
+    :raises DataError: naming the argument that does not.
+    """
+    if not isinstance(value, tuple | list):
+        raise DataError(f"validation must be a fraction such as 0.1 or a tuple like the data, not {type(value).__name__}")
+    if len(value) != len(training.args):
+        raise DataError(f"validation has {len(value)} arguments, the data have {len(training.args)}; pass one for each")
+    held_out = Data.of(tuple(value), model_kwargs, device)
+    for i, (new, old) in enumerate(zip(held_out.args, training.args)):
+        rows = i in training.rows
+        if rows and (not isinstance(new, Tensor) or new.shape[1:] != old.shape[1:] or new.dim() != old.dim()):
+            got = tuple(new.shape) if isinstance(new, Tensor) else repr(new)
+            raise DataError(f"validation argument {i} is {got}; like the data's it must be (rows, {tuple(old.shape[1:])})")
+    return held_out
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -18,7 +18,7 @@ from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet
 from guides.engine.state import Checkpoint, State
 from guides.engine.step import ChunkRunner, Replicates
-from guides.engine.stopping import early_stopping, rewind, validation_score
+from guides.engine.stopping import Chunk, early_stopping, rewind, validation_score
 
 __all__ = ["COMPILE_MODES", "Settings", "Trained", "train"]
 
@@ -96,6 +96,8 @@ def train(
     if saver:
         saver.restore(state, replicates)
     running = torch.arange(len(seeds), device=initial.device)
+    chunk_before: Chunk | None = None
+    chunk_now: Chunk | None = None
     with _undisturbed(replicates, seeds[0] + state.step), _progress_bar(settings, len(seeds), state.step) as bar:
         while state.step < settings.steps and bool(state.active.any()):
             stop_round = min(state.step + steps_per_round, settings.steps)
@@ -104,7 +106,7 @@ def train(
                 steps = min(chunk, stop_round - state.step)
                 now = rates[state.step : state.step + steps]
                 inputs = replicates.inputs(steps)
-                before = (state.flat, state.moments)
+                chunk_before, chunk_now = chunk_now, Chunk(state.step, state.flat, state.moments, inputs, now)
                 old = (state.flat[running], *(m[running] for m in state.moments))
                 left = settings.steps - state.step - steps
                 new, losses = runner(old, running, inputs, now, state.step, left)
@@ -114,8 +116,9 @@ def train(
                 record[running[on]] = losses[on]
                 broken = on & ~(torch.isfinite(losses).all(1) & torch.isfinite(new[0]).all(1))
                 for r in running[broken].tolist():
-                    good = rewind(r, before, inputs, now, state, replicates, optimiser, settings.clip_norm)
-                    record[r, good:] = math.nan
+                    chunks = [c for c in (chunk_before, chunk_now) if c is not None]
+                    step = rewind(r, chunks, state, replicates, optimiser, settings.clip_norm)
+                    record[r, max(0, step - state.step) :] = math.nan
                 state.losses.append(record)
                 state.step += steps
                 bar.update(steps)
@@ -183,4 +186,7 @@ def _fingerprint(settings: Settings, replicates: Replicates, initial: Tensor) ->
     options = {k: v for k, v in asdict(settings).items() if k not in ("progress", "compile")}
     shapes = [tuple(a.shape) for a in replicates.args]
     sums = [float(a.double().sum()) for a in (*replicates.args, initial)]
-    return repr((options, shapes, sums))
+    objective, guide = replicates.program.objective, replicates.program.guide
+    setting = {k: v for k, v in vars(objective).items() if isinstance(v, int | float | str | None)}
+    names = (type(objective).__name__, setting, type(guide).__name__, replicates.program.parameters.names)
+    return repr((options, names, shapes, sums))

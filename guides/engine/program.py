@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -19,6 +19,7 @@ from guides.engine.checks import check_guide, check_latents, data_plates, is_lat
 from guides.engine.data import Data
 from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.parameters import ParameterLayout, isolated_store
+from guides.engine.vectorise import Vectorised
 from guides.objectives.base import Estimate, Objective, Stratum, joint_traces, num_strata
 
 __all__ = ["Program", "RescalePlates", "quiet", "seeded"]
@@ -80,6 +81,7 @@ class Program:
     plates: frozenset[str]
     prototype: Trace
     latents: tuple[str, ...]
+    over_particles: Vectorised = field(default_factory=lambda: Vectorised("particles"), compare=False)
 
     @classmethod
     def build(
@@ -162,7 +164,7 @@ class Program:
         if self.particles == 1:
             terms = {k: v.unsqueeze(0) for k, v in particle(normals[0], uniforms[0], strata[0]).items()}
         else:
-            terms = torch.vmap(particle, randomness="different")(normals, uniforms, strata)
+            terms = self.over_particles(particle, (0, 0, 0), normals, uniforms, strata)
         return self.objective.combine(terms)
 
     def traces(

@@ -86,7 +86,10 @@ class Checkpoint:
         """
         if not self._path.exists():
             return
-        saved = torch.load(self._path, weights_only=True)
+        try:
+            saved = torch.load(self._path, weights_only=True)
+        except Exception as error:  # torch reports a damaged file by many kinds of error
+            raise OptionError(f"checkpoint {self._path} is damaged ({error}); delete it") from error
         if saved["fingerprint"] != self._fingerprint:
             raise OptionError(
                 f"checkpoint {self._path} belongs to a fit with other options, data or model; delete it or give another path"

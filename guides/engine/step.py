@@ -14,6 +14,7 @@ from guides.engine.data import Data, stack
 from guides.engine.optimisers import Optimiser
 from guides.engine.program import Program
 from guides.engine.tracing import CompiledLoop, Traced, has_compiler
+from guides.engine.vectorise import Vectorised
 
 __all__ = ["ChunkRunner", "Inputs", "Replicates"]
 
@@ -41,6 +42,7 @@ class Replicates:
         self._tensors = tuple(i for i, a in enumerate(self._all_args) if isinstance(a, Tensor))
         self._rows = frozenset(first.rows)
         self.args = tuple(self._all_args[i] for i in self._tensors)
+        self._over_replicates = Vectorised("replicates")
         self.noise_generators = [torch.Generator(device).manual_seed(s) for s in seeds]
         self.streams = [IndexStream(first.size, self.batch, torch.Generator(device).manual_seed(s + 2**31)) for s in seeds]
 
@@ -87,7 +89,7 @@ class Replicates:
             surrogate, value = one(flat[0], single, tuple(i[0] for i in inputs))
             return surrogate.unsqueeze(0), value.unsqueeze(0)
         dims = (0, None if self.shared else 0, 0)
-        return torch.vmap(one, in_dims=dims, randomness="different")(flat, tuple(tensors), tuple(inputs))
+        return self._over_replicates(one, dims, flat, tuple(tensors), tuple(inputs))
 
 
 Inputs = tuple[Tensor, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from guides.engine.data import Data, stack
 from guides.engine.noise import Noise
+from guides.engine.optimisers import Optimiser
 from guides.engine.state import State
 from guides.engine.step import ChunkRunner, Inputs, Replicates
 from guides.engine.tracing import Traced
+from guides.engine.vectorise import Vectorised
 from guides.errors import NonFiniteLossError
 
-__all__ = ["early_stopping", "rewind", "validation_score"]
+__all__ = ["Chunk", "early_stopping", "rewind", "validation_score"]
 
 
 def validation_score(
@@ -47,12 +50,12 @@ def validation_score(
         def log_likelihood(normals: Tensor, uniforms: Tensor, stratum: Tensor) -> Tensor:
             return program.log_likelihood(flat, Noise(normals, uniforms), stratum, arguments, first.kwargs)
 
-        per_draw = torch.vmap(log_likelihood, randomness="different")(normals, uniforms, which)
+        per_draw = over_samples(log_likelihood, (0, 0, 0), normals, uniforms, which)
         return (torch.logsumexp(per_draw, 0) - math.log(samples)).mean()
 
     dims = (0, 0, 0, *((None if shared else 0) for _ in tensors))
-    every = torch.vmap(one, in_dims=dims, randomness="different")
-    accelerated = Traced(lambda *inputs: (every(*inputs),), "the validation score", enabled=traced)
+    over_samples, over_replicates = Vectorised("draws"), Vectorised("replicates")
+    accelerated = Traced(lambda *i: (over_replicates(one, dims, *i),), "the validation score", enabled=traced)
 
     def score(flat: Tensor) -> Tensor:
         with torch.no_grad():
@@ -79,44 +82,73 @@ def early_stopping(state: State, score: Tensor, patience: int | None) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk of steps as it was about to run: first step, state of all replicates, inputs and learning rates."""
+
+    first: int
+    flat: Tensor
+    moments: tuple[Tensor, ...]
+    inputs: Inputs
+    rates: Tensor
+
+
 def rewind(
     replicate: int,
-    before: tuple[Tensor, tuple[Tensor, ...]],
-    inputs: Inputs,
-    rates: Tensor,
+    chunks: Sequence[Chunk],
     state: State,
     replicates: Replicates,
-    optimiser: Any,
+    optimiser: Optimiser,
     clip_norm: float | None,
 ) -> int:
-    """Take a replicate back to its last parameters with a finite loss, stop it there, and return how many steps were good.
+    """Take a replicate back to the last parameters that had a finite loss, stop it, and return the step that went wrong.
 
-    Steps are pure, so running the chunk again up to the bad step gives the parameters just before it.
+    Steps are pure, so running the last chunks again up to the bad step gives the parameters on the way there.
 
-    :param before: parameters and moments of all replicates before the chunk.
+    :param chunks: the chunk with the bad step and, as that may be its first, the chunk before it.
     :raises NonFiniteLossError: if not even the first step of the fit was finite.
     """
-    row = torch.tensor([replicate], device=rates.device)
+    row = torch.tensor([replicate], device=state.flat.device)
     runner = ChunkRunner(replicates, optimiser, clip_norm, "eager")
-    now = (before[0][row], *(m[row] for m in before[1]))
-    good, what = len(rates), "the loss"
-    for k in range(len(rates)):
-        one = tuple(i[:, k : k + 1] for i in inputs)
-        after, loss = runner(now, row, one, rates[k : k + 1], state.step + k, 0)
-        if not (torch.isfinite(loss).all() and torch.isfinite(after[0]).all()):
-            good, what = k, "the gradient" if torch.isfinite(loss).all() else "the loss"
-            break
-        now = after
+    start = chunks[0]
+    now = (start.flat[row], *(m[row] for m in start.moments))
+    kept = now
+    for chunk in chunks:
+        for k in range(len(chunk.rates)):
+            one = tuple(i[:, k : k + 1] for i in chunk.inputs)
+            after, loss = runner(now, row, one, chunk.rates[k : k + 1], chunk.first + k, 0)
+            finite_loss = bool(torch.isfinite(loss).all())
+            if finite_loss:
+                kept = now
+            if not (finite_loss and torch.isfinite(after[0]).all()):
+                _stop(state, replicates, replicate, chunk, k, now[0][0], kept, finite_loss)
+                return chunk.first + k
+            now = after
+    # The chunk went wrong, but running it step by step did not: rounding decides. Keep where the steps led.
     state.write(row, now[0], now[1:])
-    step = state.step + good
-    site = _first_bad_site(replicates, replicate, now[0][0], inputs, min(good, len(rates) - 1))
+    state.stop(replicate, chunks[-1].first + len(chunks[-1].rates), "the loss was not finite in one of two equal runs")
+    return chunks[-1].first + len(chunks[-1].rates)
+
+
+def _stop(
+    state: State,
+    replicates: Replicates,
+    replicate: int,
+    chunk: Chunk,
+    k: int,
+    flat: Tensor,
+    kept: tuple[Tensor, ...],
+    finite_loss: bool,
+) -> None:
+    step, what = chunk.first + k, "the gradient" if finite_loss else "the loss"
+    site = _first_bad_site(replicates, replicate, flat, chunk.inputs, k)
     if step == 0:
         raise NonFiniteLossError(
             f"{what} is not finite before the first step, first at {site}. Check the data's scale and the prior, or start "
             "elsewhere (init='sample')"
         )
+    state.write(torch.tensor([replicate], device=flat.device), kept[0], kept[1:])
     state.stop(replicate, step, f"{what} was not finite at step {step}, first at {site}; kept the last finite parameters")
-    return good
 
 
 def _first_bad_site(replicates: Replicates, r: int, flat: Tensor, inputs: Inputs, k: int) -> str:

@@ -1,36 +1,75 @@
-"""Many draws at once, or one after the other where a model cannot be vectorised."""
+"""Many evaluations at once, or one after the other where a model cannot be vectorised."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["over_draws"]
+from guides.errors import EagerFallbackWarning
+
+__all__ = ["Vectorised", "over_draws"]
+
+
+class Vectorised:
+    """``torch.vmap`` of functions, or a loop over them from the first time that one does not allow it.
+
+    :param what: what the evaluations run over, for the warning (``"particles"``).
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._looping = False
+
+    def __call__(
+        self, function: Callable[..., Any], in_dims: Sequence[int | None], *inputs: Any, chunk: int | None = None
+    ) -> Any:
+        """Return what ``function`` returns for each row of its inputs, stacked.
+
+        :param in_dims: 0 for inputs (tensors, or tuples of them) to take rows of, ``None`` for those to pass whole.
+        :param inputs: random draws inside the function differ between rows.
+        :param chunk: rows to vectorise at a time, which bounds memory.
+        """
+        if not self._looping:
+            try:
+                return torch.vmap(function, in_dims=tuple(in_dims), randomness="different", chunk_size=chunk)(*inputs)
+            except RuntimeError as error:
+                if "vmap" not in str(error) and "functorch" not in str(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            self._looping = True
+            warnings.warn(
+                f"the model cannot be vectorised over {self._what}, which are taken one by one: {reason}",
+                EagerFallbackWarning,
+                stacklevel=2,
+            )
+        first = inputs[list(in_dims).index(0)]
+        count = len(first[0] if isinstance(first, tuple) else first)
+        return _stack([function(*(_row(i, d, k) for i, d in zip(inputs, in_dims))) for k in range(count)])
 
 
 def over_draws(function: Callable[[Tensor], Any], count: int, chunk: int, device: torch.device) -> dict[str, Any]:
     """Call ``function`` with draw numbers ``0 .. count-1`` and stack what it returns along a new first dimension.
 
     :param function: from a scalar integer tensor to a (nested) dict of tensors; random draws differ between calls.
-    :param chunk: draws to vectorise at a time, which bounds memory.
+    :param chunk: draws to vectorise at a time.
     """
-    numbers = torch.arange(count, device=device)
-    try:
-        return torch.vmap(function, randomness="different", chunk_size=chunk)(numbers)
-    except RuntimeError as error:
-        if "vmap" not in str(error) and "functorch" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-    warnings.warn(f"the model cannot be vectorised over draws, so they are taken one by one: {reason}", stacklevel=2)
-    results = [function(n) for n in numbers]
-    return _stack(results)
+    return Vectorised("draws")(function, (0,), torch.arange(count, device=device), chunk=chunk)
+
+
+def _row(value: Any, dim: int | None, k: int) -> Any:
+    if dim is None:
+        return value
+    return tuple(v[k] for v in value) if isinstance(value, tuple) else value[k]
 
 
 def _stack(results: list[Any]) -> Any:
-    if isinstance(results[0], dict):
-        return {k: _stack([r[k] for r in results]) for k in results[0]}
+    first = results[0]
+    if isinstance(first, dict):
+        return {k: _stack([r[k] for r in results]) for k in first}
+    if isinstance(first, tuple):
+        return tuple(_stack([r[i] for r in results]) for i in range(len(first)))
     return torch.stack(results)

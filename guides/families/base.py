@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -91,6 +92,14 @@ class Family(AutoGuide):
 
     is_point_mass: ClassVar[bool] = False
     num_strata: int = 1
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Family:
+        """Remember the options that the guide is made with, so that a saved posterior can make it again."""
+        guide = super().__new__(cls)
+        given = inspect.signature(cls.__init__).bind_partial(guide, *args, **kwargs).arguments
+        options = dict(list(given.items())[2:])  # without the guide and the model
+        object.__setattr__(guide, "constructor_options", options)
+        return guide
 
     def finish(self, context: FitContext) -> Finished:
         """Turn the optimum into the posterior, for families whose optimisation only finds a mode."""

@@ -158,7 +158,6 @@ def test_a_checkpoint_of_another_fit_is_refused(data, tmp_path):
             guides.fit(linear, guide, *rows, **arguments)
 
 
-@pytest.mark.xfail(strict=True, reason="guides.engine.loop._fingerprint leaves the objective out")
 @pytest.mark.parametrize("other", [{"objective": guides.ELBO(kl="monte_carlo")}, {"num_particles": 3}])
 def test_a_checkpoint_of_another_objective_is_refused(other, data, tmp_path):
     options = {"steps": 30, "lr": 0.02, "checkpoint": tmp_path / "checkpoint"}
@@ -167,7 +166,6 @@ def test_a_checkpoint_of_another_objective_is_refused(other, data, tmp_path):
         guides.fit(linear, "mean_field", *data, **options, **other)
 
 
-@pytest.mark.xfail(strict=True, reason="guides.engine.state.Checkpoint.restore lets the errors of torch.load through")
 def test_a_damaged_checkpoint_is_named(data, tmp_path):
     path = tmp_path / "checkpoint"
     guides.fit(linear, "mean_field", *data, steps=30, checkpoint=path)
