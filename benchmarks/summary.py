@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def summarise(folder: str | Path) -> dict[str, Any]:
         )
     return {
         "target": manifest.get("target"),
-        "commands": [entry["command"] for entry in manifest.get("commands", [])],
+        "commands": [_without_folder(entry["command"]) for entry in manifest.get("commands", [])],
         "cells": {"done": len(done), "failed": len(records) - len(done)},
         "seeds": sorted({record["seed"] for record in records}),
         "splits": sorted({record["split"] for record in records}),
@@ -102,3 +103,8 @@ def write(folder: str | Path, out: str | Path) -> None:
     """
     text = json.dumps(summarise(ResultsFolder(folder).path), indent=1, ensure_ascii=False)
     write_atomically(Path(out), lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def _without_folder(command: str) -> str:
+    """Return a command line without its output folder, which says nothing about the results."""
+    return re.sub(r"\s--out[ =]\S+", "", command)
