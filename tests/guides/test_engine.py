@@ -130,12 +130,13 @@ def test_laplace_finishes_each_replicate_by_itself(data):
             torch.testing.assert_close(posterior.parameters[name], value, rtol=2e-3, atol=2e-3)
 
 
-def test_minibatches_follow_the_reference(data):
+def test_minibatches_follow_the_reference(data, monkeypatch):
+    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 9)  # the stream of rows goes on from chunk to chunk
     family, options, objective_options, particles, objective, sizes = reference.CASES["mean_field"]
     guide, start = set_up(family, options, data)
     x, y = data
     size = 7  # does not divide 30, so that batches span passes
-    normals, uniforms = reference.noise(5, STEPS, particles, *sizes(size))
+    normals, uniforms = reference.noise(5, STEPS, particles, *sizes(size), chunk=9)
     rows = reference.batches(5, STEPS, len(x), size)
 
     def step(p, k):
