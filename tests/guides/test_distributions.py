@@ -9,26 +9,26 @@ from guides.distributions import Block, BlockNormal, LowRankNormal
 
 def block_normal():
     """Dense, diagonal, Kronecker and fixed blocks over interleaved coordinates."""
-    order = torch.randperm(14, generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
     blocks = (
         Block("dense", order[:3], "dense"),
         Block("diagonal", order[3:6], "diagonal"),
-        Block("kron", order[6:12], "kron", (2, 3)),
-        Block("fixed", order[12:], "fixed"),
+        Block("kron", order[6:18], "kron", (3, 4)),
+        Block("fixed", order[18:], "fixed"),
     )
     tril = torch.randn(3, 3).tril(-1) + torch.diag(torch.rand(3) + 0.5)
-    left, right = torch.linalg.qr(torch.randn(2, 2)).Q, torch.linalg.qr(torch.randn(3, 3)).Q
-    factors = ((tril,), (torch.rand(3) + 0.5,), (left, right, torch.rand(2, 3) + 0.5), ())
+    left, right = torch.linalg.qr(torch.randn(3, 3)).Q, torch.linalg.qr(torch.randn(4, 4)).Q
+    factors = ((tril,), (torch.rand(3) + 0.5,), (left, right, torch.rand(3, 4) + 0.5), ())
     for block, group in zip(blocks, factors):
         assert tuple(tuple(f.shape) for f in group) == block.factor_shapes
-    return BlockNormal(torch.randn(14), blocks, factors), order[12:]
+    return BlockNormal(torch.randn(20), blocks, factors), order[18:]
 
 
 def test_a_block_normal_is_the_normal_with_its_covariance():
     q, fixed = block_normal()
     covariance = q.covariance_matrix
     assert covariance[fixed].abs().max() == 0
-    varying = torch.tensor([i for i in range(14) if i not in fixed])
+    varying = torch.tensor([i for i in range(20) if i not in fixed])
     dense = MultivariateNormal(q.mean[varying], covariance[varying][:, varying])
     draws = q.rsample((20_000,))
     torch.testing.assert_close(q.log_prob(draws[:50]), dense.log_prob(draws[:50, varying]), rtol=1e-4, atol=1e-3)
@@ -42,15 +42,15 @@ def test_a_block_normal_is_the_normal_with_its_covariance():
 
 def test_a_kronecker_block_lies_in_the_sites_order():
     """Covariance of w[a, b] and w[c, d]: sum over m, n of left[a, m] left[c, m] right[b, n] right[d, n] scale[m, n]^2."""
-    left, right, scale = torch.linalg.qr(torch.randn(2, 2)).Q, torch.linalg.qr(torch.randn(3, 3)).Q, torch.rand(2, 3) + 0.5
-    q = BlockNormal(torch.zeros(6), (Block("w", torch.arange(6), "kron", (2, 3)),), ((left, right, scale),))
-    want = torch.einsum("am,cm,bn,dn,mn->abcd", left, left, right, right, scale**2).reshape(6, 6)
+    left, right, scale = torch.linalg.qr(torch.randn(3, 3)).Q, torch.linalg.qr(torch.randn(4, 4)).Q, torch.rand(3, 4) + 0.5
+    q = BlockNormal(torch.zeros(12), (Block("w", torch.arange(12), "kron", (3, 4)),), ((left, right, scale),))
+    want = torch.einsum("am,cm,bn,dn,mn->abcd", left, left, right, right, scale**2).reshape(12, 12)
     torch.testing.assert_close(q.covariance_matrix, want)
 
 
 def test_expanding_keeps_the_distribution():
     q, _ = block_normal()
-    assert q.expand((4,)).rsample().shape == (4, 14)
+    assert q.expand((4,)).rsample().shape == (4, 20)
     assert q.expand((4,)).log_prob(q.loc).shape == (4,)
 
 

@@ -120,7 +120,7 @@ def branching(x, y=None):
 def test_a_model_that_cannot_be_vectorised_is_drawn_one_by_one(data):
     x, y = data
     posterior = guides.fit(branching, "mean_field", x, y, steps=20, compile="eager")
-    with pytest.warns(UserWarning, match="cannot be vectorised over draws"):
+    with pytest.warns(guides.EagerFallbackWarning, match="cannot be vectorised over draws"):
         draws = posterior.draws(20)
     z = draws.latents["z"][0]
     want = dist.Normal(z.abs()[:, None], 0.5).log_prob(y)
