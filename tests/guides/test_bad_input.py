@@ -294,7 +294,9 @@ def test_a_loss_that_turns_nan_stops_there_and_names_the_site(mode):
     assert pyro.get_param_store().keys() == {}.keys()
 
 
-def test_the_parameters_kept_are_those_of_the_last_finite_loss():
+@pytest.mark.parametrize("chunk", [100, 11, 10])
+def test_the_parameters_kept_are_those_of_the_last_finite_loss(chunk, monkeypatch):
+    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", chunk)  # of 11, the bad step is the first of its chunk
     with pytest.warns(guides.NonFiniteLossWarning):
         posterior = guides.fit(drifting, "map", torch.ones(4), torch.zeros(4), steps=50, lr=0.1)
     assert float(posterior.parameters["a"]) == pytest.approx(0.05, abs=1e-4)
@@ -455,7 +457,11 @@ def test_a_model_that_cannot_be_vectorised_runs_one_by_one(options, data):
             pyro.sample("y", dist.Normal(z if z > 0 else -z, 0.5), obs=y)
 
     with pytest.warns(guides.EagerFallbackWarning, match="cannot be vectorised over (replicates|particles)"):
-        guides.fit(branching, "mean_field", *data, compile="eager", **options, **QUICK)
+        slow = guides.fit(branching, "mean_field", *data, compile="eager", **options, **QUICK)
+    if "replicates" in options:
+        for r in range(2):
+            single = guides.fit(branching, "mean_field", *data, compile="eager", seed=r, **QUICK)
+            torch.testing.assert_close(slow.replicate(r).losses, single.losses)
 
 
 @pytest.mark.parametrize("guide", [guides.Laplace(network, predictive="sampled"), guides.LowRank(network, rank=1)])

@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal, biject_to
 import guides
 from guides.families.base import FlatFamily
 
-QUICK = {"steps": 30, "lr": 0.03}
+QUICK = {"steps": 10, "lr": 0.03, "compile": "eager"}
 WITH_DENSITY = sorted(n for n, f in guides.families.items() if n == "laplace" or not f.is_point_mass)
 POINTS = sorted(set(guides.families) - set(WITH_DENSITY))
 
@@ -26,7 +26,7 @@ def data():
 @pytest.fixture(scope="module")
 def fitted(data):
     """One posterior per family over every kind of support."""
-    return {f: guides.fit(supports, f, *data, steps=150, lr=0.05, compile="trace") for f in guides.families}
+    return {f: guides.fit(supports, f, *data, steps=40, lr=0.1, compile="eager") for f in guides.families}
 
 
 def unconstrained(posterior, latents):
@@ -114,7 +114,7 @@ def test_a_point_mass_has_one_draw_per_member(data):
 def test_a_family_is_a_guide_in_stock_svi(family, loss, data):
     guide = guides.families[family](supports)
     svi = SVI(supports, guide, pyro.optim.ClippedAdam({"lr": 0.05}), loss=loss(num_particles=2))
-    losses = torch.tensor([svi.step(*data) for _ in range(40)])
+    losses = torch.tensor([svi.step(*data) for _ in range(25)])
     assert losses.isfinite().all()
     assert losses[-5:].mean() < losses[:5].mean() - 5
     assert math.isfinite(svi.evaluate_loss(*data))
@@ -122,7 +122,7 @@ def test_a_family_is_a_guide_in_stock_svi(family, loss, data):
 
 @pytest.mark.parametrize("family", guides.families)
 def test_the_fitted_guide_works_in_stock_predictive(family, data):
-    posterior = guides.fit(regression, family, *data, steps=150, lr=0.05)
+    posterior = guides.fit(regression, family, *data, steps=60, lr=0.1, compile="eager")
     draws = Predictive(regression, guide=posterior.guide, num_samples=400)(data[0])
     ours = posterior.sample(400)["w"]
     spread = ours.std(0) + draws["w"].reshape(ours.shape).std(0)

@@ -103,16 +103,16 @@ def dying(model, calls):
     return run
 
 
-@pytest.mark.parametrize("calls", [130, 260])
+@pytest.mark.parametrize("calls", [60, 130])
 def test_a_killed_fit_continues_to_the_same_result(calls, data, tmp_path, monkeypatch):
     monkeypatch.setattr("guides.engine.state._SECONDS_BETWEEN", -1.0)
     options = {
-        "epochs": 120,
+        "epochs": 40,
         "batch_size": 7,
         "lr": 0.02,
         "schedule": "cosine",
         "validation": 0.2,
-        "patience": 30,
+        "patience": 12,
         "replicates": 2,
         "num_particles": 2,
         "compile": "eager",

@@ -23,7 +23,7 @@ def data():
 @pytest.fixture(scope="module")
 def exact(data):
     """The linear model's posterior, by the family that contains it."""
-    return guides.fit(linear, "laplace", *data, steps=1500, lr=0.05, schedule="cosine")
+    return guides.fit(linear, "laplace", *data, steps=600, lr=0.1, schedule="cosine")
 
 
 @pytest.mark.parametrize("replicates", [1, 2])
@@ -78,7 +78,7 @@ def test_log_likelihood_is_that_of_the_draws(data):
 
 @pytest.mark.parametrize("family", sorted(set(guides.families) - {"dropout"}))
 def test_local_latents_of_new_rows_come_from_their_prior(family):
-    posterior = guides.fit(schools, family, *SCHOOLS, steps=300, lr=0.05)
+    posterior = guides.fit(schools, family, *SCHOOLS, steps=150, lr=0.1)
     new = posterior.predict(torch.tensor([10.0, 1e-3, 1e-3]), num_samples=2000)["y"]
     assert new.shape == (2000, 3)
     latents = posterior.sample(2000)
@@ -157,7 +157,7 @@ def test_the_guide_is_a_pyro_guide_with_the_fitted_parameters(data):
 def comparison(data):
     x, y = data
     cases = ["mean_field", "full_rank", "laplace", "map", ("low_rank", {"rank": 1}), "dropout"]
-    return guides.compare(linear, cases, x, y, steps=600, lr=0.03, schedule="cosine", num_samples=300)
+    return guides.compare(linear, cases, x, y, steps=500, lr=0.04, schedule="cosine", num_samples=300)
 
 
 def test_a_table_of_guides_goes_on_after_a_failure(comparison, data):
