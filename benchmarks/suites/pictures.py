@@ -2,6 +2,8 @@
 
 from benchmarks.task import SUITES, Suite
 
+__all__: list[str] = []
+
 SUITES.add(
     "pictures",
     Suite(

@@ -12,6 +12,8 @@ from benchmarks.store import Record
 from benchmarks.tables import Entry, Section, Table, estimate, values
 from benchmarks.task import SUITES, Suite
 
+__all__ = ["compare", "sections"]
+
 READINGS = ("rmse", "mse", "rmse_standardised", "mse_standardised")
 SHOWN = (*READINGS, "log_likelihood")
 

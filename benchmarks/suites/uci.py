@@ -12,6 +12,8 @@ from benchmarks.tables import Section, comparison, estimate, values
 from benchmarks.task import SUITES, Suite, Task
 from benchmarks.tasks.uci import SETS
 
+__all__ = ["sections"]
+
 
 def sections(suite: Suite, records: Sequence[Record]) -> list[Section]:
     """Return log-likelihood and RMSE beside published numbers, and sentences on how they compare."""

@@ -7,6 +7,8 @@ from functools import partial
 from benchmarks import data, evaluation
 from benchmarks.task import TASKS, Override, Task
 
+__all__ = ["GUIDES", "LAPLACE", "METRICS"]
+
 METRICS = ("log_likelihood", "rmse", "crps", "calibration_error", "coverage_50", "coverage_80", "coverage_95")
 LAPLACE = Override(options={"curvature": "ggn"})
 # Scales that start small let a network fit its data before it learns how sure to be of itself.

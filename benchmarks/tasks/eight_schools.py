@@ -15,6 +15,8 @@ from benchmarks import evaluation
 from benchmarks.evaluation import Evaluation
 from benchmarks.task import TASKS, Split, Task
 
+__all__ = ["evaluate", "exact", "exact_quantiles", "load", "model"]
+
 GRID = 20_000
 
 

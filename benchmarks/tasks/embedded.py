@@ -9,6 +9,8 @@ from benchmarks import data, evaluation
 from benchmarks.task import TASKS, Override, Split, Task
 from benchmarks.tasks.curves import LAPLACE, METRICS
 
+__all__ = ["logistic"]
+
 CLASSES = ("log_likelihood", "accuracy", "brier", "calibration_error")
 
 

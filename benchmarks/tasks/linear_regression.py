@@ -12,6 +12,8 @@ import zoo
 from benchmarks import evaluation
 from benchmarks.task import TASKS, Override, Split, Task
 
+__all__ = ["evaluate", "load", "model"]
+
 FEATURES, ROWS, HELD_OUT, NOISE, PRIOR = 5, 60, 200, 0.5, 1.0
 
 

@@ -8,6 +8,8 @@ from benchmarks import data, evaluation
 from benchmarks.task import TASKS, Override, Task
 from benchmarks.tasks.curves import METRICS
 
+__all__ = ["PROTOCOL"]
+
 PROTOCOL = {
     "epochs": 1000,
     "batch_size": 128,

@@ -8,6 +8,8 @@ from benchmarks import data, evaluation
 from benchmarks.task import TASKS, Override, Task
 from benchmarks.tasks.curves import METRICS
 
+__all__ = ["GUIDES", "SETS"]
+
 # Short name, name of the data set, target with unit, number of published splits, steps (mean_field: steps), batch size.
 # Steps for Boston, energy and yacht were chosen by validation inside the training parts (10 % held out of each of the first
 # ten), never on test parts; the other sets follow whichever of the three has noise like theirs.

@@ -45,6 +45,7 @@ class Laplace(FlatFamily):
     modes, hard boundaries, or a mode that is not typical of the posterior (as with hierarchical scales).
 
     :param model: a Pyro model with continuous latents.
+    :param init_loc_fn: as for Pyro's ``AutoLaplaceApproximation``, whose place this class can take; instead of ``init``.
     :param curvature: the precision matrix A:
 
         * ``"ggn"`` (default): generalised Gauss-Newton matrix of the likelihood plus the prior's curvature (its positive
