@@ -222,3 +222,33 @@ def test_a_network_traced_and_replicated_in_minibatches_is_the_eager_fit(data):
     traced = guides.fit(network, local, *data, replicates=2, compile="trace", **options)
     eager = guides.fit(network, local, *data, compile="eager", **options)
     torch.testing.assert_close(traced.replicate(0).losses, eager.losses, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+def test_compiled_replicates_in_minibatches_are_the_single_eager_fits(data, monkeypatch):
+    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
+    calls = count_compiled_chunks(monkeypatch)
+    options = {"batch_size": 8, "clip_norm": 5.0, "schedule": "cosine"}
+    together = fit("mean_field", *data, replicates=3, compile="inductor", **options)
+    assert len(calls) == 3
+    for r in (0, 2):
+        single = fit("mean_field", *data, seed=r, **options)
+        torch.testing.assert_close(together.replicate(r).losses, single.losses, **CLOSE)
+        torch.testing.assert_close(together.replicate(r).flat, single.flat, **CLOSE)
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="torch.func cannot differentiate torch's Dirichlet draws")
+def test_a_guide_whose_draws_torch_func_cannot_differentiate_runs_eagerly():
+    def model(x):
+        p = pyro.sample("p", dist.Beta(2.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Bernoulli(p), obs=x)
+
+    def guide(x):
+        ab = pyro.param("ab", torch.ones(2), constraint=dist.constraints.positive)
+        pyro.sample("p", dist.Beta(ab[0], ab[1]))
+
+    with pytest.warns(guides.EagerFallbackWarning):
+        posterior = guides.fit(model, guide, torch.tensor([1.0, 0.0, 1.0, 1.0]), steps=1000, lr=0.05, num_particles=5)
+    torch.testing.assert_close(posterior.parameters["ab"], torch.tensor([5.0, 2.0]), rtol=0.2, atol=0.0)
