@@ -295,7 +295,12 @@ def pictures(out: Path, source: Path | None, quiet: bool) -> None:
 
 @main.command()
 @click.option("--quick", is_flag=True, help="A first look: two small cases, few and short blocks; minutes, not an hour.")
-@click.option("--only", callback=_names, metavar="A,B", help="Cases: bnn, bnn20, eight_schools, vae, classifier.")
+@click.option(
+    "--only",
+    callback=_names,
+    metavar="A,B",
+    help="Cases: bnn, bnn20, eight_schools, vae, classifier; on a GPU bnn1000, vae4096.",
+)
 @click.option(
     "--contenders",
     callback=_names,

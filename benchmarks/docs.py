@@ -19,6 +19,7 @@ import zoo.datasets
 from benchmarks import readme
 from benchmarks.docstrings import Docstring, parse
 from benchmarks.readme import markdown_table
+from benchmarks.speed import report as speed
 from benchmarks.store import write_atomically
 
 __all__ = ["KINDS", "ROOT", "Kind", "api_names", "blocks", "documented", "fill", "generate", "preamble", "stale", "write"]
@@ -103,7 +104,7 @@ def api_names() -> dict[str, Any]:
 
 
 def generate(root: Path = ROOT) -> dict[Path, str]:
-    """Return every written file and its text: pages, indices, and the README with its blocks filled.
+    """Return every written file and its text: pages, indices, and README and performance page with their blocks filled.
 
     :param root: the checkout.
     :raises FileNotFoundError: if ``root`` has no README.
@@ -122,6 +123,9 @@ def generate(root: Path = ROOT) -> dict[Path, str]:
             f"{readme} is not there: documentation is written in a checkout, not in an installed package"
         )
     files[readme] = fill(readme.read_text(encoding="utf-8"), blocks(root))
+    performance = root / "docs" / "performance.md"
+    if performance.exists():
+        files[performance] = fill(performance.read_text(encoding="utf-8"), speed.blocks(root))
     return files
 
 

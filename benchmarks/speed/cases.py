@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from registry import Registry
 
-__all__ = ["ALL", "CASES", "Case", "draw", "site_shapes"]
+__all__ = ["ALL", "CASES", "GPU", "Case", "draw", "site_shapes"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -38,6 +38,7 @@ class Case:
     :param init_scale: initial standard deviation of the guide.
     :param threads: PyTorch's threads; 0 takes one for each core.
     :param compared: steps after which the losses of all implementations must agree.
+    :param device: ``"cpu"`` or ``"cuda"``.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Case:
     init_scale: float = 0.05
     threads: int = 1
     compared: int = 1000
+    device: str = "cpu"
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -64,6 +66,20 @@ class Case:
     def summary(self) -> str:
         """The title, for lists."""
         return self.title
+
+    @property
+    def products(self) -> float:
+        """Floating-point operations of a step's matrix products, forward and backward."""
+        if self.kind == "schools":
+            return 0.0
+        first = self.sizes[0] * self.sizes[1]
+        layers = [a * b for a, b in zip(self.sizes, self.sizes[1:])]
+        if self.kind == "vae":
+            pixels, hidden, latents = self.sizes
+            layers = [first, 2 * hidden * latents, latents * hidden, hidden * pixels]
+        # Each costs the same again for the gradient of its weights, and again for that of its input, unless that is data.
+        each = 2.0 * (self.batch or self.rows) * (3 * sum(layers) - first)
+        return each * self.particles * self.replicates
 
 
 _BNN = Case("bnn", "Bayesian network 6-50-1, 308 rows, batch 128", "mlp", (6, 50, 1), rows=308, batch=128)
@@ -99,10 +115,16 @@ ALL: tuple[Case, ...] = (
         compared=15,
     ),
 )
-"""Every case, in the order of tables."""
+"""Every case on a CPU, in the order of tables."""
+
+GPU: tuple[Case, ...] = (
+    replace(_BNN, name="bnn1000", title=f"{_BNN.title}, 1000 replicates", replicates=1000, compared=600, device="cuda"),
+    replace(ALL[3], name="vae4096", title="variational autoencoder 784-500-25, batch 4096", batch=4096, device="cuda"),
+)
+"""Cases for a GPU."""
 
 CASES: Registry[Case] = Registry("case", group="")
-for _case in ALL:
+for _case in (*ALL, *GPU):
     CASES.add(_case.name, _case)
 
 

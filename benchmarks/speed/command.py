@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from benchmarks.speed import cases as cases_
 from benchmarks.speed import contenders as contenders_
 from benchmarks.speed import pictures, report, session
@@ -45,9 +47,10 @@ def request(
     for registry, names in ((CASES, cases), (CONTENDERS, contenders)):
         for name in names or ():
             registry[name]
+    everything = (*cases_.ALL, *(cases_.GPU if torch.cuda.is_available() else ()))
     effort = Effort.quick() if quick else Effort()
     return Request(
-        cases=tuple(cases or (QUICK_CASES if quick else [case.name for case in cases_.ALL])),
+        cases=tuple(cases or (QUICK_CASES if quick else [case.name for case in everything])),
         contenders=tuple(contenders or [contender.name for contender in contenders_.ALL]),
         effort=replace(effort, rounds=rounds or effort.rounds),
         quick=quick,

@@ -39,6 +39,8 @@ class Contender:
 
     def runs(self, case: Case) -> bool:
         """Tell whether a case is for this contender."""
+        if case.device == "cuda" and self.side == "numpyro":  # what device JAX has is another question
+            return False
         return (self.replicated or case.replicates == 1) and (not self.only or case.name in self.only)
 
 

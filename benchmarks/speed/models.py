@@ -77,7 +77,7 @@ def model_and_guide(case: Case, start: dict[str, Tensor], stock: bool) -> Callab
     """
     data_size = case.rows if stock and case.batch else None
     if case.kind == "vae":
-        vae = VAE(case.sizes, start, data_size)
+        vae = VAE(case.sizes, start, data_size).to(case.device)
         return vae.model, vae.guide
     model: Callable[..., Any] = zoo.EightSchools()
     if case.kind == "mlp":

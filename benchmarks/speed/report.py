@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import contenders
+from benchmarks.speed.cases import CASES
 from benchmarks.speed.contenders import CONTENDERS
 from benchmarks.speed.measure import paired_ratio
 from benchmarks.speed.session import read
@@ -28,7 +29,7 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
     """Return every table of a result, with what a reader has to know."""
     found = [Section("Targets", _remarks(result), (targets(result),))]
     for name, measured in result["cases"].items():
-        found.append(Section(name, (_agreement(measured),), (times(name, measured),)))
+        found.append(Section(name, (_agreement(measured), *_share(result, name, measured)), (times(measured),)))
     found += [Section(f"Cost against {axis}", (), (growth(axis, points),)) for axis, points in result["scaling"].items()]
     if any(result.get(name) for name in ("second_start", "memory", "table1")):
         found.append(Section("Other costs", tuple(_extras(result)), ()))
@@ -71,7 +72,7 @@ def _short(value: float) -> str:
     return f"{value:.{0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2}f}"
 
 
-def times(name: str, measured: Mapping[str, Any]) -> Table:
+def times(measured: Mapping[str, Any]) -> Table:
     """Return the times of a case: microseconds per step, and as multiples of Pyro's and of ours."""
     per = " per replicate" if measured["spec"]["replicates"] > 1 else ""
     rows = []
@@ -107,6 +108,25 @@ def _agreement(measured: Mapping[str, Any]) -> str:
     if found["agree"]:
         return f"{said} (median {found['loss']:.5g} nats)."
     return f"{said}, except those of: {', '.join(found['disagreeing'])} (median {found['loss']:.5g} nats)."
+
+
+def _share(result: Mapping[str, Any], name: str, measured: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say how much of the GPU's matrix throughput our fastest way of running a case uses."""
+    best = min(
+        (entry["microseconds"]["median"] for key, entry in measured["contenders"].items() if _ours(key, entry)), default=None
+    )
+    if "gpu" not in result or best is None or measured["spec"]["device"] != "cuda":
+        return ()
+    share = CASES[name].products / measured["spec"]["replicates"] / (1e-6 * best) / result["gpu"]["flops"]
+    rate = f"{result['gpu']['flops'] / 1e12:.3g} Tflop/s"
+    return (
+        f"At the rate of a large product on this GPU ({rate}), its matrix products alone would take {100 * share:.2g} % of our "
+        "fastest time.",
+    )
+
+
+def _ours(name: str, entry: Mapping[str, Any]) -> bool:
+    return name.startswith("ours") and "median" in entry.get("microseconds", {})
 
 
 def growth(axis: str, points: Any) -> Table:

@@ -95,6 +95,8 @@ def run(request: Request, path: Path, progress: bool = True) -> dict[str, Any]:
             for case in cases:
                 result["cases"][case.name] = measure(case, contenders, sides, request.effort, tick)
                 save(result, path)
+            if any(case.device == "cuda" for case in cases):
+                result["gpu"] = sides["torch"]("throughput")
             shorter = replace(request.effort, rounds=max(1, request.effort.rounds // 2), trained=0.3)
             for axis, points in grown.items():
                 result["scaling"][axis] = []

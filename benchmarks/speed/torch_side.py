@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet, seeded
 from guides.engine.step import ChunkRunner, Replicates
 
-__all__ = ["CONTENDERS", "facts", "open"]
+__all__ = ["CONTENDERS", "facts", "open", "throughput"]
 
 Start = dict[str, Tensor]
 Rows = tuple[Tensor, ...]
@@ -177,9 +178,10 @@ WARM_UP_CALLS = 5
 class _Contender:
     """Runs an implementation with its case's number of threads, waits for the device, and keeps the first losses."""
 
-    def __init__(self, implementation: Any, threads: int) -> None:
+    def __init__(self, implementation: Any, case: Case) -> None:
         self._implementation = implementation
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = case.threads or os.cpu_count() or 1
+        self._device = case.device
         self._history: list[float] = []
         self.steps: int = implementation.steps
         self.notes: Sequence[str] = ()
@@ -189,7 +191,7 @@ class _Contender:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         outcome = self._implementation.run(steps)
-        if torch.cuda.is_available():
+        if self._device == "cuda":
             torch.cuda.synchronize()
         return outcome
 
@@ -207,7 +209,7 @@ def open(case: dict[str, Any], arrays: str, contender: str) -> Any:
     :param arrays: file with data and starting point, written by ``numpy.savez``.
     """
     made = Case(**{**case, "sizes": tuple(case["sizes"])})
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(made.device)
     with np.load(arrays) as found:
         tensors = {name: torch.from_numpy(found[name]).to(device) for name in found.files}
     start = {name.removeprefix("start/"): value for name, value in tensors.items() if name.startswith("start/")}
@@ -215,10 +217,23 @@ def open(case: dict[str, Any], arrays: str, contender: str) -> Any:
     torch.manual_seed(0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        ready = _Contender(CONTENDERS[contender](made, start, data), made.threads)
+        ready = _Contender(CONTENDERS[contender](made, start, data), made)
         ready.train(WARM_UP_CALLS * ready.steps)
     ready.notes = [str(w.message) for w in caught if issubclass(w.category, guides.EagerFallbackWarning)]
     return ready
+
+
+def throughput(size: int = 8192, repeats: int = 10) -> dict[str, Any]:
+    """Return the floating-point operations per second that the GPU reaches in a large product of float32 matrices."""
+    a = torch.randn(size, size, device="cuda")
+    times = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        a @ a
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return {"flops": 2.0 * size**3 / sorted(times)[repeats // 2]}
 
 
 def facts() -> dict[str, Any]:

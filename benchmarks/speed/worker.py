@@ -46,6 +46,10 @@ class _Server:
         """Return versions of the libraries."""
         return dict(self._side.facts())
 
+    def throughput(self) -> dict[str, Any]:
+        """Return what the accelerator can do at most."""
+        return dict(self._side.throughput())
+
     def open(self, key: str, case: dict[str, Any], arrays: str, contender: str) -> dict[str, Any]:
         """Build one implementation of a case and run it until nothing remains to be compiled."""
         start = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -154,6 +155,14 @@ def test_every_case_has_data_and_a_start_for_every_site():
         assert len(arrays["x"]) == (8 if case.kind == "schools" else 40)
     again = cases.draw(CASES["bnn"])
     assert all(np.array_equal(value, again[name]) for name, value in cases.draw(CASES["bnn"]).items())
+
+
+def test_operations_are_counted():
+    assert replace(CASES["bnn"], sizes=(3, 5), batch=7).products == 2 * 7 * 3 * 5 * 2, "the data needs no gradient"
+    assert replace(CASES["bnn"], sizes=(3, 5, 2), batch=7).products == 2 * 7 * (2 * 3 * 5 + 3 * 5 * 2)
+    vae = replace(CASES["vae"], sizes=(6, 4, 2), batch=3)
+    assert vae.products == 2 * 3 * (2 * 24 + 3 * (2 * 8 + 8 + 24))
+    assert replace(vae, replicates=3, particles=2).products == 6 * vae.products
 
 
 def test_mnist_is_used_where_it_is(zoo_data, monkeypatch):
@@ -323,6 +332,17 @@ def test_report_says_what_spoils_the_numbers():
     assert "no compiler" in text and "no data" in text and "interrupted" in text and "not measured" in text
 
 
+def test_report_says_how_much_of_a_gpu_is_used():
+    found = result(SPEEDS)
+    assert "Tflop/s" not in "".join(section.text() for section in report.sections(found))
+    found["cases"]["vae"]["spec"]["device"] = "cuda"
+    found["gpu"] = {"flops": CASES["vae"].products / 1e-5}
+    best = found["cases"]["vae"]["contenders"]["ours_loop"]["microseconds"]["median"]
+    said = "".join(section.text() for section in report.sections(found))
+    assert f"would take {100 * 10 / best:.2g} % of our fastest time" in said
+    assert not CONTENDERS["numpyro_scan"].runs(CASES["vae4096"])
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(0.456, "0.46"), (9.994, "9.99"), (9.996, "10.0"), (43.21, "43.2"), (3700.4, "3700")]
 )
@@ -399,7 +419,7 @@ def test_wrong_options_end_with_one_line(options, message, tmp_path):
 
 def test_help_names_every_case_and_contender():
     text = CliRunner().invoke(main, ["speed", "--help"]).output
-    words = set(text.replace(",", " ").replace(".", " ").split())
+    words = set(re.findall(r"\w+", text))
     assert {*CASES, *CONTENDERS} <= words
 
 
@@ -442,3 +462,12 @@ def test_the_worker_answers_and_survives_errors(tmp_path: Path):
             ask("time", key="a", steps=3)
         with pytest.raises(Failure, match="the process ended"):
             ask("open", key="a", case={}, arrays="", contender="gone")
+
+
+def test_the_example_of_the_page_runs():
+    text = (command.ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        exec(block, {})
+    assert set(re.findall(r"<!-- begin:([\w-]+) -->", text)) == set(report.blocks(command.ROOT))
