@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Independent
 
@@ -96,17 +97,17 @@ def coordinates(name: str, fn: Any) -> Coordinates:
 
     :raises UnsupportedModelError: for a distribution that is not in the list.
     """
-    inner, event_dim = fn, 0
-    while isinstance(inner, Independent):
-        event_dim += inner.reinterpreted_batch_ndims
-        inner = inner.base_dist
-    known = _KNOWN.get(type(inner).__name__)
+    if isinstance(fn, Independent):
+        inner = coordinates(name, fn.base_dist)
+        return replace(inner, rebuild=lambda v: inner.rebuild(v).to_event(fn.reinterpreted_batch_ndims))
+    if isinstance(fn, MaskedDistribution):
+        inner, mask = coordinates(name, fn.base_dist), torch.as_tensor(fn._mask)
+        seen = mask.reshape(*mask.shape, *(1,) * (fn.event_dim + 2))
+        return Coordinates(inner.value, inner.fisher * seen, lambda v: inner.rebuild(v).mask(fn._mask))
+    known = _KNOWN.get(type(fn).__name__)
     if known is None:
         raise UnsupportedModelError(
-            f"observed site {name!r} is {type(inner).__name__}, whose Fisher information is not known here "
+            f"observed site {name!r} is {type(fn).__name__}, whose Fisher information is not known here "
             f"({', '.join(_KNOWN)} are); use curvature='hessian' and predictive='sampled'"
         )
-    found = known(inner)
-    if not event_dim:
-        return found
-    return Coordinates(found.value, found.fisher, lambda v: found.rebuild(v).to_event(event_dim))
+    return known(fn)
