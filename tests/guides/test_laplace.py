@@ -467,3 +467,15 @@ def test_local_latents_are_curved_together():
     ggn = at.ggn()
     torch.testing.assert_close(ggn[2:, 2:], torch.diag(SCHOOLS[0].double() ** -2), rtol=1e-4, atol=1e-6)
     assert ggn[:2].abs().max() < 1e-6
+
+
+def test_a_mask_leaves_data_points_out(data):
+    x, y = data
+
+    def masked(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 2.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.5).mask(torch.arange(len(x)) < 10), obs=y)
+
+    _, want, _ = linear_posterior(x[:10], y[:10])
+    torch.testing.assert_close(covariance(fit_at(masked, (x, y))), want, rtol=1e-3, atol=1e-5)

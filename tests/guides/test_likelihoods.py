@@ -57,3 +57,14 @@ def test_events_are_unwrapped_and_wrapped_again(name):
 def test_an_unknown_distribution_is_named():
     with pytest.raises(guides.UnsupportedModelError, match=r"observed site 'y' is Gamma.*Bernoulli, .*predictive='sampled'"):
         coordinates("y", dist.Gamma(2.0, T([1.0])).to_event(1))
+
+
+def test_masked_data_points_carry_no_information():
+    mask = T([True, False])
+    for fn in (dist.Normal(T([0.3, -1.0]), 0.5).mask(mask), dist.Normal(T([[0.3], [-1.0]]), 0.5).to_event(1).mask(mask)):
+        found = coordinates("y", fn)
+        plain = coordinates("y", fn.base_dist)
+        torch.testing.assert_close(found.fisher[0], plain.fisher[0])
+        assert found.fisher[1].abs().max() == 0
+        y = torch.zeros(fn.shape())
+        torch.testing.assert_close(found.rebuild(found.value).log_prob(y), fn.log_prob(y))
