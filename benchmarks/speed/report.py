@@ -120,8 +120,8 @@ def _share(result: Mapping[str, Any], name: str, measured: Mapping[str, Any]) ->
     share = CASES[name].products / measured["spec"]["replicates"] / (1e-6 * best) / result["gpu"]["flops"]
     rate = f"{result['gpu']['flops'] / 1e12:.3g} Tflop/s"
     return (
-        f"At the rate of a large product on this GPU ({rate}), its matrix products alone would take {100 * share:.2g} % of our "
-        "fastest time.",
+        f"At the rate of a large product on this GPU ({rate}), its matrix products alone would take {100 * share:.2g} % of "
+        "our fastest time.",
     )
 
 
