@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from guides.diagnostics import Diagnosis, diagnose
+from guides.diagnostics.psis import MIN_DRAWS
 from guides.errors import OptionError
 from guides.fitting import fit, guide_factory
 from guides.posterior import Posterior
@@ -131,6 +132,8 @@ def compare(
         >>> sorted(row.guide for row in table.rows)
         ['laplace', 'mean_field']
     """
+    if num_samples < MIN_DRAWS:
+        raise OptionError(f"num_samples={num_samples} is too few to diagnose by; use at least {MIN_DRAWS}")
     labels = [_label(model, g) for g in guides]
     if not labels:
         raise OptionError("guides is empty; pass at least one name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +51,7 @@ class Draws:
 
     :ivar latents: by site, shape ``(C, S, *site shape)``.
     :ivar log_p: log joint density of latents and data in nats, shape ``(C, S)``.
-    :ivar log_q: log density of the guide in nats, shape ``(C, S)``.
+    :ivar log_q: log density of the guide in nats, shape ``(C, S)``; NaN where latents of new rows come from the prior.
     :ivar log_likelihood: by observed site, in nats per data point, shape ``(C, S, *batch shape)``.
     :ivar deterministic: by deterministic site, shape ``(C, S, *site shape)``.
     :ivar predictive: by observed site, fresh draws given the latents, shape ``(C, S, *site shape)``; empty unless asked for.
@@ -127,7 +128,8 @@ def _one_draw(program: Program, data: Data, fresh: set[str], *, predictive: bool
             model_trace = poutine.trace(replayed).get_trace(*data.args, **data.kwargs)
             density = getattr(guide, "log_density", lambda trace: trace.log_prob_sum())
             out["log_p"] = torch.as_tensor(model_trace.log_prob_sum())
-            out["log_q"] = torch.as_tensor(density(guide_trace))
+            # Latents drawn from the prior instead have no density under the guide.
+            out["log_q"] = torch.as_tensor(density(guide_trace)) * (math.nan if fresh else 1.0)
             observed = [(n, s) for n, s in _nodes(model_trace) if is_observed(s)]
             out["log_likelihood"] = {n: s["fn"].log_prob(s["value"]) for n, s in observed}
             out["deterministic"] = _deterministic(model_trace)

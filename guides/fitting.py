@@ -213,6 +213,8 @@ def _fit(
     assert program is not None
     if program.parameters.size == 0:
         raise OptionError("neither model nor guide has parameters to optimise")
+    if validations:
+        _check_validates(program)
     initial = torch.stack(starts).to(device)
     setup = time.perf_counter()
     trained = train(
@@ -299,6 +301,20 @@ def guide_factory(model: Model, guide: Any) -> tuple[Callable[[], Callable[..., 
         return family(model, **options)
 
     return make, name, dict(options)
+
+
+def _check_validates(program: Program) -> None:
+    """Check that the model says something about rows it was not fitted to.
+
+    :raises OptionError: naming a latent with one value per data point.
+    """
+    for name in program.latents:
+        site: Any = program.prototype.nodes[name]
+        if any(frame.name in program.plates for frame in site["cond_indep_stack"]):
+            raise OptionError(
+                f"latent site {name!r} has one value per data point, so there is none to score validation data with; "
+                "fit without validation"
+            )
 
 
 def _validation(value: Any, training: Data, model_kwargs: dict[str, Any] | None, device: torch.device) -> Data:

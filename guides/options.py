@@ -40,6 +40,8 @@ class FitOptions:
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "patience", "num_particles"):
             value = getattr(self, name)
+            if value is not None and not isinstance(value, int):
+                raise OptionError(f"{name} must be a whole number, not {value!r}")
             if value is not None and value < 1:
                 raise OptionError(f"{name} must be at least 1, not {value!r}")
         if self.compile not in COMPILE_MODES:
@@ -47,7 +49,7 @@ class FitOptions:
             raise OptionError(f"compile={self.compile!r} is not known; use one of {known}")
         if self.steps is not None and self.epochs is not None:
             raise OptionError("give either steps or epochs, not both")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
+        if not (isinstance(self.lr, int | float) and self.lr > 0 and math.isfinite(self.lr)):
             raise OptionError(f"lr must be positive and finite, not {self.lr!r}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise OptionError(f"clip_norm must be positive, not {self.clip_norm!r}")

@@ -183,7 +183,8 @@ def _progress_bar(settings: Settings, count: int, done: int) -> tqdm:
 
 
 def _fingerprint(settings: Settings, replicates: Replicates, initial: Tensor) -> str:
-    options = {k: v for k, v in asdict(settings).items() if k not in ("progress", "compile")}
+    options = {k: v for k, v in asdict(settings).items() if k not in ("progress", "compile", "schedule")}
+    options["schedule"] = [settings.lr * make_schedule(settings.schedule)(k / 7) for k in range(7)]
     shapes = [tuple(a.shape) for a in replicates.args]
     sums = [float(a.double().sum()) for a in (*replicates.args, initial)]
     objective, guide = replicates.program.objective, replicates.program.guide

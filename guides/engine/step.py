@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from guides.engine.optimisers import Optimiser
 from guides.engine.program import Program
 from guides.engine.tracing import CompiledLoop, Traced, has_compiler
 from guides.engine.vectorise import Vectorised
+from guides.errors import EagerFallbackWarning
 
 __all__ = ["ChunkRunner", "Inputs", "Replicates"]
 
@@ -110,6 +112,7 @@ class ChunkRunner:
         self._clip_norm = clip_norm
         self._frozen = replicates.program.frozen
         self._mode = mode
+        self._plain = False
         self._step = Traced(self._one_step, "the model", enabled=mode != "eager")
         self._loops: dict[Any, CompiledLoop] = {}
         self._speed: dict[Any, float] = {}
@@ -125,7 +128,7 @@ class ChunkRunner:
             surrogate, value = self._replicates.surrogate_and_value(flat, tensors, step_inputs)
             return -surrogate.sum(), -value
 
-        grad, (_, losses) = torch.func.grad_and_value(loss, has_aux=True)(flat)
+        grad, losses = self._gradient(loss, flat)
         if self._frozen is not None:
             grad = torch.where(self._frozen, torch.zeros_like(grad), grad)
         if self._clip_norm is not None:
@@ -133,6 +136,22 @@ class ChunkRunner:
             grad = grad * (self._clip_norm / norm.clamp(min=self._clip_norm))
         direction, moments = self._optimiser.update(grad, moments, number)
         return (flat - rate * direction, *moments, losses)
+
+    def _gradient(self, loss: Callable[[Tensor], tuple[Tensor, Tensor]], flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient of the summed loss, and the losses; by plain autograd where torch.func cannot follow."""
+        if not self._plain:
+            try:
+                grad, (_, losses) = torch.func.grad_and_value(loss, has_aux=True)(flat)
+                return grad, losses
+            except RuntimeError as error:
+                if "setup_context" not in str(error):
+                    raise
+            self._plain, self._step.enabled = True, False
+            reason = "some of its draws (Beta or Dirichlet, say) have gradients that torch.func cannot take"
+            warnings.warn(f"the model runs without acceleration: {reason}", EagerFallbackWarning, stacklevel=6)
+        flat = flat.detach().requires_grad_()
+        total, losses = loss(flat)
+        return torch.autograd.grad(total, flat)[0], losses.detach()
 
     def __call__(
         self, state: tuple[Tensor, ...], rows: Tensor, inputs: Inputs, rates: Tensor, first: int, left: int

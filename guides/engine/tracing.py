@@ -61,6 +61,8 @@ class Traced:
         state = torch.get_rng_state()
         result = self._function(*inputs)
         after = torch.get_rng_state()
+        if not self.enabled:  # the function found out that it cannot be traced
+            return result
         try:
             torch.set_rng_state(state)
             with warnings.catch_warnings():

@@ -238,7 +238,6 @@ def test_compiled_replicates_in_minibatches_are_the_single_eager_fits(data, monk
         torch.testing.assert_close(together.replicate(r).flat, single.flat, **CLOSE)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="torch.func cannot differentiate torch's Dirichlet draws")
 def test_a_guide_whose_draws_torch_func_cannot_differentiate_runs_eagerly():
     def model(x):
         p = pyro.sample("p", dist.Beta(2.0, 1.0))
