@@ -475,5 +475,5 @@ def test_a_guide_object_is_saved_with_its_options(guide, data, tmp_path):
 
 
 def test_validation_with_a_latent_per_data_point():
-    with pytest.raises(guides.OptionError, match="'theta' has one value per data point.*fit without validation"):
+    with pytest.raises(guides.OptionError, match=r"'theta' has one value per data point.*fit without validation"):
         guides.fit(schools, "mean_field", *SCHOOLS, validation=0.25, epochs=3)
