@@ -24,8 +24,8 @@ def _isolated() -> Iterator[None]:
     pyro.clear_param_store()
 
 
-@pytest.fixture
-def zoo_data() -> Path:
+@pytest.fixture(scope="session")
+def provided_data() -> Path:
     """The folder of provided data; the test is skipped where there is none."""
     for folder in (os.environ.get("ZOO_DATA"), Path(__file__).resolve().parents[2] / "shared" / "data"):
         if folder and Path(folder).is_dir():

@@ -165,9 +165,9 @@ def test_operations_are_counted():
     assert replace(vae, replicates=3, particles=2).products == 6 * vae.products
 
 
-def test_mnist_is_used_where_it_is(zoo_data, monkeypatch):
-    monkeypatch.setenv("ZOO_DATA", str(zoo_data))
-    if not (zoo_data / "mnist").is_dir():
+def test_mnist_is_used_where_it_is(provided_data, monkeypatch):
+    monkeypatch.setenv("ZOO_DATA", str(provided_data))
+    if not (provided_data / "mnist").is_dir():
         pytest.skip("no MNIST among the provided data")
     real = cases.draw(replace(CASES["classifier"], rows=100, sizes=(784, 3, 10)))
     assert real["x"].shape == (100, 784) and real["x"].max() == 1 and real["y"][:5].tolist() == [7, 2, 1, 0, 4]
