@@ -188,6 +188,6 @@ def _fingerprint(settings: Settings, replicates: Replicates, initial: Tensor) ->
     shapes = [tuple(a.shape) for a in replicates.args]
     sums = [float(a.double().sum()) for a in (*replicates.args, initial)]
     objective, guide = replicates.program.objective, replicates.program.guide
-    setting = {k: v for k, v in vars(objective).items() if isinstance(v, int | float | str | None)}
+    setting = {k: v for k, v in vars(objective).items() if k[0] != "_" and isinstance(v, int | float | str | None)}
     names = (type(objective).__name__, setting, type(guide).__name__, replicates.program.parameters.names)
     return repr((options, names, shapes, sums))

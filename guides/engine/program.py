@@ -141,12 +141,14 @@ class Program:
         args: Sequence[Any],
         kwargs: dict[str, Any],
         factor: float,
+        step: Tensor,
     ) -> Estimate:
         """Return one estimate of the objective.
 
         :param flat: parameters, shape ``(size,)``.
         :param normals: shape ``(particles, noise.normals)``; ``uniforms`` likewise.
         :param factor: rows of the full data over rows of ``args``.
+        :param step: scalar, the number of the optimisation step, from 1.
         """
 
         def particle(normals: Tensor, uniforms: Tensor, stratum: Tensor) -> dict[str, Tensor]:
@@ -165,7 +167,7 @@ class Program:
             terms = {k: v.unsqueeze(0) for k, v in particle(normals[0], uniforms[0], strata[0]).items()}
         else:
             terms = self.over_particles(particle, (0, 0, 0), normals, uniforms, strata)
-        return self.objective.combine(terms)
+        return self.objective.combine(terms, step)
 
     def traces(
         self, flat: Tensor, args: Sequence[Any], kwargs: dict[str, Any], noise: Noise | None = None

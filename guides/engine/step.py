@@ -78,12 +78,16 @@ class Replicates:
     def surrogate_and_value(
         self, flat: Tensor, tensors: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Return surrogate and value of every replicate at one step, shape ``(R,)`` each."""
+        """Return surrogate and value of every replicate at one step, shape ``(R,)`` each.
+
+        :param inputs: the step's number, ``(R, 1)``, noise and, under minibatching, indices.
+        """
 
         def one(flat: Tensor, tensors: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            normals, uniforms, *index = inputs
+            number, normals, uniforms, *index = inputs
             args = self.arguments(tensors, index[0] if index else None)
-            estimate = self.program.estimate(flat, normals, uniforms, args, self._kwargs, self.factor)
+            step = number.squeeze(-1)
+            estimate = self.program.estimate(flat, normals, uniforms, args, self._kwargs, self.factor, step)
             return estimate.surrogate, estimate.value
 
         if flat.shape[0] == 1:
@@ -125,7 +129,7 @@ class ChunkRunner:
         tensors, (rate, number, *step_inputs) = inputs[moments_end:data_end], inputs[data_end:]
 
         def loss(flat: Tensor) -> tuple[Tensor, Tensor]:
-            surrogate, value = self._replicates.surrogate_and_value(flat, tensors, step_inputs)
+            surrogate, value = self._replicates.surrogate_and_value(flat, tensors, (number, *step_inputs))
             return -surrogate.sum(), -value
 
         grad, losses = self._gradient(loss, flat)

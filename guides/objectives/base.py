@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -74,7 +75,8 @@ class Objective(PyroELBO):
     """An objective to *maximise*, usable in ``guides.fit`` and in stock :class:`pyro.infer.SVI`.
 
     A subclass says what one particle contributes (:meth:`particle`) and how particles combine (:meth:`combine`).
-    As everywhere in Pyro, the *loss* that SVI sees is minus the objective.
+    As everywhere in Pyro, the *loss* that SVI sees is minus the objective. Steps are counted from 1: by the engine in
+    ``guides.fit``, by the calls of :meth:`loss_and_grads` in stock SVI.
 
     :param num_particles: Monte Carlo draws per step (per stratum, for stratified guides).
     """
@@ -84,6 +86,7 @@ class Objective(PyroELBO):
 
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__(num_particles=num_particles)
+        self._steps = 0
 
     @abstractmethod
     def particle(
@@ -93,11 +96,15 @@ class Objective(PyroELBO):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
-        """Return the scalars that one draw of the guide contributes."""
+        """Return what one draw of the guide contributes: tensors of any shapes, which do not depend on the draw."""
 
     @abstractmethod
-    def combine(self, particles: dict[str, Tensor]) -> Estimate:
-        """Turn stacked scalars, shape ``(num_particles * num_strata,)`` each, into an estimate."""
+    def combine(self, particles: dict[str, Tensor], step: Tensor) -> Estimate:
+        """Turn the particles' contributions into an estimate.
+
+        :param particles: stacked, shape ``(num_particles * num_strata, ...)`` each.
+        :param step: scalar, the number of the optimisation step, from 1; infinity where nothing is being optimised.
+        """
 
     def estimate(
         self,
@@ -105,14 +112,20 @@ class Objective(PyroELBO):
         guide: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        step: float = math.inf,
     ) -> Estimate:
-        """Return one estimate, drawing particles one after the other (the engine draws them all at once)."""
+        """Return one estimate, drawing particles one after the other (the engine draws them all at once).
+
+        :param step: the number of the optimisation step, from 1; schedules are at their end without it.
+        """
         draws = []
         strata = num_strata(guide)
         for i in range(self.num_particles * strata):
             with Stratum(torch.tensor(i % strata)):
                 draws.append(self.particle(model, guide, args, kwargs))
-        return self.combine({name: torch.stack([d[name] for d in draws]) for name in draws[0]})
+        particles = {name: torch.stack([d[name] for d in draws]) for name in draws[0]}
+        device = next(iter(particles.values())).device
+        return self.combine(particles, torch.tensor(float(step), device=device))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         return joint_traces(model, guide, args, kwargs)
@@ -127,8 +140,9 @@ class Objective(PyroELBO):
             return -torch_item(self.estimate(model, guide, args, kwargs).value)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Accumulate gradients of minus the surrogate and return minus the value in nats."""
-        estimate = self.estimate(model, guide, args, kwargs)
+        """Accumulate gradients of minus the surrogate and return minus the value in nats; counts as one step."""
+        self._steps += 1
+        estimate = self.estimate(model, guide, args, kwargs, self._steps)
         if estimate.surrogate.requires_grad:
             (-estimate.surrogate).backward()
         return -torch_item(estimate.value)

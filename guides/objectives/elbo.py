@@ -82,7 +82,7 @@ class ELBO(Objective):
             terms.append(-torch.as_tensor(guide_trace.log_prob_sum()))
         return {"elbo": torch.as_tensor(sum(terms))}
 
-    def combine(self, particles: dict[str, Tensor]) -> Estimate:
+    def combine(self, particles: dict[str, Tensor], step: Tensor) -> Estimate:
         """Average over particles."""
         value = particles["elbo"].mean()
         return Estimate(value.detach(), value)

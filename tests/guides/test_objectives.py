@@ -88,7 +88,7 @@ def replicate_estimates(objective, model, guide, data, count):
     noise = program.noise.draw((count, program.particles), torch.Generator().manual_seed(0))
 
     def one(flat, normals, uniforms):
-        estimate = program.estimate(flat, normals, uniforms, data, {}, 1.0)
+        estimate = program.estimate(flat, normals, uniforms, data, {}, 1.0, torch.tensor(1.0))
         return estimate.surrogate, estimate.value
 
     with quiet(), isolated_store():
