@@ -135,6 +135,7 @@ def _first_line(entry: Any) -> str:
 @click.option("--seeds", type=int, default=1, show_default=True, metavar="N", help="Seeds for each split.")
 @click.option("--splits", type=int, metavar="N", help="Splits of each task; default: the suite's own number.")
 @click.option("--epochs", type=int, metavar="N", help="Epochs instead of the protocol's (which makes it another protocol).")
+@click.option("--samples", type=int, metavar="N", help="Draws behind every number (importance samples of a log p(x)).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of results; default: results/TARGET.")
 @click.option("--resume", is_flag=True, help="Keep what the folder holds and run only what is missing or failed.")
@@ -147,6 +148,7 @@ def run(
     seeds: int,
     splits: int | None,
     epochs: int | None,
+    samples: int | None,
     device: str,
     out: Path | None,
     resume: bool,
@@ -165,6 +167,7 @@ def run(
       python -m benchmarks run uci --guides mean_field,laplace --splits 5 --out results/uci5
       python -m benchmarks run uci --tasks uci_kin8nm,uci_power
       python -m benchmarks run blundell_curve --guides laplace,laplace:curvature=kron
+      python -m benchmarks run mnist --epochs 30 --guides amortized,amortized:objective=iwae:num_particles=5
       python -m benchmarks run quick --resume
 
     Data that is not embedded is searched in the folder that ZOO_DATA names, then in the cache, then downloaded.
@@ -176,7 +179,15 @@ def run(
         raise _UsageError(f"--epochs {epochs}: give a number of 1 or more")
     overrides = {"epochs": epochs, "steps": None} if epochs else {}
     try:
-        work = runner.plan(target, guide_labels=guide_labels, tasks=tasks, splits=splits, seeds=seeds, overrides=overrides)
+        work = runner.plan(
+            target,
+            guide_labels=guide_labels,
+            tasks=tasks,
+            splits=splits,
+            seeds=seeds,
+            overrides=overrides,
+            num_samples=samples,
+        )
         folder = ResultsFolder(out or Path("results") / work.target)
         outcome = runner.run(work, folder, device=device, resume=resume, progress=not quiet, command=_command_line())
     except ValueError as error:

@@ -28,12 +28,15 @@ class Evaluation:
 
     :param metrics: numbers by metric name (see :mod:`benchmarks.metrics`).
     :param curves: what the report draws, JSON-ready, by kind: ``"bands"``, ``"calibration"``.
-    :param verdict: level and summary of ``diagnose``; only :func:`trust` fills it.
+    :param verdict: level and summary, of ``diagnose`` or, where every data point has a posterior of its own, of those.
+    :param images: what image models drew, by kind, grey levels in [0, 1], shape ``(..., height, width)``; kept in a file of
+        their own.
     """
 
     metrics: dict[str, float]
     curves: dict[str, Any] = field(default_factory=dict)
     verdict: dict[str, str] = field(default_factory=dict)
+    images: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):

@@ -3,117 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.drawing import (
+    DASHES,
+    INK,
+    MARKERS,
+    Picture,
+    colour,
+    done,
+    find_task,
+    grid,
+    guides_of,
+    new_figure,
+    slot,
+    styled,
+    tasks_of,
+)
 from benchmarks.evaluation import QUANTILES
 from benchmarks.metrics import metric
 from benchmarks.store import Record, write_atomically
 from benchmarks.tables import estimate, values
-from benchmarks.task import TASKS, Task
+from benchmarks.task import TASKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PICTURES", "README", "Picture", "colour", "write"]
-
-# Okabe and Ito's colours, which readers with any colour vision can tell apart; guides also differ by marker and dash.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6b6b6b", "#8c510a")
-MARKERS = "osD^vPXh"
-DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
-ORDER = ("mean_field", "map", "laplace", "full_rank", "low_rank", "ensemble", "dropout")
-INK = "#222222"
-
-STYLE: Any = {
-    "figure.dpi": 110,
-    "savefig.dpi": 150,
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#888888",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.6,
-    "figure.constrained_layout.use": True,
-}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of the report.
-
-    :param name: its file name without ending.
-    :param title: the report's heading above it.
-    :param caption: what to see in it.
-    :param draw: ``draw(records, folder)`` returns the figure, or ``None`` where the records have nothing to show.
-    """
-
-    name: str
-    title: str
-    caption: str
-    draw: Callable[[Sequence[Record], Path], Figure | None]
-
-
-def _place(guide: str) -> int:
-    """Return a guide's place in the palette: fixed for known ones, by its letters for others."""
-    name = guide.partition(":")[0]
-    return ORDER.index(name) if name in ORDER and guide == name else sum(map(ord, guide)) % len(PALETTE)
-
-
-def colour(guide: str) -> str:
-    """Return the colour that a guide has in every picture."""
-    return PALETTE[_place(guide)]
-
-
-@contextmanager
-def _styled() -> Iterator[None]:
-    """Draw in our style, leaving the caller's matplotlib settings alone."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        yield
-
-
-def _figure(**settings: Any) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(**settings)
-
-
-def _done(records: Sequence[Record]) -> list[Record]:
-    return [record for record in records if record.get("status") == "done"]
-
-
-def _tasks(records: Sequence[Record]) -> list[str]:
-    return list(dict.fromkeys(record["task"] for record in records))
-
-
-def _task(name: str) -> Task | None:
-    return TASKS.get(name)
-
-
-def _guides(records: Sequence[Record]) -> list[str]:
-    found = dict.fromkeys(record["guide"] for record in records)
-    return sorted(found, key=lambda guide: (ORDER.index(guide) if guide in ORDER else len(ORDER), guide))
-
-
-def _grid(count: int, across: int = 4) -> tuple[int, int]:
-    columns = min(across, count) if count <= across or count > 2 * across else math.ceil(count / 2)
-    return math.ceil(count / columns), columns
+__all__ = ["PICTURES", "README", "write"]
 
 
 def _band(axes: Axes, record: Record, tint: str) -> None:
@@ -132,10 +52,10 @@ def _band(axes: Axes, record: Record, tint: str) -> None:
 def _banded(records: Sequence[Record], task: str) -> dict[str, Record]:
     """Return the first record with bands of each guide on a task."""
     found: dict[str, Record] = {}
-    for record in _done(records):
+    for record in done(records):
         if record["task"] == task and record.get("curves", {}).get("bands"):
             found.setdefault(record["guide"], record)
-    return {guide: found[guide] for guide in _guides(list(found.values()))}
+    return {guide: found[guide] for guide in guides_of(list(found.values()))}
 
 
 def _bands(records: Sequence[Record], task: str, guides: Sequence[str] | None, across: int) -> Figure | None:
@@ -143,8 +63,8 @@ def _bands(records: Sequence[Record], task: str, guides: Sequence[str] | None, a
     shown = [guide for guide in (guides or found) if guide in found]
     if not shown or (guides and len(shown) < len(guides)):
         return None
-    rows, columns = _grid(len(shown), across)
-    figure = _figure(figsize=(min(11.5, 3.0 + 2.9 * columns), 0.8 + 2.5 * rows))
+    rows, columns = grid(len(shown), across)
+    figure = new_figure(figsize=(min(11.5, 3.0 + 2.9 * columns), 0.8 + 2.5 * rows))
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     titles = {"map": "map: a plain net", "mean_field": "mean_field: Bayes by Backprop"} if guides else {}
     for place, guide in zip(axes.flat, shown):
@@ -156,7 +76,7 @@ def _bands(records: Sequence[Record], task: str, guides: Sequence[str] | None, a
     low, high = min(points), max(points)
     margin = 0.75 * (high - low)
     axes.flat[0].set_ylim(low - margin, high + margin)
-    definition = _task(task)
+    definition = find_task(task)
     for column in range(columns):
         lowest = max(index for index in range(len(shown)) if index % columns == column)
         axes.flat[lowest].set_xlabel("input x")
@@ -183,17 +103,17 @@ def _curve_grid(
     records: Sequence[Record], key: str, draw: Callable[[Axes, str, list[Record]], bool], width: float = 3.3
 ) -> tuple[Figure, Any] | None:
     """Draw one set of axes for each task that has ``key`` among its curves, one call of ``draw`` for each guide."""
-    having = [record for record in _done(records) if record.get("curves", {}).get(key)]
-    tasks = _tasks(having)
+    having = [record for record in done(records) if record.get("curves", {}).get(key)]
+    tasks = tasks_of(having)
     if not tasks:
         return None
-    rows, columns = _grid(len(tasks), 3)
-    figure = _figure(figsize=(min(11.5, 0.6 + width * columns), 0.7 + 2.7 * rows))
+    rows, columns = grid(len(tasks), 3)
+    figure = new_figure(figsize=(min(11.5, 0.6 + width * columns), 0.7 + 2.7 * rows))
     axes = figure.subplots(rows, columns, squeeze=False)
     handles: dict[str, Any] = {}
     for place, task in zip(axes.flat, tasks):
         place.set_title(task)
-        for guide in _guides(having):
+        for guide in guides_of(having):
             mine = [record for record in having if record["task"] == task and record["guide"] == guide]
             if mine and draw(place, guide, mine):
                 handles.setdefault(guide, place.lines[-1])
@@ -218,8 +138,8 @@ def _calibration(records: Sequence[Record], folder: Path) -> Figure | None:
             axes.set_xlabel(mine[0]["curves"]["calibration"].get("stated_is", "stated probability"))
             axes.set_ylabel("observed share")
         pairs = [(s, o) for s, o in zip(stated, observed) if not (math.isnan(s) or math.isnan(o))]
-        place = _place(guide)
-        axes.plot(*zip(*pairs), color=colour(guide), marker=MARKERS[place], ms=3.6, ls=DASHES[place], lw=1.3)
+        index = slot(guide)
+        axes.plot(*zip(*pairs), color=colour(guide), marker=MARKERS[index], ms=3.6, ls=DASHES[index], lw=1.3)
         return True
 
     drawn = _curve_grid(records, "calibration", draw)
@@ -232,7 +152,7 @@ def _losses(records: Sequence[Record], folder: Path) -> Figure | None:
         pairs = [(s, v) for s, v in zip(trace["step"], trace["value"]) if v is not None]
         if len(pairs) < 2:
             return False
-        axes.plot(*zip(*pairs), color=colour(guide), ls=DASHES[_place(guide)], lw=1.3)
+        axes.plot(*zip(*pairs), color=colour(guide), ls=DASHES[slot(guide)], lw=1.3)
         axes.set(xlabel="optimisation step", ylabel="loss (nats)", xscale="log")
         return True
 
@@ -255,11 +175,11 @@ def _losses(records: Sequence[Record], folder: Path) -> Figure | None:
 
 
 def _khat(records: Sequence[Record], folder: Path) -> Figure | None:
-    having = [record for record in _done(records) if record["metrics"].get("khat") is not None]
-    tasks, guides = _tasks(having), _guides(having)
+    having = [record for record in done(records) if record["metrics"].get("khat") is not None]
+    tasks, guides = tasks_of(having), guides_of(having)
     if not tasks:
         return None
-    figure = _figure(figsize=(9.0, 1.1 + 0.5 * len(tasks)))
+    figure = new_figure(figsize=(9.0, 1.1 + 0.5 * len(tasks)))
     axes = figure.subplots()
     top = 1.5
     axes.axvspan(-1, 0.5, color="#009E73", alpha=0.10, lw=0)
@@ -276,7 +196,7 @@ def _khat(records: Sequence[Record], folder: Path) -> Figure | None:
                 axes.plot(
                     min(value, top),
                     height,
-                    marker=">" if beyond else MARKERS[_place(guide)],
+                    marker=">" if beyond else MARKERS[slot(guide)],
                     ms=5.5,
                     color=colour(guide),
                     alpha=0.8,
@@ -285,7 +205,7 @@ def _khat(records: Sequence[Record], folder: Path) -> Figure | None:
                 )
     from matplotlib.lines import Line2D
 
-    keys = [Line2D([], [], color=colour(g), marker=MARKERS[_place(g)], ls="", ms=5.5, label=g) for g in guides]
+    keys = [Line2D([], [], color=colour(g), marker=MARKERS[slot(g)], ls="", ms=5.5, label=g) for g in guides]
     low = min((record["metrics"]["khat"] for record in having), default=0.0)
     axes.set(xlim=(min(-0.1, max(low - 0.1, -1.0)), top), ylim=(len(tasks) - 0.5, -0.5))
     axes.set_yticks(range(len(tasks)), tasks)
@@ -301,20 +221,20 @@ def _scores(records: Sequence[Record], folder: Path) -> Figure | None:
     from benchmarks.tables import standings
 
     shown: list[tuple[str, str, dict[str, Any]]] = []
-    for name in _tasks(_done(records)):
-        task = _task(name)
+    for name in tasks_of(done(records)):
+        task = find_task(name)
         if task is None:
             continue
         measure = metric(task.metrics[0])
-        results = {guide: values(records, name, guide, measure.name) for guide in _guides(records)}
+        results = {guide: values(records, name, guide, measure.name) for guide in guides_of(records)}
         results = {guide: found for guide, found in results.items() if found}
         if len(results) > 1 and measure.better != "none":
             shown.append((name, measure.label + (f" ({measure.unit})" if measure.unit else ""), results))
     if not shown:
         return None
-    rows, columns = _grid(len(shown), 3)
+    rows, columns = grid(len(shown), 3)
     most = max(len(results) for _, _, results in shown)
-    figure = _figure(figsize=(min(11.5, 0.8 + 3.7 * columns), 0.5 + rows * (0.9 + 0.24 * most)))
+    figure = new_figure(figsize=(min(11.5, 0.8 + 3.7 * columns), 0.5 + rows * (0.9 + 0.24 * most)))
     axes = figure.subplots(rows, columns, squeeze=False)
     for place, (name, label, results) in zip(axes.flat, shown):
         task = TASKS[name]
@@ -326,7 +246,7 @@ def _scores(records: Sequence[Record], folder: Path) -> Figure | None:
             error = 0.0 if math.isnan(difference.error) else difference.error
             gaps.append(mean)
             place.errorbar(
-                mean, row, xerr=2 * error, fmt=MARKERS[_place(guide)], ms=5, color=colour(guide), lw=1.4, capsize=2.5
+                mean, row, xerr=2 * error, fmt=MARKERS[slot(guide)], ms=5, color=colour(guide), lw=1.4, capsize=2.5
             )
         place.axvline(0, color="#999999", lw=1)
         place.set_yticks(range(len(results)), list(results))
@@ -346,12 +266,12 @@ def _scores(records: Sequence[Record], folder: Path) -> Figure | None:
 
 def _forest(records: Sequence[Record], folder: Path) -> Figure | None:
     """Forest plot of posterior intervals: one row for each scalar latent, one colour for each guide, the truth in black."""
-    found = [record for record in _done(records) if record.get("posterior") and _forest_sites(record["task"])]
-    names = _tasks(found)
+    found = [record for record in done(records) if record.get("posterior") and _forest_sites(record["task"])]
+    names = tasks_of(found)
     if not names:
         return None
     mine = [record for record in found if record["task"] == names[0]]
-    first = {guide: next(record for record in mine if record["guide"] == guide) for guide in _guides(mine)}
+    first = {guide: next(record for record in mine if record["guide"] == guide) for guide in guides_of(mine)}
     rows = {guide: _intervals(folder / record["posterior"], _forest_sites(names[0])) for guide, record in first.items()}
     rows = {guide: intervals for guide, intervals in rows.items() if intervals}
     if not rows:
@@ -364,11 +284,11 @@ def _forest(records: Sequence[Record], folder: Path) -> Figure | None:
     }
     shown = {**({"exact": truth} if truth else {}), **rows}
     latents = list(dict.fromkeys(name for intervals in rows.values() for name in intervals))
-    figure = _figure(figsize=(8.5, 1.0 + 0.11 * len(latents) * max(len(shown), 4)))
+    figure = new_figure(figsize=(8.5, 1.0 + 0.11 * len(latents) * max(len(shown), 4)))
     axes = figure.subplots()
     for index, (guide, intervals) in enumerate(shown.items()):
         tint = INK if guide == "exact" else colour(guide)
-        marker = "|" if guide == "exact" else MARKERS[_place(guide)]
+        marker = "|" if guide == "exact" else MARKERS[slot(guide)]
         for row, name in enumerate(latents):
             if name not in intervals:
                 continue
@@ -391,7 +311,7 @@ def _forest(records: Sequence[Record], folder: Path) -> Figure | None:
     keys = [
         Line2D([], [], color=INK, lw=2, label="exact")
         if guide == "exact"
-        else Line2D([], [], color=colour(guide), marker=MARKERS[_place(guide)], lw=2, ms=4, label=guide)
+        else Line2D([], [], color=colour(guide), marker=MARKERS[slot(guide)], lw=2, ms=4, label=guide)
         for guide in shown
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 8))
@@ -399,7 +319,7 @@ def _forest(records: Sequence[Record], folder: Path) -> Figure | None:
 
 
 def _forest_sites(name: str) -> tuple[str, ...]:
-    task = _task(name)
+    task = find_task(name)
     return task.forest if task else ()
 
 
@@ -493,7 +413,7 @@ def write(records: Sequence[Record], folder: Path, out: Path, names: Sequence[st
     :param names: which pictures; default all.
     """
     paths = []
-    with _styled():
+    with styled():
         for picture in PICTURES:
             if names is not None and picture.name not in names:
                 continue

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks import pictures
+from benchmarks import drawing, pictures
 from benchmarks.metrics import METRICS, metric
 from benchmarks.published import published
 from benchmarks.store import Record, read_folders, write_atomically
@@ -258,7 +258,7 @@ def _warnings(records: Sequence[Record]) -> list[tuple[str, str, int]]:
 def _shown_width(picture: Path) -> int:
     """Return the width in pixels at which a picture's letters are as large as the page's."""
     pixels = int.from_bytes(picture.read_bytes()[16:20], "big")  # PNG: width, big-endian, after signature and IHDR
-    return round(pixels * 100 / pictures.STYLE["savefig.dpi"])
+    return round(pixels * 100 / drawing.STYLE["savefig.dpi"])
 
 
 def _write_text(path: Path, text: str) -> None:

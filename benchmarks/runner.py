@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import guides
 from benchmarks import evaluation, provenance
-from benchmarks.store import Cell, Record, ResultsFolder, write_atomically
+from benchmarks.store import Cell, Record, ResultsFolder, write_atomically, write_images
 from benchmarks.task import SUITES, TASKS, Setting, Split, Suite, Task
 from registry import Registry, UnknownNameError
 
@@ -86,6 +86,7 @@ def plan(
     splits: int | None = None,
     seeds: int = 1,
     overrides: Mapping[str, Any] | None = None,
+    num_samples: int | None = None,
 ) -> Plan:
     """Work out the cells of a run.
 
@@ -95,11 +96,12 @@ def plan(
     :param splits: how many splits of each task; default the suite's.
     :param seeds: how many seeds for each split.
     :param overrides: settings of ``guides.fit`` that replace the tasks' own (they change the protocol).
+    :param num_samples: draws behind every number instead of the tasks' own count (which changes the protocol).
     :raises UnknownNameError: for a suite, task or guide that nobody registered, with the nearest name.
     :raises ValueError: for counts below 1, more splits than exist, or a plan without a cell.
     """
     suite = find_suite(target)
-    for name, count in (("--splits", splits), ("--seeds", seeds)):
+    for name, count in (("--splits", splits), ("--seeds", seeds), ("--samples", num_samples)):
         if count is not None and count < 1:
             raise ValueError(f"{name} {count}: give a number of 1 or more")
     chosen = [TASKS[name] for name in (tasks or suite.tasks)]
@@ -109,7 +111,6 @@ def plan(
             f"--tasks {','.join(outside)}: not in suite {suite.name!r}, which has "
             f"{', '.join((*suite.tasks, *suite.optional))}; run a task by itself with `run {outside[0]}`"
         )
-    labels = list(dict.fromkeys(guide_labels or suite.guides or guides.families))
     settings: dict[tuple[str, str], Setting] = {}
     skipped: dict[tuple[str, str], str] = {}
     cells: list[Cell] = []
@@ -117,10 +118,9 @@ def plan(
         count = splits or min(suite.splits or task.splits, task.splits)
         if count > task.splits:
             raise ValueError(f"--splits {count}: task {task.name!r} has {task.splits} splits")
-        for label in labels:
-            setting = task.setting(label, overrides)
-            guides.families[setting.family]  # raises for an unknown name
-            reason = task.skip.get(label) or task.skip.get(setting.family)
+        for label in dict.fromkeys(guide_labels or suite.labels(task.name)):
+            setting = task.setting(label, overrides, num_samples)
+            reason = task.reason_to_skip(label)
             if reason:
                 skipped[task.name, label] = reason
                 continue
@@ -216,15 +216,16 @@ def _run_chunk(
     failure: Exception | None = None
     try:
         with memory, _working(task.threads, caught):
+            model = setting.model(chunk[0][1])
             posteriors = guides.fit_many(
-                task.model(chunk[0][1]),
-                (setting.family, dict(setting.options)),
+                model,
+                setting.guide(model),
                 [split.train for _, split in chunk],
                 validations=[split.validation for _, split in chunk if split.validation is not None] or None,
                 seeds=[cell.fit_seed for cell, _ in chunk],
                 device=device,
                 progress=progress,
-                **setting.fit,
+                **setting.fit_arguments(),
             )
     except Exception as error:  # whatever one cell raises must not cost the others
         failure = error
@@ -246,7 +247,7 @@ def _run_chunk(
         try:
             with evaluating, _working(task.threads, messages), torch.random.fork_rng():
                 torch.manual_seed(cell.fit_seed)
-                record |= _results(cell, task, split, posterior, folder)
+                record |= _results(cell, task, setting, split, posterior, folder)
         except Exception as error:  # as above
             record |= _failure(error)
         seconds = fit_seconds + time.perf_counter() - started
@@ -262,10 +263,10 @@ def _run_chunk(
         yield record
 
 
-def _results(cell: Cell, task: Task, split: Split, posterior: Any, folder: ResultsFolder) -> Record:
-    """Measure one fitted posterior and keep its draws."""
-    trust = evaluation.trust(posterior, num_samples=task.num_samples, seed=cell.fit_seed)
-    measured = task.evaluate(posterior, split, num_samples=task.num_samples, seed=cell.fit_seed)
+def _results(cell: Cell, task: Task, setting: Setting, split: Split, posterior: Any, folder: ResultsFolder) -> Record:
+    """Measure one fitted posterior, keep its draws and the images that it made."""
+    trust = evaluation.trust(posterior, num_samples=setting.num_samples, seed=cell.fit_seed)
+    measured = task.evaluate(posterior, split, num_samples=setting.num_samples, seed=cell.fit_seed)
     losses = _losses(posterior)
     curves = trust.curves | measured.curves | {"loss": _thinned(losses)}
     kept = ""
@@ -274,12 +275,17 @@ def _results(cell: Cell, task: Task, split: Split, posterior: Any, folder: Resul
         if data is not None:
             write_atomically(folder.path / cell.file, lambda path: data.to_netcdf(str(path), engine="h5netcdf"))
             kept = cell.file
+    images = ""
+    if measured.images:
+        images = cell.images_file
+        write_images(folder.path / images, measured.images)
     return {
         "status": "done",
         "metrics": trust.metrics | measured.metrics | {"steps": float(losses.numel())},
         "curves": curves,
-        "verdict": trust.verdict,
+        "verdict": trust.verdict | measured.verdict,
         "posterior": kept,
+        "images": images,
         "fit": {
             "stop_reason": ", ".join(dict.fromkeys(posterior.stop_reasons)),
             "seconds": dict(posterior.seconds),

@@ -5,6 +5,7 @@ Layout::
     manifest.json       what ran here: the target, every task's and guide's protocol, the commands
     cells.jsonl         one line per finished or failed cell, appended and synchronised as it finishes
     posteriors/         one netCDF file per cell, written under a temporary name and then renamed
+    images/             what cells of image models drew, one compressed file of grey levels per cell
     report.html, report.md, pictures/
 
 A line is the last thing a cell writes, so a line means that everything else of the cell is there.
@@ -22,9 +23,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from benchmarks.describe import differences
 
-__all__ = ["Cell", "Record", "ResultsFolder", "ResultsFolderError", "read_folders", "write_atomically"]
+__all__ = [
+    "Cell",
+    "Record",
+    "ResultsFolder",
+    "ResultsFolderError",
+    "read_folders",
+    "read_images",
+    "write_atomically",
+    "write_images",
+]
 
 Record = dict[str, Any]
 
@@ -52,8 +65,17 @@ class Cell:
     @property
     def file(self) -> str:
         """Where the cell's posterior is kept, relative to the results folder."""
+        return f"posteriors/{self._place}.nc"
+
+    @property
+    def images_file(self) -> str:
+        """Where the cell's images are kept, relative to the results folder."""
+        return f"images/{self._place}.npz"
+
+    @property
+    def _place(self) -> str:
         guide = "".join(character if character.isalnum() or character in "_.=-" else "+" for character in self.guide)
-        return f"posteriors/{self.task}/{guide}/split{self.split:02d}-seed{self.seed}.nc"
+        return f"{self.task}/{guide}/split{self.split:02d}-seed{self.seed}"
 
     @classmethod
     def of(cls, record: Record) -> Cell:
@@ -75,6 +97,31 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_images(path: Path, images: Mapping[str, Tensor]) -> None:
+    """Write named images, grey levels in [0, 1] of any shape ``(..., height, width)``, in 8 bits a pixel."""
+    import numpy as np
+
+    levels: dict[str, Any] = {
+        name: (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy() for name, image in images.items()
+    }
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **levels)
+
+    write_atomically(path, write)
+
+
+def read_images(path: Path) -> dict[str, Any]:
+    """Return the images of a cell as arrays of 8-bit grey levels, nothing where the file is gone."""
+    import numpy as np
+
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def _plain(value: Any) -> Any:
@@ -231,8 +278,9 @@ class ResultsFolder:
                 "add --resume to run only what is missing, choose another --out, or delete the folder"
             )
         self._mend_last_line()
-        for leftover in self.path.glob("posteriors/*/*/.*.part"):
-            leftover.unlink(missing_ok=True)
+        for kind in ("posteriors", "images"):
+            for leftover in self.path.glob(f"{kind}/*/*/.*.part"):
+                leftover.unlink(missing_ok=True)
         manifest["protocols"] = known | dict(protocols)
         manifest.setdefault("commands", []).append(self._stamp(command))
         self._write_manifest(manifest)

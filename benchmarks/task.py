@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+import guides
 from benchmarks.describe import describe, fingerprint
+from guides.options import FitOptions
 from registry import Registry
 
 if TYPE_CHECKING:
@@ -69,20 +72,37 @@ class Override:
 
     :param options: given to the guide's constructor.
     :param fit: given to ``guides.fit``, on top of the task's own settings; ``None`` as a value drops a setting.
+    :param model: another model than the task's, such as the plain net that stands beside a conditional VAE.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     fit: Mapping[str, Any] = field(default_factory=dict)
+    model: Callable[[Split], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A guide as one task runs it: everything that ``guides.fit`` needs besides model, data and seed."""
+    """A guide as one task runs it: everything that ``guides.fit`` needs besides data and seed.
+
+    :param label: the guide as the command line and tables call it.
+    :param family: its registry name.
+    :param options: its constructor's options, as far as they are plain data.
+    :param fit: arguments of ``guides.fit``; the objective by its registry name.
+    :param objective: options of that objective.
+    :param model: builds the model.
+    :param encoder: builds the encoder for a model, where the guide takes one.
+    :param num_samples: draws behind every number of a cell.
+    :param protocol: all of it, described.
+    """
 
     label: str
     family: str
     options: Mapping[str, Any]
     fit: Mapping[str, Any]
+    objective: Mapping[str, Any]
+    model: Callable[[Split], nn.Module]
+    encoder: Callable[[Any], Any] | None
+    num_samples: int
     protocol: Mapping[str, Any]
 
     @property
@@ -90,11 +110,54 @@ class Setting:
         """Fingerprint of the protocol: cells with equal hashes did the same thing to the same data."""
         return fingerprint(self.protocol)
 
+    def guide(self, model: nn.Module) -> tuple[str, dict[str, Any]]:
+        """Return the guide's name and options for one model, its encoder among them where it takes one."""
+        encoder = {} if self.encoder is None else {"encoder": self.encoder(model)}
+        return self.family, {**encoder, **self.options}
+
+    def fit_arguments(self) -> dict[str, Any]:
+        """Return what ``guides.fit`` is called with, the objective made of its name and options."""
+        if not self.objective:
+            return dict(self.fit)
+        particles = {"num_particles": self.fit["num_particles"]} if "num_particles" in self.fit else {}
+        made = guides.objectives[self.fit.get("objective", "elbo")](**particles, **self.objective)
+        return {key: value for key, value in self.fit.items() if key != "num_particles"} | {"objective": made}
+
+
+def takes_encoder(family: str) -> bool:
+    """Tell whether a guide computes the latents of a data point from that data point, by an encoder that it is given."""
+    return "encoder" in inspect.signature(guides.families[family]).parameters
+
+
+def sort_options(
+    family: str, options: Mapping[str, Any], fit: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Sort the options of a label by who takes them: the guide, ``guides.fit``, the objective.
+
+    The guide comes first, so that an option that it knows is never taken from it; what nobody knows is left to it too, as
+    its constructor then names those that it has.
+
+    Example::
+
+        >>> sort_options("mean_field", {"init_scale": 0.1, "num_particles": 5}, {})
+        ({'init_scale': 0.1}, {'num_particles': 5}, {})
+    """
+    own = inspect.signature(guides.families[family]).parameters
+    of_fit = {entry.name for entry in fields(FitOptions)}
+    objective = options.get("objective", fit.get("objective", "elbo"))
+    of_objective = inspect.signature(guides.objectives[objective]).parameters if isinstance(objective, str) else {}
+    sorted_: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
+    for key, value in options.items():
+        place = 0 if key in own else 1 if key in of_fit else 2 if key in of_objective else 0
+        sorted_[place][key] = value
+    return sorted_
+
 
 def parse_guide(label: str) -> tuple[str, dict[str, Any]]:
     """Split ``name:key=value:key=value`` into the guide's registry name and its options.
 
-    Values are read as Python literals where they are, as words where they are not.
+    Values are read as Python literals where they are, as words where they are not. Options of ``guides.fit`` and of the
+    objective may stand among the guide's own: ``amortized:objective=iwae:num_particles=5``.
 
     :raises ValueError: if an option has no ``=``.
 
@@ -127,6 +190,8 @@ class Task:
     :param load: ``load(index)`` returns the :class:`Split` of that number; name a module-level function or a
         :func:`functools.partial` of one, so that its arguments become part of the protocol's hash.
     :param model: ``model(split)`` builds the Pyro model; only shapes may depend on the split.
+    :param encoder: ``encoder(model)`` builds the encoder of guides that take one, for a model with a latent for each data
+        point; only such guides run here then.
     :param evaluate: turns a posterior and a split into numbers and curves (see :mod:`benchmarks.evaluation`).
     :param metrics: names of what tables show, the decisive one first.
     :param splits: how many splits exist.
@@ -160,6 +225,7 @@ class Task:
     metrics: tuple[str, ...]
     splits: int = 1
     fit: Mapping[str, Any] = field(default_factory=dict)
+    encoder: Callable[[Any], Any] | None = None
     guides: Mapping[str, Override] = field(default_factory=dict)
     skip: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
@@ -172,36 +238,56 @@ class Task:
     threads: int | None = 1
     version: int = 1
 
-    def setting(self, label: str, overrides: Mapping[str, Any] | None = None) -> Setting:
+    def setting(self, label: str, overrides: Mapping[str, Any] | None = None, num_samples: int | None = None) -> Setting:
         """Return how this task runs the guide called ``label``.
 
         Later wins: the task's ``fit``, its :class:`Override` for the family, its override for the full label, the options
         written in the label, and ``overrides`` of the command line (such as ``epochs``).
+
+        :raises UnknownNameError: for a guide or an objective that nobody registered.
         """
-        family, options = parse_guide(label)
+        family, written = parse_guide(label)
         layers = [self.guides[key] for key in dict.fromkeys((family, label)) if key in self.guides]
-        merged_options: dict[str, Any] = {}
-        merged_fit: dict[str, Any] = dict(self.fit)
+        options: dict[str, Any] = {}
+        fit: dict[str, Any] = dict(self.fit)
+        model = self.model
         for layer in layers:
-            merged_options |= layer.options
-            merged_fit |= layer.fit
-        merged_options |= options
-        merged_fit |= overrides or {}
-        merged_fit = {key: value for key, value in merged_fit.items() if value is not None}
-        protocol = describe(
-            {
-                "task": self.name,
-                "version": self.version,
-                "data": self.load,
-                "model": self.model,
-                "evaluate": self.evaluate,
-                "num_samples": self.num_samples,
-                "guide": family,
-                "options": merged_options,
-                "fit": merged_fit,
-            }
-        )
-        return Setting(label, family, merged_options, merged_fit, protocol)
+            options |= layer.options
+            fit |= layer.fit
+            model = layer.model or model
+        own, of_fit, objective = sort_options(family, written, fit)
+        options |= own
+        fit |= of_fit
+        fit |= overrides or {}
+        fit = {key: value for key, value in fit.items() if value is not None}
+        encoder = self.encoder if takes_encoder(family) else None
+        num_samples = num_samples or self.num_samples
+        description = {
+            "task": self.name,
+            "version": self.version,
+            "data": self.load,
+            "model": model,
+            "evaluate": self.evaluate,
+            "num_samples": num_samples,
+            "guide": family,
+            "options": options,
+            "fit": fit,
+        }
+        description |= {"objective": objective} if objective else {}
+        description |= {"encoder": encoder} if encoder else {}
+        return Setting(label, family, options, fit, objective, model, encoder, num_samples, describe(description))
+
+    def reason_to_skip(self, label: str) -> str:
+        """Return why the guide called ``label`` does not run here, empty where it does."""
+        family, _ = parse_guide(label)
+        reason = self.skip.get(label) or self.skip.get(family)
+        if reason or family in self.guides or label in self.guides:
+            return reason or ""
+        if self.encoder is not None and not takes_encoder(family):
+            return "every data point has a latent of its own, which this guide does not compute from the data point"
+        if self.encoder is None and takes_encoder(family):
+            return "no latent belongs to one data point, so there is none to compute from it"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -211,7 +297,8 @@ class Suite:
     :param name: its registry name.
     :param summary: one line for ``python -m benchmarks list suites``.
     :param tasks: what runs by default.
-    :param guides: labels that run by default; ``None`` runs every registered guide, those of other packages too.
+    :param guides: labels that run by default, or a mapping that gives them for each task; ``None`` runs every registered
+        guide, those of other packages too.
     :param splits: how many splits of each task; ``None`` runs all that exist.
     :param optional: tasks that belong here and run only when ``--tasks`` names them.
     :param sections: builds the tables that are printed after a run and open the report
@@ -221,10 +308,15 @@ class Suite:
     name: str
     summary: str
     tasks: tuple[str, ...]
-    guides: tuple[str, ...] | None = None
+    guides: tuple[str, ...] | Mapping[str, tuple[str, ...]] | None = None
     splits: int | None = None
     optional: tuple[str, ...] = ()
     sections: Callable[..., list[Any]] | None = None
+
+    def labels(self, task: str) -> tuple[str, ...]:
+        """Return the guides that run on a task by default."""
+        found = self.guides.get(task) if isinstance(self.guides, Mapping) else self.guides
+        return tuple(found or guides.families)
 
 
 TASKS: Registry[Task] = Registry("task", group="benchmarks.tasks")

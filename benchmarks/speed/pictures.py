@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pictures import MARKERS, PALETTE, STYLE
+from benchmarks.drawing import MARKERS, PALETTE, STYLE
 from benchmarks.speed.contenders import CONTENDERS
 from benchmarks.speed.scaling import AXES, GROWING
 from benchmarks.store import write_atomically

@@ -15,7 +15,7 @@ SUITES.add(
             "eight_schools_centered",
             "diabetes",
             "breast_cancer",
-            "digits",
+            "digits_classes",
             "blundell_curve",
             "foong_gap",
         ),

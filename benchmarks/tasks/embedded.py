@@ -55,9 +55,9 @@ TASKS.add(
 )
 
 TASKS.add(
-    "digits",
+    "digits_classes",
     Task(
-        name="digits",
+        name="digits_classes",
         summary="1797 images of 8 by 8 pixels, ten classes, one hidden layer of 20",
         load=partial(data.random_split, dataset="digits", ratio=(0.3, 0.7)),
         model=partial(data.network, hidden=(20,), out_features=10, likelihood="multiclass", prior=1.0),

@@ -21,7 +21,7 @@ def invoke(*arguments: str):
         (("run", "quikc"), "'quick'"),
         (("run", "blundel_curve"), "'blundell_curve'"),
         (("run", "blundell_curve", "--guides", "mean_feild"), "'mean_field'"),
-        (("run", "quick", "--tasks", "digitz"), "'digits'"),
+        (("run", "quick", "--tasks", "digits_clases"), "'digits_classes'"),
         (("run", "quick", "--tasks", "uci_yacht"), "not in suite 'quick'"),
         (("run", "blundell_curve", "--splits", "0"), "--splits 0"),
         (("run", "blundell_curve", "--seeds", "-1"), "--seeds -1"),
