@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import guides
 import guides.diagnostics
 import guides.predictive
@@ -226,8 +228,9 @@ def _page(kind: Kind, name: str, entry: Any) -> str:
 def _facts(kind: Kind, name: str, entry: Any, source: str) -> str:
     facts = [f"`{_public(entry)}`", f"[`{source}`](../../{source})"]
     if kind.folder == "models":
-        guide, options = entry.natural_guide
-        given = f" with `{options}`" if options else ""
+        guide, options = (entry.example()[0] if isinstance(entry.natural_guide, property) else entry).natural_guide
+        shown = {k: type(v).__name__ if isinstance(v, nn.Module) else v for k, v in options.items()}
+        given = f" with `{shown}`" if shown else ""
         facts.append(f"fitted by [`{guide}`](../guides/{guide}.md){given} if no guide is named")
     if kind.folder == "objectives":
         facts.append(f"bounds the {entry.bounds}")

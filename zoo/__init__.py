@@ -1,7 +1,7 @@
 """Models and data sets: plain Pyro models that run under stock SVI, NUTS and Predictive.
 
-Every model is called ``model(x, y=None)``: with ``y`` it observes, without it it predicts. ``zoo.models`` is the registry of
-them, ``zoo.datasets`` the data sets and their registry.
+Models of a target are called ``model(x, y=None)``: with ``y`` they observe, without it they predict. Models of the data
+themselves are called ``model(x)``. ``zoo.models`` is the registry of models, ``zoo.datasets`` the data sets and theirs.
 """
 
 from zoo import datasets
@@ -12,6 +12,7 @@ from zoo.linear_regression import BayesianLinearRegression, EvidenceMaximum
 from zoo.logistic_regression import BayesianLogisticRegression
 from zoo.mlp import BayesianMLP
 from zoo.module import BayesianModule, bayesianize
+from zoo.probabilistic_pca import ProbabilisticPCA
 
 __all__ = [
     "BayesianLinearRegression",
@@ -21,6 +22,7 @@ __all__ = [
     "EightSchools",
     "EvidenceMaximum",
     "Likelihood",
+    "ProbabilisticPCA",
     "bayesianize",
     "datasets",
     "models",

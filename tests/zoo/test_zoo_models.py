@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 
@@ -16,13 +17,24 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import zoo
 
 NAMES = list(zoo.models)
+SUPERVISED = [name for name, cls in zoo.models.items() if "y" in inspect.signature(cls.forward).parameters]
 
 
 @pytest.fixture(params=NAMES)
 def example(request):
+    """A model and the data it observes: ``(x, y)``, or ``(x,)`` for a model of the data themselves."""
+    return build(request.param)
+
+
+@pytest.fixture(params=SUPERVISED)
+def supervised(request):
+    return build(request.param)
+
+
+def build(name):
     torch.manual_seed(0)
     pyro.clear_param_store()
-    return zoo.models[request.param].example()
+    return zoo.models[name].example()
 
 
 def latents_of(model, data):
@@ -81,24 +93,30 @@ def test_natural_guide_is_data(example):
 
 
 def test_prior_predictive_looks_like_the_data(example):
-    model, (x, y) = example
-    drawn = model(x)
-    assert drawn.shape == y.shape and torch.isfinite(drawn).all()
-    if not y.dtype.is_floating_point or set(y.unique().tolist()) == {0.0, 1.0}:
-        assert set(drawn.unique().tolist()) <= set(y.unique().tolist())
+    model, data = example
+    seen = data[-1]
+    drawn = poutine.uncondition(model)(*data)
+    assert drawn.shape == seen.shape and torch.isfinite(drawn).all() and not torch.equal(drawn.to(seen.dtype), seen)
+    if not seen.dtype.is_floating_point or set(seen.unique().tolist()) == {0.0, 1.0}:
+        assert set(drawn.unique().tolist()) <= set(seen.unique().tolist())
+
+
+def test_without_targets_a_model_predicts(supervised):
+    model, (x, y) = supervised
+    assert model(x).shape == y.shape
 
 
 def test_observing_returns_the_data(example):
-    model, (x, y) = example
-    assert torch.equal(model(x, y).to(y.dtype), y)
+    model, data = example
+    assert torch.equal(model(*data).to(data[-1].dtype), data[-1])
 
 
 def test_same_seed_same_draw(example):
-    model, (x, _) = example
+    model, data = example
     draws = []
     for seed in (1, 1, 2):
         pyro.set_rng_seed(seed)
-        draws.append(torch.cat([v.flatten() for v in latents_of(model, (x,)).values()]))
+        draws.append(torch.cat([v.flatten() for v in latents_of(poutine.uncondition(model), data).values()]))
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
@@ -140,12 +158,11 @@ def test_log_density_under_vmap_and_make_fx(example):
 
 
 def test_dtype_follows_the_data(example):
-    model, (x, y) = example
-    model = model.double()
-    y = y.double() if y.dtype.is_floating_point else y
-    latents = latents_of(model, (x.double(), y))
+    model, data = example
+    model, data = model.double(), tuple(d.double() if d.dtype.is_floating_point else d for d in data)
+    latents = latents_of(model, data)
     assert {v.dtype for v in latents.values()} == {torch.float64}
-    assert log_joint_of(model, (x.double(), y))(latents).dtype == torch.float64
+    assert log_joint_of(model, data)(latents).dtype == torch.float64
 
 
 def test_stock_svi_lowers_the_loss(example):
@@ -177,8 +194,8 @@ def test_stock_nuts(example):
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_stock_predictive(example, parallel):
-    model, (x, y) = example
+def test_stock_predictive(supervised, parallel):
+    model, (x, y) = supervised
     pyro.set_rng_seed(0)
     guide = AutoNormal(model)
     guide(x, y)
@@ -190,9 +207,9 @@ def test_stock_predictive(example, parallel):
         assert drawn[deterministic].shape[:2] == (4, len(y))
 
 
-def test_parallel_and_sequential_predictions_agree(example):
+def test_parallel_and_sequential_predictions_agree(supervised):
     """Given the same weights, vectorised draws place every dimension where the sequential ones do."""
-    model, (x, y) = example
+    model, (x, y) = supervised
     site = "theta" if isinstance(model, zoo.EightSchools) else "f"
     draws = [latents_of(model, (x, y)) for _ in range(4)]
     stacked = {k: torch.stack([d[k] for d in draws]) for k in draws[0]}
@@ -203,8 +220,8 @@ def test_parallel_and_sequential_predictions_agree(example):
     torch.testing.assert_close(one, many.reshape(one.shape), rtol=1e-4, atol=1e-4)
 
 
-def test_wrong_rows_are_refused(example):
-    model, (x, y) = example
+def test_wrong_rows_are_refused(supervised):
+    model, (x, y) = supervised
     with pytest.raises(ValueError, match="site 'y'"):
         model(x, y[:-1])
     with pytest.raises(ValueError, match=r"squeeze\(-1\)"):
