@@ -16,6 +16,7 @@ __all__ = [
     "pareto_k_threshold",
     "psis",
     "tail_length",
+    "tail_shape",
 ]
 
 MIN_DRAWS = 25
@@ -23,6 +24,7 @@ MIN_DRAWS = 25
 
 CONSTANT = 1e-3  # nats; weights that agree to one part in a thousand are equal for every use we make of them
 _ROWS_AT_ONCE = 1024
+_FIT_ELEMENTS = 2**24  # of the table that the Pareto fit makes of each row; 128 MiB
 
 
 def pareto_k_threshold(num_samples: int) -> float:
@@ -140,21 +142,50 @@ def _psis_rows(rows: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     ascending, order = rows.sort(-1)
     length = tail_length(rows.shape[-1])
     cutoff = ascending[:, -length - 1, None]
-    constant = (cutoff >= -tolerance).squeeze(-1)
-
-    exceedances = ascending[:, -length:].exp() - cutoff.exp()
-    exceedances = torch.where(constant.unsqueeze(-1), 1.0, exceedances.clamp(min=1e-15))  # ties in the tail
-    k, sigma = fit_generalized_pareto(exceedances)
-    usable = ~constant & k.isfinite() & sigma.isfinite()
+    k, sigma, usable = _fit_tail(ascending[:, -length - 1 :], tolerance)
 
     quantiles = (torch.arange(length, dtype=rows.dtype, device=rows.device) + 0.5) / length
     shape = torch.where(k.abs() < 1e-10, 1e-10, k).unsqueeze(-1)
     smooth = sigma.unsqueeze(-1) / shape * torch.expm1(-shape * torch.log1p(-quantiles)) + cutoff.exp()
     smooth = torch.where(usable.unsqueeze(-1), smooth.log().clamp(max=0.0), ascending[:, -length:])
     rows = rows.scatter(-1, order[:, -length:], smooth)
-
-    k = torch.where(constant, 0.0, k)
     return rows - rows.logsumexp(-1, keepdim=True), torch.where(bad, math.nan, k)
+
+
+def tail_shape(largest: Tensor, tolerance: float = CONSTANT) -> Tensor:
+    """Return the k-hat that :func:`psis` gives, from the largest log weights alone.
+
+    :param largest: (..., M + 1) in any order, with M = :func:`tail_length` of the number of draws: the tail and its cut-off.
+    :param tolerance: see :func:`psis`.
+    :returns: (...), float64; NaN for a row that holds NaN or +inf, or no finite weight.
+
+    Example::
+
+        >>> log_weights = torch.randn(1000)
+        >>> k_hat = tail_shape(log_weights.topk(tail_length(1000) + 1).values)
+        >>> torch.equal(k_hat, psis(log_weights)[1])
+        True
+    """
+    rows = largest.detach().double().reshape(-1, largest.shape[-1])
+    bad = (rows.isnan() | (rows == math.inf)).any(-1) | (rows == -math.inf).all(-1)
+    rows = torch.where(bad.unsqueeze(-1), 0.0, rows).sort(-1).values
+    length = rows.shape[-1] - 1
+    at_once = max(1, min(_ROWS_AT_ONCE, _FIT_ELEMENTS // (length * (30 + math.isqrt(length)))))
+    parts = [_fit_tail(part - part[:, -1:], tolerance)[0] for part in rows.split(at_once)]
+    return torch.where(bad, math.nan, torch.cat(parts)).reshape(largest.shape[:-1])
+
+
+def _fit_tail(ascending: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit the tail of each row, (rows, M + 1) log weights of which the first is the cut-off and the last is zero.
+
+    :returns: k-hat (0 where the tail is constant), sigma, and whether the fit can be used for smoothing; each (rows,).
+    """
+    cutoff = ascending[:, :1]
+    constant = (cutoff >= -tolerance).squeeze(-1)
+    exceedances = ascending[:, 1:].exp() - cutoff.exp()
+    exceedances = torch.where(constant.unsqueeze(-1), 1.0, exceedances.clamp(min=1e-15))  # ties in the tail
+    k, sigma = fit_generalized_pareto(exceedances)
+    return torch.where(constant, 0.0, k), sigma, ~constant & k.isfinite() & sigma.isfinite()
 
 
 def importance_ess(log_weights: Tensor) -> Tensor:

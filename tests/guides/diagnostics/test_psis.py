@@ -15,6 +15,7 @@ from guides.diagnostics.psis import (
     pareto_k_threshold,
     psis,
     tail_length,
+    tail_shape,
 )
 
 
@@ -124,3 +125,14 @@ def test_ess_of_normal_weights_is_the_closed_form():
     torch.manual_seed(4)
     # Log-normal weights: ESS / S -> exp(-variance).
     assert float(importance_ess(0.5 * torch.randn(200_000)) / 200_000) == pytest.approx(math.exp(-0.25), rel=0.02)
+
+
+def test_k_hat_from_the_largest_weights_alone_is_that_of_all():
+    rows = 3 * torch.randn(6, 2000)
+    rows[1] = 0.25  # equal weights
+    rows[2, 0] = math.nan
+    rows[3, 1:] = -math.inf
+    rows[4] = -math.inf
+    k_hat = tail_shape(rows.topk(tail_length(2000) + 1).values)
+    torch.testing.assert_close(k_hat, psis(rows)[1], rtol=0.0, atol=0.0, equal_nan=True)
+    assert k_hat.isnan().tolist() == [False, False, True, bool(k_hat[3].isnan()), True, False]
