@@ -6,7 +6,9 @@ themselves are called ``model(x)``. ``zoo.models`` is the registry of models, ``
 
 from zoo import datasets
 from zoo._registries import models
+from zoo.dirichlet_process_mixture import DirichletProcessMixture
 from zoo.eight_schools import EightSchools
+from zoo.gaussian_mixture import GaussianMixture
 from zoo.likelihood import Likelihood
 from zoo.linear_regression import BayesianLinearRegression, EvidenceMaximum
 from zoo.logistic_regression import BayesianLogisticRegression
@@ -19,8 +21,10 @@ __all__ = [
     "BayesianLogisticRegression",
     "BayesianMLP",
     "BayesianModule",
+    "DirichletProcessMixture",
     "EightSchools",
     "EvidenceMaximum",
+    "GaussianMixture",
     "Likelihood",
     "ProbabilisticPCA",
     "bayesianize",
