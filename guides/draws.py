@@ -67,7 +67,7 @@ class Draws:
 
 def sites(program: Program) -> dict[str, Site]:
     """Return the latent, observed and deterministic sites of a program's model."""
-    return {name: _site(name, node) for name, node in _nodes(program.prototype) if _kind(node) is not None}
+    return {name: _site(name, node, program) for name, node in _nodes(program.prototype) if _kind(node) is not None}
 
 
 def take_draws(
@@ -84,14 +84,14 @@ def take_draws(
     """Draw ``num_samples`` times from the guide at each row of parameters, shape ``(C, size)``.
 
     :param same_rows: the data have the rows of the training data; otherwise latents that belong to rows are drawn from the
-        prior.
+        prior, unless the guide computes them from the rows.
     :param predictive: draw the observed sites afresh.
     :param score: evaluate the densities of guide and model.
     """
-    local = {n for n, s in sites(program).items() if s.kind == "latent" and set(s.dims) & program.plates}
-    fresh = set() if same_rows else local
-    latents = sum(s.numel() for n, s in _latent_values(program))
-    chunk = _ELEMENTS_PER_CHUNK // (100 * max(data.size, 1) + 20 * latents)
+    fresh = frozenset() if same_rows else program.local - program.amortized
+    values = sum(s["value"].numel() for n, s in _nodes(program.prototype) if _kind(s) is not None)
+    values = math.ceil(values * max(data.size, 1) / max(program.setup_rows, 1))
+    chunk = _ELEMENTS_PER_CHUNK // (100 * max(data.size, 1) + 20 * values)
     chains = []
     with isolated_store(), quiet(), torch.no_grad():
         for r, parameters in enumerate(flat):
@@ -114,14 +114,12 @@ def take_draws(
     )
 
 
-def _latent_values(program: Program) -> list[tuple[str, Tensor]]:
-    return [(n, _value(program.prototype, n)) for n in program.latents]
-
-
-def _one_draw(program: Program, data: Data, fresh: set[str], *, predictive: bool, score: bool) -> dict[str, Any]:
+def _one_draw(program: Program, data: Data, fresh: frozenset[str], *, predictive: bool, score: bool) -> dict[str, Any]:
     guide: Any = program.guide
     with NoiseTape():
         guide_trace = poutine.trace(guide).get_trace(*data.args, **data.kwargs)
+        # A guide leaves out the latents of rows that it lacks the inputs for.
+        fresh = fresh | {n for n in program.amortized if n not in guide_trace}
         replayed = poutine.replay(program.model, trace=_without(guide_trace, fresh))
         out: dict[str, Any] = {"latents": {n: _value(guide_trace, n) for n in program.latents if n not in fresh}}
         if score:
@@ -194,7 +192,7 @@ def _deterministic(trace: Trace) -> dict[str, Any]:
     return {n: _value(trace, n) for n, s in _nodes(trace) if _is_fixed(s)}
 
 
-def _without(trace: Trace, names: set[str]) -> Trace:
+def _without(trace: Trace, names: frozenset[str]) -> Trace:
     """Return the trace without some latents, and then without the sizes of its plates either."""
     if not names:
         return trace
@@ -213,10 +211,10 @@ def _kind(site: Any) -> str | None:
     return "latent" if is_latent(site) else None
 
 
-def _site(name: str, node: Any) -> Site:
+def _site(name: str, node: Any, program: Program) -> Site:
     kind = _kind(node)
     assert kind is not None
-    shape = tuple(node["value"].shape)
+    shape = list(node["value"].shape)
     # pyro.deterministic calls the whole value one event, whatever plates it stands in.
     event_dim = 0 if kind == "deterministic" else node["fn"].event_dim
     dims = [f"{name}_dim_{i}" for i in range(len(shape))]
@@ -224,5 +222,7 @@ def _site(name: str, node: Any) -> Site:
         position = len(shape) - event_dim + frame.dim if frame.dim is not None else -1
         if 0 <= position < len(shape) and shape[position] == frame.size:
             dims[position] = frame.name
+            if frame.name in program.follows.plates:
+                shape[position] = program.size
     support = None if kind == "deterministic" else node["fn"].support
-    return Site(name, kind, tuple(dims), shape, support)
+    return Site(name, kind, tuple(dims), tuple(shape), support)

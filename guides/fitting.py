@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guides.engine.checks import check_values
 from guides.engine.data import Data
 from guides.engine.loop import Trained, train
 from guides.engine.parameters import isolated_store
@@ -68,7 +69,8 @@ def fit(
     :param clip_norm: largest gradient norm; longer gradients are shortened to it.
     :param num_particles: Monte Carlo draws per step; one by default.
     :param validation: data to choose the best parameters by, either a fraction of ``data`` to hold out or a tuple like
-        ``data``. Scored after every epoch by log predictive density; the best parameters are restored at the end.
+        ``data``. Scored after every epoch by log predictive density, or by the objective where the guide computes latents
+        from the rows it is given; the best parameters are restored at the end.
     :param patience: stop after that many epochs without a better score.
     :param seed: of everything random in the fit. Replicate r has seed ``seed + r``.
     :param replicates: independent fits to run at once; they become chains in ArviZ.
@@ -98,8 +100,8 @@ def fit(
     """
     if guide is not None and not _is_guide(guide):
         guide, data = None, (guide, *data)
-    if not replicates >= 1:
-        raise OptionError(f"replicates must be at least 1, not {replicates!r}")
+    _whole("replicates", replicates, least=1)
+    _whole("seed", seed)
     where = _device(device)
     training = Data.of(data, model_kwargs, where)
     held_out = None
@@ -177,6 +179,8 @@ def fit_many(
     seeds = list(range(len(datasets))) if seeds is None else list(seeds)
     if len(seeds) != len(datasets):
         raise OptionError(f"{len(seeds)} seeds for {len(datasets)} data sets; pass one each")
+    for seed in seeds:
+        _whole("every seed", seed)
     try:
         chosen = FitOptions(**options)
     except TypeError as error:
@@ -204,9 +208,12 @@ def _fit(
         model.to(device)
     make, family, family_options = guide_factory(model, guide)
     objective = make_objective(options.objective, options.num_particles)
-    program, starts = None, []
+    program, starts, checked = None, [], None
     for data, seed in zip(datasets, seeds):
         with isolated_store(), seeded(seed):
+            if settings.batch_size is not None and data is not checked:
+                check_values(model, data, settings.batch_size)
+                checked = data
             built = Program.build(model, make(), objective, data, batch_size=settings.batch_size, seed=seed)
         program = program or built
         starts.append(built.parameters.initial)
@@ -308,13 +315,23 @@ def _check_validates(program: Program) -> None:
 
     :raises OptionError: naming a latent with one value per data point.
     """
-    for name in program.latents:
-        site: Any = program.prototype.nodes[name]
-        if any(frame.name in program.plates for frame in site["cond_indep_stack"]):
-            raise OptionError(
-                f"latent site {name!r} has one value per data point, so there is none to score validation data with; "
-                "fit without validation"
-            )
+    for name in sorted(program.local - program.amortized):
+        raise OptionError(
+            f"latent site {name!r} has one value per data point, so there is none to score validation data with; "
+            "fit without validation, or with a guide that computes it from the data ('amortized')"
+        )
+
+
+def _whole(name: str, value: Any, least: int | None = None) -> int:
+    """Return an option that has to be a whole number.
+
+    :raises OptionError: if it is not one, or too small.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise OptionError(f"{name} must be a whole number, not {value!r}")
+    if least is not None and value < least:
+        raise OptionError(f"{name} must be at least {least}, not {value!r}")
+    return value
 
 
 def _validation(value: Any, training: Data, model_kwargs: dict[str, Any] | None, device: torch.device) -> Data:
@@ -344,15 +361,22 @@ def _device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def restore(content: dict[str, Any], model: Model, guide: Callable[..., Any] | None) -> Posterior:
+def restore(content: dict[str, Any], model: Model, guide: Any) -> Posterior:
     """Rebuild a posterior from what :meth:`guides.Posterior.save` wrote."""
     training = Data.of(content["args"], content["kwargs"])
     spec = guide if guide is not None else (content["family"], content["options"])
     if guide is None and content["family"] not in families:
         raise OptionError(f"the saved guide {content['family']!r} is not in the registry; pass it as guide=")
+    if guide is None and content.get("modules"):
+        names = ", ".join(map(repr, content["modules"]))
+        raise OptionError(
+            f"the options {names} of guide {content['family']!r} hold modules, which are saved without their code; pass "
+            f'guide=("{content["family"]}", {{...}}) with all its options. Modules then get the saved parameters'
+        )
     make, family, options = guide_factory(model, spec)
     objective = make_objective(content["objective"], None)
-    program = Program.build(model, make(), objective, training, batch_size=None, seed=content["seed"])
+    batch_size = content.get("batch_size")
+    program = Program.build(model, make(), objective, training, batch_size=batch_size, seed=content["seed"])
     finished = program.guide.finished_guide() if isinstance(program.guide, Family) else None
     if finished is not None:
         program = Program.build(model, finished, objective, training, batch_size=None, seed=0)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from guides.draws import Draws, Site, sites, take_draws
 from guides.engine.data import Data
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet, seeded
 from guides.errors import DataError, OptionError
-from guides.families.base import FlatFamily
+from guides.families.base import Family
 
 if TYPE_CHECKING:
     from guides.diagnostics import Diagnosis
@@ -45,7 +45,8 @@ class Posterior:
     :ivar seconds: wall time of ``"setup"``, ``"train"`` and ``"finish"``.
     :ivar info: what the family has to say about its fit, one dict per replicate; see the family's page.
     :ivar data: positional arguments of the training data.
-    :ivar validation: log predictive density per validation point and epoch in nats, shape ``(R, epochs)``.
+    :ivar validation: log predictive density, or the objective if latents are amortised, per validation point and epoch in
+        nats, shape ``(R, epochs)``.
     """
 
     model: Callable[..., Any]
@@ -135,7 +136,8 @@ class Posterior:
         """Return draws of every observed and deterministic site for new inputs, shape ``(S, ...)``, or ``(R, S, ...)``.
 
         Observations among ``data`` are ignored, so they may be left out if the model has a default for them. Latents with
-        one value per data point are drawn from the prior if the number of data points differs from the training data's.
+        one value per data point come from the guide if it computes them from the data and all that it needs is given.
+        Otherwise they are drawn from the prior if the number of data points differs from the training data's.
         """
         new = self._arguments(data, model_kwargs)
         draws = self._draws(num_samples, new, seed, predictive=True, score=False)
@@ -167,8 +169,8 @@ class Posterior:
             if tuple(latents[name].shape) != want:
                 raise DataError(f"latent site {name!r} has shape {want}, the value has {tuple(latents[name].shape)}")
         values: dict[str, Any] = {name: latents[name] for name in self.program.latents}
-        if isinstance(self.guide, FlatFamily):
-            values = {self.guide.latent_site: self.guide.flatten(latents)}
+        if isinstance(self.guide, Family):
+            values = self.guide.site_values(values)
         guide = poutine.condition(self.guide, data=values)
         results = []
         with isolated_store(), quiet(), seeded(self.seed), torch.no_grad():
@@ -193,12 +195,16 @@ class Posterior:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything but the code of model and guide to ``path``, under a temporary name first.
 
+        Options that hold modules, such as an encoder, are left out; their parameters are saved with all others.
+
         :raises OptionError: if an option or an argument of the model is neither a tensor nor a plain Python value.
         """
         content = {
             "format": _FORMAT,
             "family": self.family,
-            "options": self.options,
+            "options": {k: v for k, v in self.options.items() if not _holds_module(v)},
+            "modules": [k for k, v in self.options.items() if _holds_module(v)],
+            "batch_size": self.program.batch_size,
             "objective": self.objective,
             "steps": self.steps,
             "seed": self.seed,
@@ -226,13 +232,13 @@ class Posterior:
         os.replace(temporary, path)
 
     @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], model: Callable[..., Any], guide: Callable[..., Any] | None = None
-    ) -> Posterior:
+    def load(cls, path: str | os.PathLike[str], model: Callable[..., Any], guide: Any = None) -> Posterior:
         """Read a posterior that :meth:`save` wrote.
 
         :param model: the model it was fitted to.
-        :param guide: the guide, if it was not one of the registry.
+        :param guide: the guide, if it was not one of the registry or has modules among its options: as for
+            :func:`guides.fit`, with modules of the saved ones' architecture.
+        :raises OptionError: if the guide is needed and not given.
         :raises DataError: if the file is not one of ours or does not fit ``model``.
         """
         from guides.fitting import restore
@@ -263,3 +269,12 @@ class Posterior:
         return take_draws(
             self.program, self.flat, num_samples, data, base, same_rows=same_rows, predictive=predictive, score=score
         )
+
+
+def _holds_module(value: Any) -> bool:
+    """Tell whether an option of a guide is a module, or a sequence or mapping with one in it."""
+    if isinstance(value, list | tuple):
+        return any(map(_holds_module, value))
+    if isinstance(value, dict):
+        return any(map(_holds_module, value.values()))
+    return isinstance(value, nn.Module)

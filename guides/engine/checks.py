@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,20 @@ from guides.errors import (
     OptionError,
 )
 
-__all__ = ["check_batch_size", "check_guide", "check_latents", "data_plates", "is_latent", "is_observed"]
+__all__ = [
+    "Following",
+    "amortized_sites",
+    "check_batch_size",
+    "check_guide",
+    "check_latents",
+    "check_local",
+    "check_values",
+    "follow_rows",
+    "is_latent",
+    "is_observed",
+]
+
+_ROWS_PER_CHECK = 1024
 
 
 def is_latent(site: Any) -> bool:
@@ -81,38 +95,70 @@ def _check_shape(name: str, site: Any) -> None:
         )
 
 
-def data_plates(model: Callable[..., Any], data: Data, batch_size: int | None) -> tuple[frozenset[str], Trace]:
-    """Return the names of the plates that follow the rows of the data, and a trace of the model on all of it.
+def check_values(model: Callable[..., Any], data: Data, batch_size: int | None) -> None:
+    """Run the model on all rows, some at a time, so that a value outside a support is found wherever it stands.
+
+    :raises DataError: if the model cannot be run on some of the rows.
+    """
+    rows = data.size if batch_size is None else batch_size * max(1, _ROWS_PER_CHECK // batch_size)
+    with torch.no_grad():
+        for start in range(0, data.size, rows):
+            _trace(model, data.rows_from(min(start, max(0, data.size - rows)), rows))
+
+
+@dataclass(frozen=True)
+class Following:
+    """What of a model follows the rows of its data.
+
+    :ivar plates: names of the plates whose size does.
+    :ivar rescaled: those of them that know only the rows they are given; the engine rescales them to all rows.
+    :ivar local: latent sites with one value per row.
+    """
+
+    plates: frozenset[str] = frozenset()
+    rescaled: frozenset[str] = frozenset()
+    local: frozenset[str] = frozenset()
+
+
+def follow_rows(model: Callable[..., Any], data: Data, batch_size: int | None, size: int) -> tuple[Following, Trace]:
+    """Return what follows the rows of the data, and a trace of the model on all of ``data``.
 
     The model is run on all rows and on fewer; plates whose size changes follow the rows. Under minibatching every observed
     site whose shape changes must either stand in such a plate (the engine rescales it) or be rescaled by the model.
 
+    :param data: some more rows than a batch has; if ``batch_size`` is ``None``, all of them.
+    :param size: the number of rows that there are.
     :raises MinibatchScaleError: if an observed site would count a batch as if it were all the data.
     :raises DataError: if the model cannot be run on the data.
     """
     full = _trace(model, data)
     fewer = batch_size if batch_size is not None else data.size - 1
     if data.size < 2 or fewer < 1:
-        return frozenset(), full
+        return Following(), full
     try:
         part = _trace(model, data.head(fewer))
     except DataError:
         if batch_size is None:  # a model bound to all of its rows is fine as long as it gets them
-            return frozenset(), full
+            return Following(), full
         raise
     sizes = {f.name: f.size for s in nodes(full).values() if s["type"] == "sample" for f in s["cond_indep_stack"]}
-    plates = frozenset(
-        f.name
+    following = {
+        f.name: f.full_size is None or f.full_size == f.size
         for s in nodes(part).values()
         if s["type"] == "sample"
         for f in s["cond_indep_stack"]
-        if f.size != sizes.get(f.name, f.size) and (f.full_size is None or f.full_size == f.size)
-    )
+        if f.size != sizes.get(f.name, f.size)
+    }
+    rescaled = frozenset(name for name, knows_only_rows in following.items() if knows_only_rows)
     if batch_size is not None:
-        _check_scale(full, part, plates, data.size, batch_size)
-        _check_factors(model, full, plates, data, batch_size)
-        _check_local_latents(full, part)
-    return plates, full
+        _check_scale(full, part, rescaled, size, batch_size)
+        _check_factors(model, full, rescaled, data, batch_size, size)
+    local = frozenset(
+        name
+        for name, site in nodes(part).items()
+        if is_latent(site) and name in full and site["value"].shape != nodes(full)[name]["value"].shape
+    )
+    return Following(frozenset(following), rescaled, local), full
 
 
 def _check_scale(full: Trace, part: Trace, plates: frozenset[str], size: int, batch_size: int) -> None:
@@ -132,7 +178,9 @@ def _check_scale(full: Trace, part: Trace, plates: frozenset[str], size: int, ba
             )
 
 
-def _check_factors(model: Callable[..., Any], full: Trace, plates: frozenset[str], data: Data, batch_size: int) -> None:
+def _check_factors(
+    model: Callable[..., Any], full: Trace, plates: frozenset[str], data: Data, batch_size: int, size: int
+) -> None:
     """Refuse ``pyro.factor`` terms that depend on the rows given and are not rescaled; their shape tells nothing."""
     factors = {n: s for n, s in nodes(full).items() if is_observed(s) and isinstance(s["fn"], Unit)}
     loose = {n for n, s in factors.items() if not any(f.name in plates for f in s["cond_indep_stack"])}
@@ -141,39 +189,50 @@ def _check_factors(model: Callable[..., Any], full: Trace, plates: frozenset[str
     latents = {n: s["value"] for n, s in nodes(full).items() if is_latent(s)}
     shared = {n: v for n, v in latents.items() if not any(f.name in plates for f in nodes(full)[n]["cond_indep_stack"])}
     part = nodes(_trace(poutine.condition(model, data=shared), data.head(batch_size)))
-    wanted = data.size / batch_size
+    wanted = size / batch_size
     for name in loose & set(part):
         before, after = factors[name]["log_prob"].sum(), part[name]["log_prob"].sum()
         if abs(float(part[name]["scale"]) - wanted) > 1e-3 * wanted and not torch.allclose(before, after, rtol=1e-4):
             raise MinibatchScaleError(
                 f"pyro.factor {name!r} depends on the data points of a batch, but is not scaled from {batch_size} to all "
-                f'{data.size}. Put it, with one value per data point, in pyro.plate("data", len(x)), or use pyro.sample'
+                f'{size}. Put it, with one value per data point, in pyro.plate("data", len(x)), or use pyro.sample'
             )
 
 
-def _check_local_latents(full: Trace, part: Trace) -> None:
-    whole = nodes(full)
-    for name, site in nodes(part).items():
-        if not is_latent(site) or name not in whole:
-            continue
-        shape = whole[name]["value"].shape
-        if site["value"].shape != shape and not site["infer"].get("amortized"):
-            raise MinibatchScaleError(
-                f"latent site {name!r} has one value per data point (shape {tuple(shape)}), which a guide "
-                "without an encoder cannot follow through minibatches; fit with batch_size=None"
-            )
+def check_local(rows: Following, prototype: Trace, guide: Callable[..., Any], size: int) -> None:
+    """Check that a guide can follow the latents of rows through minibatches.
+
+    :raises MinibatchScaleError: naming a latent that it keeps one value per data point for.
+    """
+    for name in sorted(rows.local - amortized_sites(guide)):
+        site = nodes(prototype)[name]
+        shape = list(site["value"].shape)
+        for frame in site["cond_indep_stack"]:
+            if frame.name in rows.plates:
+                shape[len(shape) - site["fn"].event_dim + frame.dim] = size
+        raise MinibatchScaleError(
+            f"latent site {name!r} has one value per data point (shape {tuple(shape)}), which a guide without an encoder "
+            "cannot follow through minibatches; fit with batch_size=None, use the guide 'amortized', or, if your guide "
+            "computes the site from the rows it is given, name it in an attribute amortized = frozenset({...}) of the guide"
+        )
+
+
+def amortized_sites(guide: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of the latent sites that a guide computes from the rows it is given; see ``amortized``."""
+    return frozenset(getattr(guide, "amortized", ()))
 
 
 def check_latents(prototype: Trace, guide: Callable[..., Any]) -> None:
     """Check that the model has latent sites, all of them continuous.
 
     :raises DiscreteLatentError: naming a discrete site.
-    :raises GuideMismatchError: if there is no latent site at all.
+    :raises GuideMismatchError: if there is no latent site at all and the guide does not allow that.
     """
     latents = [(n, s) for n, s in nodes(prototype).items() if is_latent(s)]
-    if not latents:
+    if not latents and not getattr(guide, "allows_no_latents", False):
         raise GuideMismatchError(
-            "the model has no latent sample site, so there is no posterior to approximate; is every site observed?"
+            "the model has no latent sample site, so there is no posterior to approximate; is every site observed? "
+            "The parameters of a model without latents are fitted by maximum likelihood with the guide 'map'"
         )
     for name, site in latents:
         if site["fn"].support.is_discrete if hasattr(site["fn"], "support") else False:

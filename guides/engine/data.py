@@ -73,6 +73,11 @@ class Data:
         args = tuple(a[:count] if i in self.rows else a for i, a in enumerate(self.args))
         return Data(args, self.kwargs, self.rows, min(count, self.size))
 
+    def rows_from(self, start: int, count: int) -> Data:
+        """Return up to ``count`` data points from number ``start`` on."""
+        args = tuple(a[start : start + count] if i in self.rows else a for i, a in enumerate(self.args))
+        return Data(args, self.kwargs, self.rows, min(count, self.size - start))
+
     def split(self, fraction: float, seed: int) -> tuple[Data, Data]:
         """Return (training, validation) data, a random ``fraction`` of the rows held out.
 

@@ -16,9 +16,10 @@ from guides.engine.data import Data
 from guides.engine.optimisers import make_optimiser, make_schedule
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet
+from guides.engine.scoring import validation_score
 from guides.engine.state import Checkpoint, State
 from guides.engine.step import ChunkRunner, Replicates
-from guides.engine.stopping import Chunk, early_stopping, rewind, validation_score
+from guides.engine.stopping import Chunk, early_stopping, rewind
 
 __all__ = ["COMPILE_MODES", "Settings", "Trained", "train"]
 

@@ -15,7 +15,16 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.engine.checks import check_guide, check_latents, data_plates, is_latent, is_observed
+from guides.engine.checks import (
+    Following,
+    amortized_sites,
+    check_guide,
+    check_latents,
+    check_local,
+    follow_rows,
+    is_latent,
+    is_observed,
+)
 from guides.engine.data import Data
 from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.parameters import ParameterLayout, isolated_store
@@ -40,6 +49,17 @@ class RescalePlates(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if self._factor != 1.0 and any(frame.name in self._plates for frame in msg["cond_indep_stack"]):
             msg["scale"] = msg["scale"] * self._factor
+
+
+def _setup_rows(batch_size: int) -> int:
+    """Return how many rows show what a model does with more rows than a batch has."""
+    return max(64, 2 * batch_size)
+
+
+def _noise(model: Callable[..., Any], guide: Callable[..., Any], objective: Objective, data: Data) -> NoiseLayout:
+    with NoiseTape() as tape, Stratum(torch.tensor(0)):
+        objective.particle(model, guide, data.args, data.kwargs)
+    return tape.used
 
 
 @contextmanager
@@ -69,8 +89,9 @@ class Program:
     Made by :meth:`build`; every method is a function of its arguments alone and works under :mod:`torch.func` transforms
     when called inside :func:`quiet` and :func:`~guides.engine.parameters.isolated_store`.
 
-    :ivar prototype: a trace of the model on the data it was built with.
-    :ivar plates: names of the plates whose size follows the rows of the data.
+    :ivar prototype: a trace of the model on the data it was built with, or under minibatching on the first rows of them.
+    :ivar follows: which plates and latents follow the rows of the data.
+    :ivar size: number of rows of the data it was built with.
     """
 
     model: Callable[..., Any]
@@ -78,9 +99,11 @@ class Program:
     objective: Objective
     parameters: ParameterLayout
     noise: NoiseLayout
-    plates: frozenset[str]
+    follows: Following
     prototype: Trace
     latents: tuple[str, ...]
+    size: int
+    batch_size: int | None
     over_particles: Vectorised = field(default_factory=lambda: Vectorised("particles"), compare=False)
 
     @classmethod
@@ -99,16 +122,58 @@ class Program:
         :raises GuideMismatchError, DiscreteLatentError, MinibatchScaleError, UnsupportedModelError: see the classes.
         """
         with isolated_store() as store, seeded(seed), torch.no_grad():
-            plates, prototype = data_plates(model, data, batch_size)
+            some = data if batch_size is None else data.head(_setup_rows(batch_size))
+            follows, prototype = follow_rows(model, some, batch_size, data.size)
             check_latents(prototype, guide)
-            guide_trace = poutine.trace(guide).get_trace(*data.args, **data.kwargs)
+            guide_trace = poutine.trace(guide).get_trace(*some.args, **some.kwargs)
             check_guide(prototype, guide_trace, guide)
-            small = data.head(batch_size) if batch_size is not None else data
-            with NoiseTape() as tape, Stratum(torch.tensor(0)):
-                objective.particle(model, guide, small.args, small.kwargs)
+            if batch_size is not None:
+                check_local(follows, prototype, guide, data.size)
+            noise = _noise(model, guide, objective, data if batch_size is None else data.head(batch_size))
             layout = ParameterLayout.discover(store, model, guide)
         latents = tuple(n for n, s in prototype.nodes.items() if is_latent(s))
-        return cls(model, guide, objective, layout, tape.used, plates, prototype, latents)
+        return cls(
+            model,
+            guide,
+            objective,
+            layout,
+            noise,
+            follows,
+            prototype,
+            latents,
+            data.size,
+            batch_size,
+        )
+
+    @property
+    def setup_rows(self) -> int:
+        """Number of rows that the prototype was run on."""
+        return self.size if self.batch_size is None else min(self.size, _setup_rows(self.batch_size))
+
+    @property
+    def plates(self) -> frozenset[str]:
+        """Names of the plates that know only the rows they are given, to be rescaled to all of them."""
+        return self.follows.rescaled
+
+    @property
+    def local(self) -> frozenset[str]:
+        """Names of the latents with one value per row of the data."""
+        return self.follows.local
+
+    @property
+    def amortized(self) -> frozenset[str]:
+        """Names of the local latents that the guide computes from the rows it is given."""
+        return self.local & amortized_sites(self.guide)
+
+    def noise_for(self, data: Data) -> NoiseLayout:
+        """Return what one particle consumes on other data, which depends on their rows where latents are local."""
+
+        def run() -> NoiseLayout:
+            return _noise(self.model, self.guide, self.objective, data)
+
+        with isolated_store(), quiet(), seeded(0), torch.no_grad():
+            layout: NoiseLayout = self.parameters.call(self.parameters.initial, run)
+        return layout
 
     @property
     def particles(self) -> int:

@@ -1,9 +1,9 @@
-"""When a replicate stops: validation that no longer improves, or a loss that is no longer finite."""
+"""When a replicate stops: a validation score that no longer improves, or a loss that is no longer finite."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,57 +11,13 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.engine.data import Data, stack
 from guides.engine.noise import Noise
 from guides.engine.optimisers import Optimiser
 from guides.engine.state import State
 from guides.engine.step import ChunkRunner, Inputs, Replicates
-from guides.engine.tracing import Traced
-from guides.engine.vectorise import Vectorised
 from guides.errors import NonFiniteLossError
 
-__all__ = ["Chunk", "early_stopping", "rewind", "validation_score"]
-
-
-def validation_score(
-    replicates: Replicates, validations: Sequence[Data], seeds: Sequence[int], samples: int, traced: bool
-) -> Callable[[Tensor], Tensor]:
-    """Return a function from parameters ``(R, size)`` to the mean log predictive density per validation point in nats,
-    ``(R,)``.
-
-    The draws' noise is fixed, so that scores of different epochs differ by the parameters only.
-    """
-    program = replicates.program
-    first = validations[0]
-    shared = all(v is first for v in validations)
-    args = first.args if shared else stack(validations)
-    tensors = tuple(i for i, a in enumerate(args) if isinstance(a, Tensor))
-    device = program.parameters.initial.device
-    draws = [program.noise.draw((samples,), torch.Generator(device).manual_seed(s + 2**33)) for s in seeds]
-    normals, uniforms = torch.stack([d.normals for d in draws]), torch.stack([d.uniforms for d in draws])
-    strata = program.strata(device)
-    which = strata.repeat(math.ceil(samples / len(strata)))[:samples]
-
-    def one(flat: Tensor, normals: Tensor, uniforms: Tensor, *values: Tensor) -> Tensor:
-        arguments: list[Any] = list(first.args)
-        for i, value in zip(tensors, values):
-            arguments[i] = value
-
-        def log_likelihood(normals: Tensor, uniforms: Tensor, stratum: Tensor) -> Tensor:
-            return program.log_likelihood(flat, Noise(normals, uniforms), stratum, arguments, first.kwargs)
-
-        per_draw = over_samples(log_likelihood, (0, 0, 0), normals, uniforms, which)
-        return (torch.logsumexp(per_draw, 0) - math.log(samples)).mean()
-
-    dims = (0, 0, 0, *((None if shared else 0) for _ in tensors))
-    over_samples, over_replicates = Vectorised("draws"), Vectorised("replicates")
-    accelerated = Traced(lambda *i: (over_replicates(one, dims, *i),), "the validation score", enabled=traced)
-
-    def score(flat: Tensor) -> Tensor:
-        with torch.no_grad():
-            return accelerated(flat, normals, uniforms, *(args[i] for i in tensors))[0]
-
-    return score
+__all__ = ["Chunk", "early_stopping", "rewind"]
 
 
 def early_stopping(state: State, score: Tensor, patience: int | None) -> None:

@@ -87,10 +87,12 @@ class Family(AutoGuide):
     """A family of approximate posteriors: a Pyro autoguide that ``guides.fit`` knows how to finish.
 
     :cvar is_point_mass: the guide has no density (MAP, ensembles of points), so importance weights mean nothing.
+    :cvar allows_no_latents: the guide means something for a model that has parameters and no latent site.
     :cvar num_strata: components that a step draws one by one instead of at random.
     """
 
     is_point_mass: ClassVar[bool] = False
+    allows_no_latents: ClassVar[bool] = False
     num_strata: int = 1
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Family:
@@ -100,6 +102,10 @@ class Family(AutoGuide):
         options = dict(list(given.items())[2:])  # without the guide and the model
         object.__setattr__(guide, "constructor_options", options)
         return guide
+
+    def site_values(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the values of this guide's own sites that stand for given values of the model's latents."""
+        return latents
 
     def finish(self, context: FitContext) -> Finished:
         """Turn the optimum into the posterior, for families whose optimisation only finds a mode."""
@@ -145,6 +151,10 @@ class FlatFamily(Family, AutoContinuous):
             value = biject_to(site["fn"].support).inv(latents[name])
             parts.append(value.reshape(*value.shape[:leading], -1))
         return torch.cat(parts, dim=-1)
+
+    def site_values(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the flat vector of all latents as the value of the auxiliary site."""
+        return {self.latent_site: self.flatten(latents)}
 
     def slices(self) -> dict[str, slice]:
         """Return where each site lies in the flat vector."""

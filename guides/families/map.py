@@ -20,7 +20,7 @@ class MAP(Family, AutoDelta):
     .. math:: q(z) = \delta(z - \hat z), \qquad \hat z = \arg\max_z \log p(x, z)
 
     The maximum is taken in the constrained space of each site, so it depends on the parametrisation. It carries no
-    uncertainty.
+    uncertainty. A model with parameters and no latent site is fitted by maximum likelihood.
 
     **When:** as a baseline, a start for other guides, or where a plain network is what is wanted (with normal
     priors it is a network with weight decay).
@@ -46,6 +46,7 @@ class MAP(Family, AutoDelta):
     """
 
     is_point_mass: ClassVar[bool] = True
+    allows_no_latents: ClassVar[bool] = True
 
     def __init__(self, model: Callable[..., Any], init: str | Callable[..., Any] = "median") -> None:
         super().__init__(model, init_loc_fn=init_function(init))

@@ -371,7 +371,7 @@ class VAE(nn.Module):
     def model(self, x):
         pyro.module("decoder", self.decoder)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1), infer={"amortized": True})
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x)
 
     def guide(self, x):
@@ -379,6 +379,8 @@ class VAE(nn.Module):
         with pyro.plate("data", len(x)):
             loc, scale = self.encoder(x).split(2, -1)
             pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+    guide.amortized = frozenset({"z"})
 
 
 @pytest.mark.parametrize("mode", ["eager", "trace"])

@@ -1,0 +1,138 @@
+"""The validation score: how well parameters do on rows that were held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guides.engine.checks import is_latent, is_observed
+from guides.engine.data import Data, stack
+from guides.engine.noise import Noise, NoiseLayout
+from guides.engine.step import Replicates
+from guides.engine.traces import nodes
+from guides.engine.tracing import Traced
+from guides.engine.vectorise import Vectorised
+
+__all__ = ["validation_score"]
+
+_ELEMENTS_PER_CHUNK = 2**22
+
+
+def validation_score(
+    replicates: Replicates, validations: Sequence[Data], seeds: Sequence[int], samples: int, traced: bool
+) -> Callable[[Tensor], Tensor]:
+    """Return a function from parameters ``(R, size)`` to a score per validation point in nats, ``(R,)``.
+
+    Where all latents are global, the score is the mean log predictive density. Where a guide computes latents from the rows
+    it is given, it is the value of the objective on the held-out rows, each standing for its share of the training rows. The
+    draws' noise is fixed, so that scores of different epochs differ by the parameters only.
+    """
+    if replicates.program.amortized:
+        return _objective_score(replicates, validations, seeds, traced)
+    return _predictive_score(replicates, validations, seeds, samples, traced)
+
+
+class _Arguments:
+    """The validation data of all replicates as one list of tensors, stacked unless they are shared."""
+
+    def __init__(self, validations: Sequence[Data]) -> None:
+        first = validations[0]
+        self.shared = all(v is first for v in validations)
+        self._args = first.args if self.shared else stack(validations)
+        self._tensors = tuple(i for i, a in enumerate(self._args) if isinstance(a, Tensor))
+        self._rows = first.rows
+        self.dims = tuple(None if self.shared else 0 for _ in self._tensors)
+        self.kwargs = first.kwargs
+
+    def tensors(self, start: int = 0, stop: int | None = None) -> tuple[Tensor, ...]:
+        """Return the tensors, those with rows cut to some of them."""
+        cut = (slice(start, stop),) if self.shared else (slice(None), slice(start, stop))
+        return tuple(self._args[i][cut] if i in self._rows else self._args[i] for i in self._tensors)
+
+    def fill(self, values: Sequence[Tensor]) -> list[Any]:
+        """Return one replicate's model arguments."""
+        arguments: list[Any] = list(self._args)
+        for i, value in zip(self._tensors, values):
+            arguments[i] = value
+        return arguments
+
+
+def _predictive_score(
+    replicates: Replicates, validations: Sequence[Data], seeds: Sequence[int], samples: int, traced: bool
+) -> Callable[[Tensor], Tensor]:
+    program, arguments = replicates.program, _Arguments(validations)
+    device = program.parameters.initial.device
+    normals, uniforms = _draw(program.noise, samples, [torch.Generator(device).manual_seed(s + 2**33) for s in seeds])
+    strata = program.strata(device)
+    which = strata.repeat(math.ceil(samples / len(strata)))[:samples]
+    over_samples, over_replicates = Vectorised("draws"), Vectorised("replicates")
+
+    def one(flat: Tensor, normals: Tensor, uniforms: Tensor, *values: Tensor) -> Tensor:
+        def log_likelihood(normals: Tensor, uniforms: Tensor, stratum: Tensor) -> Tensor:
+            noise = Noise(normals, uniforms)
+            return program.log_likelihood(flat, noise, stratum, arguments.fill(values), arguments.kwargs)
+
+        per_draw = over_samples(log_likelihood, (0, 0, 0), normals, uniforms, which)
+        return (torch.logsumexp(per_draw, 0) - math.log(samples)).mean()
+
+    dims = (0, 0, 0, *arguments.dims)
+    accelerated = Traced(lambda *i: (over_replicates(one, dims, *i),), "the validation score", enabled=traced)
+
+    def score(flat: Tensor) -> Tensor:
+        with torch.no_grad():
+            return accelerated(flat, normals, uniforms, *arguments.tensors())[0]
+
+    return score
+
+
+def _objective_score(
+    replicates: Replicates, validations: Sequence[Data], seeds: Sequence[int], traced: bool
+) -> Callable[[Tensor], Tensor]:
+    program, arguments, rows = replicates.program, _Arguments(validations), validations[0].size
+    device = program.parameters.initial.device
+    per_row = _elements_per_row(replicates) * program.particles * len(seeds)
+    size = max(1, min(rows, _ELEMENTS_PER_CHUNK // per_row))
+    pieces = [(start, min(start + size, rows)) for start in range(0, rows, size)]
+    layouts = {n: program.noise_for(validations[0].head(n)) for n in {stop - start for start, stop in pieces}}
+    step = torch.tensor(math.inf, device=device)
+    over_replicates = Vectorised("replicates")
+
+    def one(rows: Tensor, flat: Tensor, normals: Tensor, uniforms: Tensor, *values: Tensor) -> Tensor:
+        factor = replicates.size / len(rows)
+        args = arguments.fill(values)
+        estimate = program.estimate(flat, normals, uniforms, args, arguments.kwargs, factor, step)
+        return estimate.value / replicates.size
+
+    dims = (None, 0, 0, 0, *arguments.dims)
+    accelerated = Traced(lambda *i: (over_replicates(one, dims, *i),), "the validation score", enabled=traced)
+
+    def score(flat: Tensor) -> Tensor:
+        generators = [torch.Generator(device).manual_seed(s + 2**33) for s in seeds]
+        total = flat.new_zeros(len(flat))
+        with torch.no_grad():
+            for start, stop in pieces:
+                noise = _draw(layouts[stop - start], program.particles, generators)
+                count = torch.empty(stop - start, device=device)  # whose length tells the sizes of pieces apart
+                mean = accelerated(count, flat, *noise, *arguments.tensors(start, stop))[0]
+                total = total + mean * ((stop - start) / rows)
+        return total
+
+    return score
+
+
+def _draw(layout: NoiseLayout, count: int, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """Return normals and uniforms, shape ``(R, count, n)`` each."""
+    draws = [layout.draw((count,), g) for g in generators]
+    return torch.stack([d.normals for d in draws]), torch.stack([d.uniforms for d in draws])
+
+
+def _elements_per_row(replicates: Replicates) -> int:
+    """Return how many numbers the model's sites hold per row of the data."""
+    program = replicates.program
+    rows = program.setup_rows
+    sampled = [s for s in nodes(program.prototype).values() if is_latent(s) or is_observed(s)]
+    return max(1, sum(s["value"].numel() for s in sampled) // max(1, rows))
