@@ -4,7 +4,7 @@ Models of a target are called ``model(x, y=None)``: with ``y`` they observe, wit
 themselves are called ``model(x)``. ``zoo.models`` is the registry of models, ``zoo.datasets`` the data sets and theirs.
 """
 
-from zoo import datasets
+from zoo import datasets, networks, pixels
 from zoo._registries import models
 from zoo.dirichlet_process_mixture import DirichletProcessMixture
 from zoo.eight_schools import EightSchools
@@ -15,8 +15,10 @@ from zoo.logistic_regression import BayesianLogisticRegression
 from zoo.mlp import BayesianMLP
 from zoo.module import BayesianModule, bayesianize
 from zoo.probabilistic_pca import ProbabilisticPCA
+from zoo.vae import VAE
 
 __all__ = [
+    "VAE",
     "BayesianLinearRegression",
     "BayesianLogisticRegression",
     "BayesianMLP",
@@ -30,4 +32,6 @@ __all__ = [
     "bayesianize",
     "datasets",
     "models",
+    "networks",
+    "pixels",
 ]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 __all__ = ["Dataset", "Split"]
 
-Splitter = Callable[[int], tuple[Tensor, Tensor]]
+Rows = Tensor | slice
+Splitter = Callable[[int], tuple[Rows, ...]]
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,12 @@ class Split:
 
     :param name: name of the data set.
     :param x_train: inputs ``(N, D)``, float32.
-    :param y_train: targets ``(N,)``: float32 for regression and binary labels, int64 for classes.
+    :param y_train: targets ``(N,)``: float32 for regression and binary labels, int64 for classes; ``(N, 0)`` without labels.
     :param x_test: inputs of the test part.
     :param y_test: targets of the test part.
     :param x_valid: inputs of the validation part, or ``None``.
     :param y_valid: targets of the validation part, or ``None``.
-    :param task: ``"regression"``, ``"binary"`` or ``"multiclass"``.
+    :param task: ``"regression"``, ``"binary"``, ``"multiclass"``, or ``"unlabelled"``.
     :param feature_names: names of the columns of ``x``, where they are known.
     :param target_name: name of the target, with its unit where there is one.
     :param description: what the data are, where they come from, their licence.
@@ -109,14 +110,14 @@ class Dataset:
 
     :param name: name of the data set.
     :param x: inputs ``(N, D)``, float32.
-    :param y: targets ``(N,)``: float32 for regression and binary labels, int64 for classes.
-    :param task: ``"regression"``, ``"binary"`` or ``"multiclass"``.
+    :param y: targets ``(N,)``: float32 for regression and binary labels, int64 for classes; ``(N, 0)`` without labels.
+    :param task: ``"regression"``, ``"binary"``, ``"multiclass"``, or ``"unlabelled"``.
     :param feature_names: names of the columns of ``x``, where they are known.
     :param target_name: name of the target, with its unit where there is one.
     :param description: what the data are, where they come from, their licence.
     :param num_classes: number of classes, 0 for regression.
     :param num_splits: number of published splits.
-    :param splitter: gives the row numbers ``(train, test)`` of a published split.
+    :param splitter: gives the rows of a published split, numbers or slices: ``(train, test)`` or ``(train, test, valid)``.
 
     Example::
 
@@ -164,7 +165,7 @@ class Dataset:
         parts = _random_parts(self.name, len(self.x), ratio, seed)
         return self._parts(parts[0], parts[-1], parts[1] if len(parts) == 3 else None)
 
-    def _parts(self, train: Tensor, test: Tensor, valid: Tensor | None = None) -> Split:
+    def _parts(self, train: Rows, test: Rows, valid: Rows | None = None) -> Split:
         return Split(
             name=self.name,
             x_train=self.x[train],
