@@ -18,9 +18,9 @@ from guides.errors import (
     OptionError,
     UnsupportedModelError,
 )
-from guides.families import MAP, Dropout, Ensemble, Family, FlatFamily, FullRank, Laplace, LowRank, MeanField
+from guides.families import MAP, Dropout, Ensemble, Family, FlatFamily, FullRank, Laplace, LowRank, MeanField, Mixture
 from guides.fitting import fit, fit_many
-from guides.objectives import ELBO, Estimate, Objective
+from guides.objectives import ELBO, SELBO, SIWAE, EntropyBoundELBO, Estimate, Objective
 from guides.posterior import Posterior
 from guides.prior import sample_prior
 from guides.registries import families, objectives
@@ -28,6 +28,8 @@ from guides.registries import families, objectives
 __all__ = [
     "ELBO",
     "MAP",
+    "SELBO",
+    "SIWAE",
     "Comparison",
     "DataError",
     "Diagnosis",
@@ -36,6 +38,7 @@ __all__ = [
     "Dropout",
     "EagerFallbackWarning",
     "Ensemble",
+    "EntropyBoundELBO",
     "Estimate",
     "Family",
     "FlatFamily",
@@ -45,6 +48,7 @@ __all__ = [
     "LowRank",
     "MeanField",
     "MinibatchScaleError",
+    "Mixture",
     "NonFiniteLossError",
     "NonFiniteLossWarning",
     "Objective",

@@ -1,5 +1,6 @@
 """Families of approximate posteriors, one file each; importing this package registers them."""
 
+from guides.families.amortized import Amortized
 from guides.families.base import Family, FlatFamily
 from guides.families.dropout import Dropout
 from guides.families.ensemble import Ensemble
@@ -8,9 +9,11 @@ from guides.families.laplace import Laplace, LaplaceNormal
 from guides.families.low_rank import LowRank
 from guides.families.map import MAP
 from guides.families.mean_field import MeanField
+from guides.families.mixture import Mixture
 
 __all__ = [
     "MAP",
+    "Amortized",
     "Dropout",
     "Ensemble",
     "Family",
@@ -20,4 +23,5 @@ __all__ = [
     "LaplaceNormal",
     "LowRank",
     "MeanField",
+    "Mixture",
 ]

@@ -2,5 +2,24 @@
 
 from guides.objectives.base import Estimate, Objective
 from guides.objectives.elbo import ELBO
+from guides.objectives.entropy_bound import EntropyBoundELBO
+from guides.objectives.iwae import IWAE
+from guides.objectives.renyi import Renyi
+from guides.objectives.schedules import Cyclical, Warmup
+from guides.objectives.score_function import ScoreFunction
+from guides.objectives.selbo import SELBO
+from guides.objectives.siwae import SIWAE
 
-__all__ = ["ELBO", "Estimate", "Objective"]
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "SELBO",
+    "SIWAE",
+    "Cyclical",
+    "EntropyBoundELBO",
+    "Estimate",
+    "Objective",
+    "Renyi",
+    "ScoreFunction",
+    "Warmup",
+]

@@ -49,6 +49,7 @@ class Stratum(Messenger):
         if msg["infer"].get("stratum"):
             msg["value"] = self._index
             msg["done"] = True
+            msg["mask"] = False  # a choice that is not made at random has no density
 
 
 def num_strata(guide: Callable[..., Any]) -> int:

@@ -14,6 +14,7 @@ from torch.distributions.kl import kl_divergence
 from guides.engine.traces import nodes
 from guides.errors import OptionError
 from guides.objectives.base import Estimate, Objective, joint_traces
+from guides.objectives.components import component_terms, is_mixture, stratum_log_weight, weighed
 from guides.registries import objectives
 
 __all__ = ["ELBO"]
@@ -28,6 +29,7 @@ class ELBO(Objective):
 
     Where guide and prior are both normal at a site, and the guide's sites are independent, the divergence
     :math:`\mathrm{KL}(q(z_s) \,\|\, p(z_s))` of that site is taken in closed form instead of from the draw.
+    For a mixture it is the :class:`guides.SELBO`.
     For a guide that is a point mass the value is the log joint density at the point: maximising it gives the MAP.
 
     :param num_particles: draws of the guide per step.
@@ -68,6 +70,10 @@ class ELBO(Objective):
     ) -> dict[str, Tensor]:
         """Return ``{"elbo": ...}``: the log joint minus the log density of the guide at one draw."""
         model_trace, guide_trace = joint_traces(model, guide, args, kwargs)
+        if is_mixture(guide):
+            parts = component_terms(guide, model_trace, guide_trace, self.kl)
+            total = parts["energy"] + parts["entropy"] - parts["excess"]
+            return {"elbo": weighed(stratum_log_weight(guide, guide_trace), total)}
         factors: dict[str, tuple[Normal, Tensor]] = {}
         if self.kl == "closed_form" and hasattr(guide, "unconstrained_factors"):
             factors = guide.unconstrained_factors(guide_trace)

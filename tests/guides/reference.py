@@ -155,6 +155,21 @@ def low_rank_elbo(model, p, normals, uniforms):
     return elbo(model, draw, p, normals, uniforms)
 
 
+def mixture_elbo(model, p, normals, uniforms):
+    """Every component drawn once and weighed; the divergence of w from its prior in closed form, component by component."""
+    scales, log_weights = softplus(p["scale"]), p["logits"] - p["logits"].logsumexp(0)
+    terms = []
+    for k, e in enumerate(normals):
+        loc, scale = p["loc"][k], scales[k]
+        z = loc + scale * e
+        kl = (0.5 * (scale**2 + loc**2 - 1) - scale.log())[:3].sum()
+        log_qs = log_normal(z, p["loc"], scales).sum(-1)
+        excess = (log_weights + log_qs).logsumexp(0) - log_qs[k]
+        rest = model.log_prior_s(z) + z[3] - log_normal(z[3], loc[3], scale[3])
+        terms.append(log_weights[k].exp() * (model.log_likelihood(model.x @ z[:3], z) + rest - kl - excess))
+    return torch.stack(terms).sum()
+
+
 def dropout_elbo(model, p, normals, uniforms, rate=0.25):
     """Inputs dropped per data point in the product; the prior of w at one more draw of dropped rows."""
     terms = []
@@ -175,6 +190,7 @@ CASES = {
     "dropout": ("dropout", {"rate": 0.25}, {"num_particles": 2}, 2, dropout_elbo, lambda n: (0, 3 + 3 * n)),
     "full_rank": ("full_rank", {}, {"num_particles": 2}, 2, full_rank_elbo, lambda n: (4, 0)),
     "low_rank": ("low_rank", {"rank": 2}, {"num_particles": 2}, 2, low_rank_elbo, lambda n: (6, 0)),
+    "mixture": ("mixture", {"components": 3}, {}, 3, mixture_elbo, lambda n: (4, 0)),
     "mean_field": ("mean_field", {}, {"num_particles": 2}, 2, mean_field_closed_form, lambda n: (4, 0)),
     "mean_field, Monte Carlo KL": ("mean_field", {}, {"kl": "monte_carlo"}, 1, mean_field_monte_carlo, lambda n: (4, 0)),
     "mean_field, local": ("mean_field", {"estimator": "local"}, {}, 1, mean_field_local, lambda n: (4 + n, 0)),

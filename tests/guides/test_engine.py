@@ -36,7 +36,7 @@ def spread(site=None):
 
 def test_every_family_and_objective_has_a_reference():
     assert {case[0] for case in reference.CASES.values()} == set(guides.families)
-    assert set(guides.objectives) == {"elbo"}
+    assert "elbo" in guides.objectives  # the others have tests of their own, in test_mixture.py and beside them
 
 
 def follow(case, mode, data, chunk=None):

@@ -25,8 +25,10 @@ def data():
 
 @pytest.fixture(scope="module")
 def fitted(data):
-    """One posterior per family over every kind of support."""
-    return {f: guides.fit(supports, f, *data, steps=40, lr=0.1, compile="eager") for f in guides.families}
+    """One posterior per family over every kind of support; the components of the mixture overlap."""
+    options = {"mixture": {"components": 2, "init": "median", "options": {"init_scale": 0.3}}}
+    fit = {"steps": 40, "lr": 0.1, "compile": "eager"}
+    return {f: guides.fit(supports, (f, options.get(f, {})), *data, **fit) for f in guides.families}
 
 
 def unconstrained(posterior, latents):

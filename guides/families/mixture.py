@@ -1,0 +1,265 @@
+"""A mixture of approximate posteriors: several modes, each with its own shape and weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.nn.module import PyroParam
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+from torch.distributions import Normal, constraints
+
+from guides.engine.traces import nodes
+from guides.errors import GuideMismatchError, OptionError, UnsupportedModelError
+from guides.families.base import Family, Finished, FitContext, FlatFamily, init_function
+from guides.mixtures import MixtureDensity, weight_entropy
+from guides.registries import families
+
+__all__ = ["DEAD", "Mixture"]
+
+DEAD = 1e-4
+"""A component with less weight than this takes no part in the posterior."""
+
+
+@families.register("mixture")
+class Mixture(FlatFamily):
+    r"""Mixture of K members of another family over the unconstrained latents, with weights of its own.
+
+    .. math:: q(z) = \sum_{k=1}^K \pi_k\, q_k(z), \qquad \pi = \mathrm{softmax}(\rho)
+
+    Every step draws each component once (stratified sampling) and weighs it by :math:`\pi_k`; the density is that of the
+    whole mixture, exact. All components are evaluated as one batch. They start at different places, draws from the prior by
+    default, because equal components would stay equal.
+
+    Learned weights follow the evidence: components that do not overlap end with
+    :math:`\pi_k \propto e^{\mathrm{ELBO}_k}`. In a large network one of them takes nearly all; where each is as good an
+    answer as the others, as the modes of a network are, ``weights="uniform"`` keeps them all.
+    ``guides.SELBO(warmup=...)`` fits each component alone at first.
+
+    A component whose weight falls below 1e-4 is *dead*: it is reported in ``posterior.info`` and by ``diagnose``, and
+    :meth:`reseed` lets a fit go on with it in another place. A weight that underflows to zero takes its component out of the
+    objective. Scales that collapse to zero or grow without bound, as for a posterior that has no finite mass, make the loss
+    infinite or NaN: the fit then stops at its last finite parameters and says where.
+
+    **When:** posteriors of several modes or of a shape that no normal has; networks. **When not:** one mode that
+    ``full_rank`` or ``low_rank`` describes. k-hat cannot see a mode that no component reached: use more components than
+    modes.
+
+    :param model: a Pyro model with continuous latents.
+    :param components: their number K.
+    :param family: registry name of the components' family, any that has a density over the flat latents.
+    :param options: options of that family, such as ``{"rank": 5}``, the same for all components.
+    :param weights: ``"learned"`` or ``"uniform"``.
+    :param init: where each component starts; by default ``"spread"``, a draw from the prior (its median for bounded sites).
+    :raises OptionError: for K below 1, components of several families (they have to be one batch), a family that is a point
+        mass or whose parameters cannot be batched, or other weights than these.
+    :raises GuideMismatchError: if the components do not find the same latent sites, because the model changes between runs.
+
+    References: Bishop et al. (1998), *Approximating posterior distributions in belief networks using mixtures*; Morningstar
+    et al. (2021), *Automatic differentiation variational inference with mixtures*.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist, torch, guides
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(z**2, 0.5), obs=x)
+        >>> posterior = guides.fit(model, ("mixture", {"components": 4}), torch.ones(20), steps=500, lr=0.05)
+        >>> share = float((posterior.sample(4000)["z"] > 0).float().mean())
+        >>> 0.3 < share < 0.7
+        True
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        components: int = 5,
+        family: str = "mean_field",
+        options: Mapping[str, Any] | None = None,
+        weights: str = "learned",
+        init: str | Callable[..., Any] = "spread",
+    ) -> None:
+        if not isinstance(components, int) or components < 1:
+            raise OptionError(f"components must be a whole number of 1 or more, not {components!r}")
+        if not isinstance(family, str):
+            raise OptionError(f"family must be one registry name, so that all components are one batch, not {family!r}")
+        if weights not in ("learned", "uniform"):
+            raise OptionError(f"weights={weights!r} is not known; use 'learned' or 'uniform'")
+        chosen = families[family]
+        if not issubclass(chosen, FlatFamily) or chosen.is_point_mass or chosen.finish is not Family.finish:
+            raise OptionError(f"family={family!r} cannot be a component: it has no density that a step could use")
+        super().__init__(model, init_loc_fn=init_function(init))
+        self.num_strata = components
+        self.weights = weights
+        self._family = chosen
+        self._options = dict(options or {})
+        self._init = init_function(init)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        members = []
+        for _ in range(self.num_strata):
+            # The innermost handler decides first, so that the family's own choice of a start never comes to pass.
+            member = self._family(InitMessenger(self._init)(self.plain_model), **self._options)
+            member._setup_prototype(*args, **kwargs)
+            if member._unconstrained_shapes != self._unconstrained_shapes:
+                raise GuideMismatchError(
+                    f"components found different latent sites: {_shapes(member)} and {_shapes(self)}; the model must have "
+                    "the same sites and shapes at every run"
+                )
+            members.append(member)
+        # Parameters are ordered by their first use: weights first, here as in a draw.
+        if self.weights == "learned":
+            self.logits = nn.Parameter(self._init_loc().new_zeros(self.num_strata))
+        first = members[0]
+        supports = {n: constraints.real for n, _ in first.named_parameters() if not n.endswith("_unconstrained")}
+        supports |= {n: constraint for n, (constraint, _) in first._pyro_params.items()}
+        for name, support in supports.items():
+            value = torch.stack([getattr(m, name).detach() for m in members])
+            setattr(self, name, nn.Parameter(value) if support is constraints.real else PyroParam(value, support))
+            delattr(first, name)
+        self._names = tuple(supports)
+        self._member = (first,)  # in a tuple: its parameters are ours
+        with torch.no_grad():
+            found = self._components()
+        if tuple(found.batch_shape) != (self.num_strata,):
+            raise OptionError(
+                f"family={first.__class__.__name__} cannot be a component: given parameters with a first dimension of "
+                f"{self.num_strata}, its get_posterior has batch shape {tuple(found.batch_shape)}"
+            )
+
+    @contextmanager
+    def _with(self, values: Mapping[str, Tensor]) -> Iterator[Any]:
+        """Lend the family its parameters, all components' or one's."""
+        member = self._member[0]
+        vars(member).update(values)
+        try:
+            yield member
+        finally:
+            for name in values:
+                del vars(member)[name]
+
+    def _components(self, index: Tensor | None = None) -> Any:
+        """Return the components as one distribution, or one of them."""
+        values = {n: getattr(self, n) for n in self._names}
+        if index is not None:
+            values = {n: v.index_select(0, index.reshape(1)).squeeze(0) for n, v in values.items()}
+        with self._with(values) as member:
+            return member.get_posterior()
+
+    def log_weights(self) -> Tensor:
+        """Return the normalised log weights of the components, shape ``(K,)``."""
+        if self.weights == "uniform":
+            like: Tensor = getattr(self, self._names[0])
+            return like.new_full((self.num_strata,), -math.log(self.num_strata))
+        return torch.log_softmax(self.logits, dim=-1)
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the mixture as a distribution over the flat unconstrained latents."""
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.log_weights()), self._components())
+
+    def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the flat latents of one component, chosen at random unless the caller fixes the stratum."""
+        log_weights = self.log_weights()
+        infer: Any = {"is_auxiliary": True, "stratum": True}
+        index = pyro.sample(self._choice_site, _Choice(logits=log_weights), infer=infer)
+        density = MixtureDensity(log_weights, self._components(), self._components(index))
+        return pyro.sample(self.latent_site, density, infer={"is_auxiliary": True})
+
+    @property
+    def _choice_site(self) -> str:
+        return f"_{self._pyro_name}_component"
+
+    def density(self, guide_trace: Trace) -> MixtureDensity:
+        """Return the mixture that a trace of this guide drew from, with the component that it drew from."""
+        found: MixtureDensity = nodes(guide_trace)[self.latent_site]["fn"]
+        return found
+
+    def log_stratum_weight(self, guide_trace: Trace) -> Tensor:
+        r"""Return :math:`\log (K \pi_k)` of the component k that a trace drew from: its weight in a mean over strata."""
+        index = nodes(guide_trace)[self._choice_site]["value"]
+        log_weights = self.density(guide_trace).log_weights
+        return log_weights.index_select(0, index.reshape(1)).squeeze(0) + math.log(self.num_strata)
+
+    def _of_component(self, guide_trace: Trace) -> Trace:
+        """Return a trace as the chosen component alone would have made it."""
+        member = self._member[0]
+        trace = guide_trace.copy()
+        site = nodes(guide_trace)[self.latent_site]
+        trace.add_node(member.latent_site, **{**site, "name": member.latent_site, "fn": self.density(guide_trace).chosen})
+        return trace
+
+    def component_factors(self, guide_trace: Trace) -> dict[str, tuple[Normal, Tensor]]:
+        """Return, per site, the chosen component's normal factor and its draw, if the family has independent factors."""
+        member = self._member[0]
+        if not hasattr(member, "unconstrained_factors"):
+            return {}
+        found: dict[str, tuple[Normal, Tensor]] = member.unconstrained_factors(self._of_component(guide_trace))
+        return found
+
+    def around_model(self, guide_trace: Trace) -> AbstractContextManager[Any]:
+        """Return the context in which the model multiplies by weights drawn from the chosen component."""
+        around = getattr(self._member[0], "around_model", None)
+        found: AbstractContextManager[Any] = nullcontext() if around is None else around(self._of_component(guide_trace))
+        return found
+
+    def finish(self, context: FitContext) -> Finished:
+        """Report the weights; the optimum is the posterior."""
+        parameters = context.program.parameters.constrained(context.flat)
+        logits = parameters.get(f"{self._pyro_name}.logits", context.flat.new_zeros(self.num_strata))
+        log_weights = torch.log_softmax(logits.detach().double(), dim=-1)
+        info = {
+            "weights": [float(w) for w in log_weights.exp()],
+            "effective_components": float(weight_entropy(log_weights).exp()),
+            "dead_components": [k for k, w in enumerate(log_weights.exp()) if w < DEAD],
+        }
+        return Finished(self, parameters, info)
+
+    @torch.no_grad()
+    def reseed(self, scale: float = 3.0, seed: int = 0) -> list[int]:
+        """Move every dead component to a place near the heaviest one, and share that one's weight with it.
+
+        Go on with ``guides.fit(model, posterior.guide, ...)``.
+
+        :param scale: how far to move the mean, in standard deviations of the heaviest component's draws.
+        :param seed: of the directions.
+        :returns: the components that were moved.
+        :raises UnsupportedModelError: if the weights are uniform, or the family has no mean called ``loc``.
+        """
+        if self.weights == "uniform" or "loc" not in self._names:
+            raise UnsupportedModelError("reseed needs learned weights and components with a parameter loc")
+        weights = self.log_weights().exp()
+        heaviest, dead = int(weights.argmax()), [k for k, w in enumerate(weights) if w < DEAD]
+        if not dead:
+            return dead
+        generator = torch.Generator().manual_seed(seed)
+        spread = self._components(torch.tensor(heaviest, device=weights.device)).variance.sqrt()
+        raw = [self.get_parameter(n if n in self._parameters else f"{n}_unconstrained") for n in self._names]
+        for k in dead:
+            for value in raw:
+                value[k] = value[heaviest]
+            direction = torch.randn(spread.shape, generator=generator, dtype=spread.dtype).to(spread.device)
+            self.loc[k] += scale * spread * direction
+        self.logits[[heaviest, *dead]] = self.logits[heaviest] - math.log(1 + len(dead))
+        return dead
+
+
+class _Choice(dist.Categorical):
+    """The choice of a component. Its probability is a part of the mixture's density, so it counts for nothing by itself;
+    its gradient is there for estimators of the score-function kind, such as stock ``Trace_ELBO``."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        found = super().log_prob(value)
+        return found - found.detach()
+
+
+def _shapes(guide: FlatFamily) -> str:
+    return ", ".join(f"{n} {tuple(guide.unconstrained_shape(n))}" for n, _ in guide.latent_sites())
