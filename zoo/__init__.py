@@ -6,6 +6,7 @@ themselves are called ``model(x)``. ``zoo.models`` is the registry of models, ``
 
 from zoo import datasets, networks, pixels
 from zoo._registries import models
+from zoo.cvae import ConditionalRegressor, ConditionalVAE
 from zoo.dirichlet_process_mixture import DirichletProcessMixture
 from zoo.eight_schools import EightSchools
 from zoo.gaussian_mixture import GaussianMixture
@@ -23,6 +24,8 @@ __all__ = [
     "BayesianLogisticRegression",
     "BayesianMLP",
     "BayesianModule",
+    "ConditionalRegressor",
+    "ConditionalVAE",
     "DirichletProcessMixture",
     "EightSchools",
     "EvidenceMaximum",

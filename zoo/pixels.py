@@ -24,6 +24,7 @@ __all__ = [
     "DiscretizedLogisticPixels",
     "GaussianPixels",
     "PixelLikelihood",
+    "check_finite",
     "pixel_likelihood",
 ]
 
@@ -78,7 +79,7 @@ class BernoulliPixels(PixelLikelihood):
 
     def check(self, name: str, x: Tensor) -> None:
         """Raise ``ValueError`` unless every pixel is 0 or 1."""
-        _check_finite(name, x)
+        check_finite(name, x)
         _check_float(name, x)
         _check_unit(name, x)
         if bool(((x != 0) & (x != 1)).any()):
@@ -86,8 +87,8 @@ class BernoulliPixels(PixelLikelihood):
             raise ValueError(
                 f"{name!r} holds grey levels ({float(x[where]):.3g} at {list(where)}), and a Bernoulli likelihood is one of "
                 "0 and 1 only: at grey levels it does not integrate to one, so its values are no log-likelihoods and "
-                "compare with nobody's. Use black and white pixels, fixed (zoo.datasets.binarized_mnist()) or drawn from the "
-                "grey levels (zoo.datasets.mnist(binarize='dynamic')), or keep the grey levels under "
+                "compare with nobody's. Use black and white pixels, fixed (zoo.datasets.binarized_mnist()) or drawn from "
+                "the grey levels (zoo.datasets.mnist(binarize='dynamic')), or keep the grey levels under "
                 "likelihood='discretized_logistic'"
             )
 
@@ -113,7 +114,7 @@ class CategoricalPixels(PixelLikelihood):
 
     def check(self, name: str, x: Tensor) -> None:
         """Raise ``ValueError`` unless every pixel is an integer from 0 to ``levels - 1``."""
-        _check_finite(name, x)
+        check_finite(name, x)
         if bool(((x < 0) | (x > self.outputs - 1) | (x != x.round())).any()):
             raise ValueError(
                 f"{name!r} must hold levels, integers from 0 to {self.outputs - 1}; it holds values from "
@@ -174,7 +175,7 @@ class GaussianPixels(_Scaled):
 
     def check(self, name: str, x: Tensor) -> None:
         """Raise ``ValueError`` for NaN and infinite values."""
-        _check_finite(name, x)
+        check_finite(name, x)
         _check_float(name, x)
 
 
@@ -202,7 +203,7 @@ class DiscretizedLogisticPixels(_Scaled):
 
     def check(self, name: str, x: Tensor) -> None:
         """Raise ``ValueError`` unless every pixel is one of the levels."""
-        _check_finite(name, x)
+        check_finite(name, x)
         _check_float(name, x)
         _check_unit(name, x)
         steps = x * (self.levels - 1)
@@ -232,6 +233,16 @@ def pixel_likelihood(likelihood: str | PixelLikelihood) -> PixelLikelihood:
     return LIKELIHOODS[one_of("likelihood", likelihood, LIKELIHOODS)]()
 
 
+def check_finite(name: str, x: Tensor) -> None:
+    """Raise ``ValueError`` for NaN and infinite values, naming the first."""
+    bad = ~torch.isfinite(x)
+    if bool(bad.any()):
+        where = [int(i) for i in bad.nonzero()[0]]
+        raise ValueError(
+            f"{name!r} holds {int(bad.sum())} NaN or infinite values, the first at {where}; drop or impute those rows"
+        )
+
+
 class _Levels(dist.Categorical):
     """A categorical distribution whose mean is that of the level's number."""
 
@@ -245,15 +256,6 @@ def _check_levels(levels: int) -> int:
     if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
         raise ValueError(f"levels must be an integer of at least 2, got {levels!r}")
     return levels
-
-
-def _check_finite(name: str, x: Tensor) -> None:
-    bad = ~torch.isfinite(x)
-    if bool(bad.any()):
-        where = [int(i) for i in bad.nonzero()[0]]
-        raise ValueError(
-            f"{name!r} holds {int(bad.sum())} NaN or infinite values, the first at {where}; drop or impute those rows"
-        )
 
 
 def _check_float(name: str, x: Tensor) -> None:
