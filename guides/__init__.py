@@ -4,7 +4,9 @@ Start with :func:`fit`; the registries :data:`families` and :data:`objectives` l
 """
 
 from guides.arviz_io import to_arviz
+from guides.cavi import cavi
 from guides.comparison import Comparison, compare
+from guides.conjugate import ConjugatePosterior, ConjugateStructure
 from guides.diagnostics import Diagnosis, diagnose, diagnostics_registry
 from guides.draws import Draws, Site
 from guides.errors import (
@@ -31,6 +33,8 @@ __all__ = [
     "SELBO",
     "SIWAE",
     "Comparison",
+    "ConjugatePosterior",
+    "ConjugateStructure",
     "DataError",
     "Diagnosis",
     "DiscreteLatentError",
@@ -56,6 +60,7 @@ __all__ = [
     "Posterior",
     "Site",
     "UnsupportedModelError",
+    "cavi",
     "compare",
     "diagnose",
     "diagnostics_registry",

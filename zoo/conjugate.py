@@ -53,6 +53,9 @@ class Components(Protocol):
     def log_normaliser(self, natural: Natural) -> Tensor:
         r"""Return :math:`A(\chi)`, ``(R,)``."""
 
+    def log_base(self, rows: Tensor) -> Tensor:
+        """Return the part of the log density that no parameter enters, summed over rows, ``()``."""
+
     def expected_log_density(self, rows: Tensor, natural: Natural) -> Tensor:
         r"""Return :math:`E[\log p(x_n \mid \theta_k)]` in nats, ``(R, K, N)``."""
 
@@ -91,6 +94,10 @@ class ConjugateMixture:
     def log_normaliser(self, natural: Natural) -> Tensor:
         r"""Return :math:`A(\chi)`, ``(R,)``."""
         return self.weights.log_normaliser(natural) + self.components.log_normaliser(natural)
+
+    def log_base(self, rows: Tensor) -> Tensor:
+        """Return the part of the log density of all rows that no parameter enters, ``()``."""
+        return self.components.log_base(rows)
 
     def expected_log_joint(self, rows: Tensor, natural: Natural) -> Tensor:
         r"""Return :math:`E_{q(\theta)}[\log p(x_n, z_n = k \mid \theta)]` in nats, ``(R, K, N)``."""

@@ -50,6 +50,10 @@ class _Gaussian:
         """Centred data in float64, rows last: ``(D, N)``."""
         return (x.double() - self.centre).mT.contiguous()
 
+    def log_base(self, rows: Tensor) -> Tensor:
+        """The normalising constants of N times D standard normals."""
+        return rows.new_tensor(-0.5 * LOG_2PI * rows.numel())
+
     def _standard(self, natural: Natural) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         r"""Return :math:`\kappa, m, \nu, S`."""
         kappa = natural["mean_precision"]
@@ -94,8 +98,9 @@ class NormalGamma(_Gaussian):
         dimension = scatter.shape[-1]
         log_precision = dimension * (torch.digamma(dof / 2) + LOG_2) - _log(scatter).sum(-1)
         constant = 0.5 * log_precision - 0.5 * dimension * (1 / kappa + LOG_2PI)
-        scale = (dof.unsqueeze(-1) / scatter).sqrt()
-        return constant.unsqueeze(-1) - 0.5 * _squares(rows, torch.diag_embed(scale), mean)
+        precision = dof.unsqueeze(-1) / scatter
+        constant = constant - 0.5 * (precision * mean.square()).sum(-1)
+        return (precision * mean) @ rows - 0.5 * precision @ rows.square() + constant.unsqueeze(-1)
 
     def log_predictive(self, rows: Tensor, natural: Natural) -> Tensor:
         """Products of Student's t densities."""
