@@ -10,9 +10,11 @@ from guides.information.distributions import (
     mutual_information,
 )
 from guides.information.gaussian import gaussian_mutual_information
+from guides.information.latent import LatentInformation, latent_information
 from guides.information.measure import Measure
 
 __all__ = [
+    "LatentInformation",
     "Measure",
     "Table",
     "conditional_entropy",
@@ -21,5 +23,6 @@ __all__ = [
     "gaussian_mutual_information",
     "joint_entropy",
     "kl_divergence",
+    "latent_information",
     "mutual_information",
 ]
