@@ -145,9 +145,9 @@ def latent_information(
         \qquad q(z) = \tfrac1N \sum_m q(z \mid x_m)
 
     The expectations are over draws :math:`z_n \sim q(z \mid x_n)` of some rows, the mixture :math:`q(z)` is over *all* rows
-    given, in blocks of bounded memory. All terms use the same draws, so the identity holds in the estimates. With these
-    N rows as the whole population nothing is biased. For a population that the rows are a sample of, I is too low in expectation,
-    and never above log N, because a row's own distribution is always in the mixture; with it left out
+    given, in blocks of bounded memory. All terms use the same draws, so the identity holds in the estimates. With these N
+    rows as the whole population nothing is biased. For a population that the rows are a sample of, I is too low in
+    expectation, and never above log N, because a row's own distribution is always in the mixture; with it left out
     (``mutual_information_upper``) it is too high. Where the first is near log N, only more rows tell.
 
     Total correlation is estimated likewise, with :math:`q(z_d) = \frac1N \sum_m q(z_d \mid x_m)`. A unit is active if
