@@ -22,6 +22,7 @@ from guides.errors import (
 )
 from guides.families import MAP, Dropout, Ensemble, Family, FlatFamily, FullRank, Laplace, LowRank, MeanField, Mixture
 from guides.fitting import fit, fit_many
+from guides.marginal import LogMarginal, log_marginal
 from guides.objectives import ELBO, SELBO, SIWAE, EntropyBoundELBO, Estimate, Objective
 from guides.posterior import Posterior
 from guides.prior import sample_prior
@@ -49,6 +50,7 @@ __all__ = [
     "FullRank",
     "GuideMismatchError",
     "Laplace",
+    "LogMarginal",
     "LowRank",
     "MeanField",
     "MinibatchScaleError",
@@ -67,6 +69,7 @@ __all__ = [
     "families",
     "fit",
     "fit_many",
+    "log_marginal",
     "objectives",
     "sample_prior",
     "to_arviz",

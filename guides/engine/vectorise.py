@@ -24,6 +24,11 @@ class Vectorised:
         self._what = what
         self._looping = False
 
+    @property
+    def looping(self) -> bool:
+        """Whether evaluations run one by one, because a model did not allow otherwise."""
+        return self._looping
+
     def __call__(
         self, function: Callable[..., Any], in_dims: Sequence[int | None], *inputs: Any, chunk: int | None = None
     ) -> Any:

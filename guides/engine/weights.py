@@ -1,0 +1,255 @@
+"""Log importance weights of many draws for many rows, a bounded number at a time, through one graph."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from guides.engine.data import Data
+from guides.engine.noise import Noise, NoiseLayout, NoiseTape
+from guides.engine.program import Program
+from guides.engine.rows import row_log_weights
+from guides.engine.traces import nodes
+from guides.engine.tracing import Traced, has_compiler
+from guides.engine.vectorise import Vectorised
+from guides.errors import EagerFallbackWarning, OptionError, UnsupportedModelError
+
+__all__ = ["Plan", "WeightKernel", "log_weights", "rows_apart"]
+
+_ELEMENTS_PER_CHUNK = {"cpu": 2**25, "cuda": 2**28}  # of all tensors that an evaluation makes: 128 MiB, 1 GiB
+_DRAWS_PER_ROW = 50  # at least, if there are as many: an encoder runs once for all draws of a row in a chunk
+_WORTH_COMPILING = 2**33  # elements; about ten seconds of work
+_WORTH_TRACING = 4  # chunks
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How rows and draws are cut into equal chunks; the last ones reach beyond the end, and the excess is dropped.
+
+    :ivar rows: rows of a chunk.
+    :ivar draws: draws of a chunk.
+    :ivar elements: how many numbers one draw of one row makes on the way to its weight, all operations together.
+    """
+
+    rows: int
+    draws: int
+    elements: int
+
+    @classmethod
+    def make(cls, size: int, num_samples: int, elements: int, chunk: int | None, device: torch.device) -> Plan:
+        """Cut ``size`` rows and ``num_samples`` draws into chunks of at most ``chunk`` draws of a row."""
+        most = chunk or max(1, _ELEMENTS_PER_CHUNK["cuda" if device.type == "cuda" else "cpu"] // max(elements, 1))
+        rows = _equal(size, max(1, most // min(num_samples, _DRAWS_PER_ROW)))
+        return cls(rows, _equal(num_samples, max(1, most // rows)), elements)
+
+
+def _equal(total: int, most: int) -> int:
+    """Return the size of the fewest equal parts of ``total`` that have at most ``most``."""
+    return math.ceil(total / math.ceil(total / most))
+
+
+def rows_apart(program: Program) -> bool:
+    """Tell whether every latent belongs to a row and is computed from it by the guide, so that rows are independent."""
+    return set(program.latents) <= program.amortized
+
+
+def log_weights(model_trace: Trace, guide_trace: Trace, denominator: str = "full") -> Tensor:
+    r"""Return :math:`\log p(x_n, z_n) - \log q(z_n)` in nats, shape ``(rows,)``, or ``(1,)`` with the total.
+
+    :param denominator: ``"full"``, or ``"component"`` to divide by the density of the component that a mixture drew from.
+    :raises OptionError: for another word, or ``"component"`` where the guide is no mixture.
+    """
+    weights, _ = row_log_weights(model_trace, guide_trace)
+    if denominator == "full":
+        return weights
+    mixtures = [s for s in nodes(guide_trace).values() if hasattr(s.get("fn"), "log_excess")]
+    if denominator != "component" or not mixtures:
+        raise OptionError(
+            f"denominator={denominator!r}: use 'full'" + ", as this guide is no mixture" * (denominator == "component")
+        )
+    return sum((s["fn"].log_excess(s["value"]).reshape(-1) for s in mixtures), start=weights)
+
+
+class WeightKernel:
+    """Evaluate log weights of ``plan.draws`` draws for ``plan.rows`` rows, always the same operations.
+
+    The operations are recorded, and compiled where that pays, before the first result, and what is done depends on the sizes
+    alone: a run that is continued gives the same bits as one that was not interrupted.
+
+    :param flat: parameters, shape ``(size,)``.
+    :param data: the rows to choose from.
+    :param num_samples: draws per row that will be asked for in all.
+    :param chunk: draws of a row to hold in memory at once; by default as many as make 2^25 numbers (2^28 on a GPU).
+    :param denominator: see :func:`log_weights`.
+    :param compile: ``"eager"``, ``"trace"``, ``"inductor"``, or ``"auto"``.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        flat: Tensor,
+        data: Data,
+        num_samples: int,
+        *,
+        chunk: int | None = None,
+        denominator: str = "full",
+        compile: str = "auto",
+    ) -> None:
+        self.apart = rows_apart(program)
+        self._program, self._flat, self._data, self._denominator = program, flat, data, denominator
+        self._tensors = tuple(data.rows) if self.apart else ()
+        self._over_draws = Vectorised("draws")
+        self._traced = Traced(self._many, "the model")
+        size = data.size if self.apart else 1
+        self.plan = Plan.make(size, num_samples, self._elements(), chunk, flat.device)
+        self.blocks = math.ceil(size / self.plan.rows)
+        self.chunks = math.ceil(num_samples / self.plan.draws)
+        self._layout = self._record(self._rows_of(torch.zeros(self.plan.rows, dtype=torch.long, device=flat.device)))
+        work = self.plan.rows * self.plan.draws * self.blocks * self.chunks * self.plan.elements
+        self.mode = compile
+        if compile == "auto":
+            self.mode = "eager" if self.blocks * self.chunks < _WORTH_TRACING else "trace"
+            self.mode = "inductor" if work > _WORTH_COMPILING and self._can_compile() else self.mode
+        self._run: Callable[..., tuple[Tensor, ...]] | None = None
+
+    def index(self, block: int) -> tuple[Tensor, int]:
+        """Return the row numbers of a block, shape ``(plan.rows,)``, and how many of them are to be kept."""
+        if not self.apart:
+            return torch.zeros(1, dtype=torch.long, device=self._flat.device), 1
+        start = block * self.plan.rows
+        index = torch.arange(start, start + self.plan.rows, device=self._flat.device)
+        return index.clamp(max=self._data.size - 1), min(self.plan.rows, self._data.size - start)
+
+    def __call__(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Return log weights in nats, float64 of shape ``(plan.rows, plan.draws)``; call it inside ``quiet()`` without
+        gradients.
+
+        :param index: row numbers, shape ``(plan.rows,)``.
+        :param generator: of the draws' noise.
+        """
+        noise = self._layout.draw((self.plan.draws,), generator)
+        inputs = (*self._rows_of(index), noise.normals, noise.uniforms)
+        if self._run is None:
+            self._run = self._prepare(inputs)
+        return self._run(*inputs)[0].double()
+
+    def _rows_of(self, index: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._data.args[i].index_select(0, index) for i in self._tensors)
+
+    def _arguments(self, tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        args = list(self._data.args)
+        for i, tensor in zip(self._tensors, tensors):
+            args[i] = tensor
+        return tuple(args)
+
+    def _one(self, tensors: tuple[Tensor, ...], tape: NoiseTape) -> Tensor:
+        """Return the log weights of one draw for the rows ``tensors``."""
+        args, kwargs = self._arguments(tensors), self._data.kwargs
+
+        def run() -> Tensor:
+            with tape:
+                guide_trace = poutine.trace(self._program.guide).get_trace(*args, **kwargs)
+                model_trace = poutine.trace(poutine.replay(self._program.model, trace=guide_trace)).get_trace(
+                    *args, **kwargs
+                )
+                return log_weights(model_trace, guide_trace, self._denominator)
+
+        found: Tensor = self._program.parameters.call(self._flat, run)
+        rows = len(tensors[0]) if tensors else 1
+        if found.shape != (rows,):
+            raise UnsupportedModelError(
+                f"the sites of model and guide are not all in one plate of the {rows} rows, so a row has no log density of "
+                f'its own (found shape {tuple(found.shape)}); put every site into pyro.plate("data", len(x))'
+            )
+        return found
+
+    def _many(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Take rows, normals and uniforms, and return log weights of shape ``(rows, draws)``."""
+        *tensors, normals, uniforms = inputs
+
+        def one(normals: Tensor, uniforms: Tensor) -> Tensor:
+            return self._one(tuple(tensors), NoiseTape(Noise(normals, uniforms)))
+
+        found = self._over_draws(one, (0, 0), normals, uniforms).mT
+        if self._over_draws.looping:
+            self._traced.enabled = False  # a graph of every draw by itself would be as slow, and long to make
+        return (found,)
+
+    def _record(self, tensors: tuple[Tensor, ...]) -> NoiseLayout:
+        tape = NoiseTape()
+        self._one(tensors, tape)
+        return tape.used
+
+    def _elements(self) -> int:
+        """Count what one draw of one row makes: the difference of two counts, without what all rows share."""
+        counts = []
+        for rows in (1, 2) if self.apart else (1,):
+            tensors = self._rows_of(torch.zeros(rows, dtype=torch.long, device=self._flat.device))
+            with _Count() as count:
+                self._record(tensors)
+            counts.append(count.elements)
+        return max(1, counts[-1] - counts[0] if self.apart else counts[0])
+
+    def _can_compile(self) -> bool:
+        return self._flat.device.type == "cuda" or has_compiler()
+
+    def _prepare(self, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        """Return what all calls are going to run, as fast as the mode allows."""
+        if self.mode == "eager":
+            return self._many
+        self._traced(*inputs)
+        expected = self._traced(*inputs)
+        graph = self._traced.graph(*inputs)
+        if graph is None:
+            return self._many
+        compiled = _compile(graph, inputs, expected[0]) if self.mode == "inductor" else None
+        return graph if compiled is None else compiled
+
+
+class _Count(TorchDispatchMode):
+    """Count the numbers in everything that operations inside the block return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(value, Tensor):
+                self.elements += value.numel()
+        return out
+
+
+def _compile(
+    graph: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...], expected: Tensor
+) -> Callable[..., tuple[Tensor, ...]] | None:
+    """Return the graph compiled, if that works and gives the same numbers."""
+    log = logging.getLogger("torch._inductor")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compiled = torch.compile(graph, dynamic=False)
+            found = compiled(*inputs)[0]
+    except Exception as error:  # compilers fail in many ways, and none of them may end an evaluation
+        reason = f"compiling it failed ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+    else:
+        if torch.allclose(found, expected, rtol=1e-4, atol=1e-3, equal_nan=True):
+            return compiled
+        reason = "compiled, it gives other numbers"
+    finally:
+        log.setLevel(level)
+    warnings.warn(f"the model runs traced, not compiled: {reason}", EagerFallbackWarning, stacklevel=6)
+    return None
