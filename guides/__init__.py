@@ -20,7 +20,19 @@ from guides.errors import (
     OptionError,
     UnsupportedModelError,
 )
-from guides.families import MAP, Dropout, Ensemble, Family, FlatFamily, FullRank, Laplace, LowRank, MeanField, Mixture
+from guides.families import (
+    MAP,
+    Amortized,
+    Dropout,
+    Ensemble,
+    Family,
+    FlatFamily,
+    FullRank,
+    Laplace,
+    LowRank,
+    MeanField,
+    Mixture,
+)
 from guides.fitting import fit, fit_many
 from guides.marginal import LogMarginal, log_marginal
 from guides.objectives import ELBO, SELBO, SIWAE, EntropyBoundELBO, Estimate, Objective
@@ -33,6 +45,7 @@ __all__ = [
     "MAP",
     "SELBO",
     "SIWAE",
+    "Amortized",
     "Comparison",
     "ConjugatePosterior",
     "ConjugateStructure",

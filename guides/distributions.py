@@ -158,9 +158,9 @@ class LowRankNormal(LowRankMultivariateNormal):
     Torch raises an error for parameters that are not finite, in the middle of a step. Here the density becomes NaN, as
     those of other distributions do, so that a fit can stop at its last finite parameters.
 
-    :param loc: mean, shape ``(D,)``.
-    :param cov_factor: W, shape ``(D, r)``.
-    :param cov_diag: d, shape ``(D,)``.
+    :param loc: mean, shape ``(*batch, D)``.
+    :param cov_factor: W, shape ``(*batch, D, r)``.
+    :param cov_diag: d, shape ``(*batch, D)``.
     """
 
     def __init__(self, loc: Tensor, cov_factor: Tensor, cov_diag: Tensor, validate_args: bool | None = None) -> None:
@@ -170,3 +170,9 @@ class LowRankNormal(LowRankMultivariateNormal):
         capacitance = scaled @ cov_factor + torch.eye(cov_factor.shape[-1], dtype=loc.dtype, device=loc.device)
         self._capacitance_tril = torch.linalg.cholesky_ex(capacitance).L
         Distribution.__init__(self, loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LowRankNormal:
+        """Return the same normal with another batch shape."""
+        batch = torch.Size(batch_shape)
+        loc, diagonal = self.loc.expand(batch + self.loc.shape[-1:]), self.cov_diag.expand(batch + self.loc.shape[-1:])
+        return type(self)(loc, self.cov_factor.expand(batch + self.cov_factor.shape[-2:]), diagonal, validate_args=False)

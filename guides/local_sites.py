@@ -1,0 +1,162 @@
+"""Latents with one value per row of the data: where their rows are, and how a vector per row becomes a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.transforms import Transform
+
+from guides.engine.checks import is_latent
+from guides.engine.traces import nodes
+from guides.errors import UnsupportedModelError
+from guides.families.base import is_unconstrained
+
+__all__ = ["LocalSite", "find_local_sites"]
+
+
+@dataclass(frozen=True)
+class LocalSite:
+    """A latent site with one value per row.
+
+    :ivar frames: the plates that it stands in; ``row_plates`` names those that follow the rows.
+    :ivar row_dim: where its rows are among its batch dimensions, counted from the right.
+    :ivar batch_dims: number of batch dimensions.
+    :ivar row_shape: shape of one row's unconstrained value, the other batch dimensions first.
+    :ivar transform: from unconstrained values to the support; ``None`` if the support is all real numbers.
+    """
+
+    name: str
+    frames: tuple[Any, ...]
+    row_plates: frozenset[str]
+    row_dim: int
+    batch_dims: int
+    event_dim: int
+    row_shape: torch.Size
+    transform: Transform | None
+
+    @property
+    def size(self) -> int:
+        """Numbers per row, in the unconstrained space."""
+        return self.row_shape.numel()
+
+    @property
+    def row_position(self) -> int:
+        """Where the rows are among the dimensions of the value, counted from the left."""
+        return self.batch_dims + self.row_dim
+
+    @property
+    def unconstrained_event(self) -> torch.Size:
+        """Event shape of the unconstrained value."""
+        return self.row_shape[self.batch_dims - 1 :]
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether the rows are the only plate, so that one distribution per row is one per element of the plates."""
+        return self.row_shape[: self.batch_dims - 1].numel() == 1
+
+    def arrange(self, per_row: Tensor) -> Tensor:
+        """Return unconstrained values ``(rows, size)`` in the site's shape."""
+        return per_row.reshape(len(per_row), *self.row_shape).movedim(0, self.row_position)
+
+    def flatten(self, value: Tensor) -> Tensor:
+        """Return a value in its support as one vector per row, ``(rows, numbers)``."""
+        return value.movedim(self.row_position, 0).flatten(1) if value.dim() > 1 else value.unsqueeze(-1)
+
+
+def find_local_sites(
+    model: Callable[..., Any], prototype: Trace, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int
+) -> dict[str, LocalSite]:
+    """Return the latents with one value per row, in the model's order.
+
+    The model is run on one row too: what changes follows the rows, and supports that do not change hold for any rows.
+
+    :param prototype: a trace of the model on ``args``.
+    :param rows: number of rows of ``args``.
+    :raises UnsupportedModelError: if there are none, or their rows cannot be followed.
+    """
+    some = nodes(prototype)
+    if rows == 1:
+        some = nodes(_run(model, tuple(_repeated(a) for a in args), kwargs))
+    one = nodes(_run(model, tuple(_cut(a, rows) for a in args), kwargs))
+    found = {}
+    for name, site in some.items():
+        if not is_latent(site) or name not in one:
+            continue
+        sizes = {f.name: f.size for f in one[name]["cond_indep_stack"]}
+        following = frozenset(f.name for f in site["cond_indep_stack"] if f.size != sizes.get(f.name, f.size))
+        if following:
+            found[name] = _local_site(name, site, one[name], following)
+        elif site["value"].shape != one[name]["value"].shape:
+            raise UnsupportedModelError(
+                f"latent site {name!r} has shape {tuple(site['value'].shape)}, which follows the rows, but it stands in no "
+                'plate; put it in pyro.plate("data", len(x))'
+            )
+    if not found:
+        latents = ", ".join(repr(n) for n, s in some.items() if is_latent(s)) or "none"
+        raise UnsupportedModelError(
+            f"the model has no latent with one value per row of the {rows} rows it was given (latents: {latents}), so there "
+            'is nothing to amortise; put such a site in pyro.plate("data", len(x)), or use another guide'
+        )
+    return found
+
+
+def _local_site(name: str, site: Any, one: Any, following: frozenset[str]) -> LocalSite:
+    frames = tuple(sorted(site["cond_indep_stack"], key=lambda f: f.dim))
+    row_frames = [f for f in frames if f.name in following]
+    if len(row_frames) > 1:
+        names = " and ".join(repr(f.name) for f in row_frames)
+        raise UnsupportedModelError(f"latent site {name!r} follows the rows in two plates, {names}; keep one of them")
+    if not _same(site["fn"].support, one["fn"].support):
+        raise UnsupportedModelError(
+            f"the support of latent site {name!r} depends on the row or on other latents, which an amortised guide cannot "
+            "follow; give the site a fixed support and transform its value in the model"
+        )
+    event_dim, value = site["fn"].event_dim, one["value"]
+    transform = None if is_unconstrained(site) else biject_to(one["fn"].support)
+    if transform is not None:
+        value = transform.inv(value)
+    batch_dims = len(site["fn"].batch_shape)
+    row_dim = row_frames[0].dim
+    shape = list(value.shape)
+    shape.pop(batch_dims + row_dim)
+    return LocalSite(name, frames, following, row_dim, batch_dims, event_dim, torch.Size(shape), transform)
+
+
+def _run(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    try:
+        with poutine.block():
+            return poutine.trace(model).get_trace(*args, **kwargs)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UnsupportedModelError(
+            f"an amortised guide needs a model that runs on any number of rows, and this one fails on others: {error}"
+        ) from error
+
+
+def _cut(value: Any, rows: int) -> Any:
+    return value[:1] if isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows else value
+
+
+def _repeated(value: Any) -> Any:
+    tall = isinstance(value, Tensor) and value.dim() > 0 and len(value) == 1
+    return torch.cat([value, value]) if tall else value
+
+
+def _same(support: Any, other: Any) -> bool:
+    """Tell whether two supports are the same up to expansion."""
+    if isinstance(support, Tensor) and isinstance(other, Tensor):
+        try:
+            return bool((support == other).all())
+        except RuntimeError:
+            return False
+    if isinstance(support, list | tuple):
+        return all(_same(a, b) for a, b in zip(support, other))
+    if hasattr(support, "__dict__") and vars(support):
+        return type(support) is type(other) and all(_same(v, vars(other)[k]) for k, v in vars(support).items())
+    return type(support) is type(other) and (not isinstance(support, float | int) or support == other)
