@@ -35,13 +35,26 @@ from guides.families import (
 )
 from guides.fitting import fit, fit_many
 from guides.marginal import LogMarginal, log_marginal
-from guides.objectives import ELBO, SELBO, SIWAE, EntropyBoundELBO, Estimate, Objective
+from guides.objectives import (
+    ELBO,
+    IWAE,
+    SELBO,
+    SIWAE,
+    Cyclical,
+    EntropyBoundELBO,
+    Estimate,
+    Objective,
+    Renyi,
+    ScoreFunction,
+    Warmup,
+)
 from guides.posterior import Posterior
 from guides.prior import sample_prior
 from guides.registries import families, objectives
 
 __all__ = [
     "ELBO",
+    "IWAE",
     "MAP",
     "SELBO",
     "SIWAE",
@@ -49,6 +62,7 @@ __all__ = [
     "Comparison",
     "ConjugatePosterior",
     "ConjugateStructure",
+    "Cyclical",
     "DataError",
     "Diagnosis",
     "DiscreteLatentError",
@@ -73,8 +87,11 @@ __all__ = [
     "Objective",
     "OptionError",
     "Posterior",
+    "Renyi",
+    "ScoreFunction",
     "Site",
     "UnsupportedModelError",
+    "Warmup",
     "cavi",
     "compare",
     "diagnose",

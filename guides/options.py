@@ -80,12 +80,12 @@ class FitOptions:
 
 
 def make_objective(objective: str | Objective, num_particles: int | None) -> Objective:
-    """Return the objective of that name with ``num_particles`` draws per step, or the objective itself.
+    """Return the objective of that name with ``num_particles`` draws per step (or its own number), or the objective itself.
 
     :raises OptionError: for something that is neither, or particles given twice.
     """
     if isinstance(objective, str):
-        return objectives[objective](num_particles=num_particles or 1)
+        return objectives[objective]() if num_particles is None else objectives[objective](num_particles=num_particles)
     if not isinstance(objective, Objective):
         known = ", ".join(objectives)
         raise OptionError(f"objective must be a name ({known}) or a guides.Objective, not {type(objective).__name__}")

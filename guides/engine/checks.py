@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions import Unit
+from pyro.infer.autoguide import AutoDiscreteParallel, AutoGuide, AutoGuideList
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape
@@ -222,9 +223,10 @@ def amortized_sites(guide: Callable[..., Any]) -> frozenset[str]:
     return frozenset(getattr(guide, "amortized", ()))
 
 
-def check_latents(prototype: Trace, guide: Callable[..., Any]) -> None:
-    """Check that the model has latent sites, all of them continuous.
+def check_latents(prototype: Trace, guide: Callable[..., Any], reparameterised_only: bool = True) -> None:
+    """Check that the model has latent sites, all of them continuous unless guide and objective can do with others.
 
+    :param reparameterised_only: the objective's gradient needs draws that can be reparameterised.
     :raises DiscreteLatentError: naming a discrete site.
     :raises GuideMismatchError: if there is no latent site at all and the guide does not allow that.
     """
@@ -234,17 +236,25 @@ def check_latents(prototype: Trace, guide: Callable[..., Any]) -> None:
             "the model has no latent sample site, so there is no posterior to approximate; is every site observed? "
             "The parameters of a model without latents are fitted by maximum likelihood with the guide 'map'"
         )
+    continuous_guide = isinstance(guide, AutoGuide) and not isinstance(guide, AutoGuideList | AutoDiscreteParallel)
+    if not (reparameterised_only or continuous_guide):
+        return
     for name, site in latents:
         if site["fn"].support.is_discrete if hasattr(site["fn"], "support") else False:
+            needs = _name(guide) if continuous_guide else "the objective"
             raise DiscreteLatentError(
-                f"latent site {name!r} is discrete ({type(site['fn']).__name__}), and {_name(guide)} needs continuous "
-                "latents; marginalise it in the model, or infer it with pyro.infer.TraceEnum_ELBO and enumeration"
+                f"latent site {name!r} is discrete ({type(site['fn']).__name__}), and {needs} needs continuous latents; "
+                "marginalise it in the model, infer it with pyro.infer.TraceEnum_ELBO and enumeration, or write a guide "
+                "that draws it and use objective='score_function'"
             )
 
 
-def check_guide(model_trace: Trace, guide_trace: Trace, guide: Callable[..., Any]) -> None:
+def check_guide(
+    model_trace: Trace, guide_trace: Trace, guide: Callable[..., Any], reparameterised_only: bool = True
+) -> None:
     """Check that guide and model have the same latent sites and that the guide's can be reparameterised.
 
+    :param reparameterised_only: the objective's gradient needs the latter.
     :raises GuideMismatchError: naming the sites that are missing or invented, or that cannot be reparameterised.
     """
     in_model, in_guide = nodes(model_trace), nodes(guide_trace)
@@ -264,10 +274,10 @@ def check_guide(model_trace: Trace, guide_trace: Trace, guide: Callable[..., Any
     for name, site in in_guide.items():
         if not is_latent(site) or site["infer"].get("stratum"):
             continue
-        if not getattr(site["fn"], "has_rsample", False):
+        if reparameterised_only and not getattr(site["fn"], "has_rsample", False):
             raise GuideMismatchError(
                 f"{_name(guide)} draws site {name!r} from {type(site['fn']).__name__}, which cannot be reparameterised; "
-                "its gradient would be wrong. Use a distribution with rsample"
+                "its gradient would be wrong. Use a distribution with rsample, or objective='score_function'"
             )
     for name in wanted & set(found):
         have, want = tuple(found[name]["value"].shape), tuple(in_model[name]["value"].shape)

@@ -65,8 +65,9 @@ def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
 class NoiseTape(TorchFunctionMode):
     """Serve the random draws inside the block from ``noise``; without it, draw afresh and count.
 
-    Draws that are not built from normals or uniforms (gamma, Poisson, categorical, permutations) pass through to torch's own
-    generator: they are seeded by the caller.
+    Categorical draws invert the distribution function at a uniform. Draws that are not built from normals or uniforms
+    (gamma, Poisson, draws without replacement, permutations) pass through to torch's own generator: they are seeded by the
+    caller.
 
     :param noise: the two vectors to serve from, or ``None`` to record a layout.
     :ivar used: the :class:`NoiseLayout` consumed so far.
@@ -146,6 +147,16 @@ def _bernoulli(tape: NoiseTape, input: Tensor, p: float | None = None, **_: Any)
     return (tape._take_uniform(tuple(input.shape), input.dtype, input.device) < probs).to(input.dtype)
 
 
+def _multinomial(tape: NoiseTape, input: Tensor, num_samples: int, replacement: bool = False, **_: Any) -> Tensor:
+    if num_samples > 1 and not replacement:
+        return torch.multinomial(input, num_samples)
+    cumulative = input.cumsum(-1)
+    # After the division the last possible category ends at exactly 1, above every uniform: impossible ones are never drawn.
+    ends = cumulative / cumulative[..., -1:]
+    uniform = tape._take_uniform((*input.shape[:-1], num_samples), input.dtype, input.device)
+    return (ends.unsqueeze(-2) <= uniform.unsqueeze(-1)).sum(-1)
+
+
 def _exponential_(tape: NoiseTape, self: Tensor, lambd: float = 1.0, **_: Any) -> Tensor:
     return _into(self, -torch.log1p(-tape._take_uniform(tuple(self.shape), self.dtype, self.device)) / lambd)
 
@@ -177,6 +188,8 @@ _HANDLERS: dict[Any, Callable[..., Tensor]] = {
     torch.rand_like: _rand_like,
     torch.Tensor.uniform_: _uniform_,
     torch.bernoulli: _bernoulli,
+    torch.multinomial: _multinomial,
+    torch.Tensor.multinomial: _multinomial,
     torch.Tensor.exponential_: _exponential_,
     torch.Tensor.cauchy_: _cauchy_,
 }

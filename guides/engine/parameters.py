@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -23,7 +23,7 @@ from torch.distributions import constraints, transform_to
 
 from guides.errors import UnsupportedModelError
 
-__all__ = ["ParameterLayout", "Substitute", "isolated_store"]
+__all__ = ["ParameterLayout", "Substitute", "detached_parameters", "isolated_store"]
 
 
 @contextmanager
@@ -45,6 +45,27 @@ class Substitute(Messenger):
         if msg["name"] in self._values:
             msg["value"] = self._values[msg["name"]]
             msg["done"] = True
+
+
+class _Detach(Messenger):
+    """Cut the gradient of every ``pyro.param`` statement."""
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        msg["value"] = msg["value"].detach()
+
+
+@contextmanager
+def detached_parameters(function: Callable[..., Any]) -> Iterator[None]:
+    """Let ``function``, called inside the block, see its parameters as constants; gradients still flow through its inputs.
+
+    Other functions see them as constants too where they share modules with ``function``.
+    """
+    modules = _unique(m for root in _reachable_modules(function) for m in root.modules())
+    plain = _plain_parameters(modules)
+    owners = {f"{i}": (owner,) for i, (_, owner) in enumerate(plain)}
+    values = {f"{i}": parameter.detach() for i, (parameter, _) in enumerate(plain)}
+    with _swapped(owners, values), _Detach():
+        yield
 
 
 def _reachable_modules(value: Any, depth: int = 3) -> list[nn.Module]:
@@ -75,7 +96,7 @@ Owner = tuple[nn.Module, str]
 
 
 @contextmanager
-def _swapped(owners: dict[str, tuple[Owner, ...]], values: dict[str, Tensor]) -> Iterator[None]:
+def _swapped(owners: Mapping[str, tuple[Owner, ...]], values: Mapping[str, Tensor]) -> Iterator[None]:
     """Put tensors in the places of parameters inside the block.
 
     As :func:`torch.func.functional_call` does, which loses parameters of a module that it reaches in two ways.

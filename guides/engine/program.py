@@ -124,13 +124,13 @@ class Program:
         with isolated_store() as store, seeded(seed), torch.no_grad():
             some = data if batch_size is None else data.head(_setup_rows(batch_size))
             follows, prototype = follow_rows(model, some, batch_size, data.size)
-            check_latents(prototype, guide)
+            check_latents(prototype, guide, objective.reparameterised_only)
             guide_trace = poutine.trace(guide).get_trace(*some.args, **some.kwargs)
-            check_guide(prototype, guide_trace, guide)
+            check_guide(prototype, guide_trace, guide, objective.reparameterised_only)
             if batch_size is not None:
                 check_local(follows, prototype, guide, data.size)
             noise = _noise(model, guide, objective, data if batch_size is None else data.head(batch_size))
-            layout = ParameterLayout.discover(store, model, guide)
+            layout = ParameterLayout.discover(store, model, guide, objective)
         latents = tuple(n for n, s in prototype.nodes.items() if is_latent(s))
         return cls(
             model,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from guides.engine.traces import nodes
 
-__all__ = ["Rows", "common_scale", "log_densities", "row_log_weights", "shared_rows"]
+__all__ = ["density_sites", "log_density", "outermost_plate", "row_log_densities", "row_log_weights", "same_scale"]
 
 Scale = Tensor | float
 
@@ -30,69 +30,53 @@ def row_log_weights(model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Sca
         minibatching) that the weights do *not* contain. Masked-out terms count as zero. If sites differ in scale, as a
         prior and a minibatched likelihood do, the scales are in the weights and the one returned is 1.
     """
-    model_sites, guide_sites = _densities(model_trace), _densities(guide_trace)
+    log_p, log_q, scale = row_log_densities(model_trace, guide_trace)
+    return log_p - log_q, scale
+
+
+def row_log_densities(model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor, Scale]:
+    """Return the two parts of :func:`row_log_weights`, log p and log q, and the scale."""
+    model_sites, guide_sites = density_sites(model_trace), density_sites(guide_trace)
     sites = [*model_sites.values(), *guide_sites.values()]
-    rows, scale = shared_rows(sites), common_scale(sites)
-    log_p = sum(log_densities(model_sites.values(), rows, scale is None), start=torch.zeros(()))
-    log_q = sum(log_densities(guide_sites.values(), rows, scale is None), start=torch.zeros(()))
-    return torch.atleast_1d(log_p - log_q), 1.0 if scale is None else scale
+    plate, same = outermost_plate(sites), same_scale(sites)
+
+    def total(some: Iterable[Any]) -> Tensor:
+        parts = [log_density(site, plate, scaled=not same) for site in some]
+        return torch.atleast_1d(sum(parts[1:], start=parts[0]) if parts else torch.zeros(()))
+
+    return total(model_sites.values()), total(guide_sites.values()), sites[0]["scale"] if same and sites else 1.0
 
 
-class Rows:
-    """The plate that all sites of a model and guide share.
-
-    :ivar name: the plate's name.
-    :ivar size: the number of rows.
-    """
-
-    def __init__(self, name: str, size: int) -> None:
-        self.name = name
-        self.size = size
-
-    def sum_to_rows(self, log_prob: Tensor, site: Any) -> Tensor:
-        """Return a site's log density summed over everything but the rows, shape ``(rows,)``."""
-        dim = next(f.dim for f in site["cond_indep_stack"] if f.name == self.name)
-        missing = -dim - log_prob.dim()
-        log_prob = log_prob.reshape((1,) * missing + log_prob.shape)
-        return log_prob.movedim(dim, 0).flatten(1).sum(-1) if log_prob.dim() > 1 else log_prob
-
-
-def shared_rows(sites: Iterable[Any]) -> Rows | None:
-    """Return the outermost plate that all ``sites`` stand in, or ``None``."""
-    shared: dict[str, Any] | None = None
-    for site in sites:
-        frames = {f.name: f for f in site["cond_indep_stack"] if f.vectorized}
-        if shared is None:
-            shared = frames
-        shared = {n: f for n, f in shared.items() if n in frames and frames[n].size == f.size}
-    if not shared:
-        return None
-    frame = min(shared.values(), key=lambda f: f.dim)
-    return Rows(frame.name, frame.size)
-
-
-def common_scale(sites: Iterable[Any]) -> Scale | None:
-    """Return the scale that all ``sites`` have, or ``None`` if they differ."""
-    scales = [s["scale"] for s in sites]
-    first = scales[0]
-    same = all(s is first or (isinstance(s, float | int) and isinstance(first, float | int) and s == first) for s in scales)
-    return first if same else None
-
-
-def log_densities(sites: Iterable[Any], rows: Rows | None, scaled: bool) -> list[Tensor]:
-    """Return the log density of each site in nats, per row or as a scalar, masked and, if asked to, scaled."""
-    found = []
-    for site in sites:
-        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-        log_prob = scale_and_mask(log_prob, site["scale"] if scaled else 1.0, site["mask"])
-        found.append(log_prob.sum() if rows is None else rows.sum_to_rows(log_prob, site))
-    return found
-
-
-def _densities(trace: Trace) -> dict[str, Any]:
+def density_sites(trace: Trace) -> dict[str, Any]:
     """Return the sites that have a density: not ``pyro.deterministic``, not a plate's choice of a subsample."""
     return {
         name: site
         for name, site in nodes(trace).items()
         if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
     }
+
+
+def outermost_plate(sites: Iterable[Any]) -> str | None:
+    """Return the name of the outermost plate that all ``sites`` stand in, or ``None``."""
+    plates = [{f.name: f for f in site["cond_indep_stack"] if f.vectorized} for site in sites]
+    shared = [f for n, f in plates[0].items() if all(n in p and p[n].size == f.size for p in plates)] if plates else []
+    return min(shared, key=lambda f: f.dim).name if shared else None
+
+
+def same_scale(sites: Iterable[Any]) -> bool:
+    """Tell whether the log densities of all ``sites`` are scaled alike; tensors are alike if they are the same object."""
+    scales = [site["scale"] for site in sites]
+    return all(s is scales[0] or (not isinstance(s, Tensor) and s == scales[0]) for s in scales)
+
+
+def log_density(site: Any, plate: str | None, scaled: bool) -> Tensor:
+    """Return a site's log density in nats with its mask and, if ``scaled``, its scale.
+
+    :param plate: a plate that the site stands in, for a sum per row of that plate, ``(rows,)``; or ``None`` for a scalar.
+    """
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    log_prob = scale_and_mask(log_prob, site["scale"] if scaled else 1.0, site["mask"])
+    if plate is None:
+        return log_prob.sum()
+    dim = next(f.dim for f in site["cond_indep_stack"] if f.name == plate)
+    return log_prob.movedim(dim, 0).flatten(1).sum(-1) if log_prob.dim() > 1 else log_prob

@@ -11,13 +11,17 @@ from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.infer.elbo import ELBO as PyroELBO
 from pyro.infer.util import torch_item
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-__all__ = ["Estimate", "Objective", "Stratum", "joint_traces", "num_strata"]
+from guides.engine.parameters import detached_parameters
+from guides.engine.traces import nodes
+
+__all__ = ["Estimate", "Objective", "Stratum", "frozen_guide_trace", "joint_traces", "num_strata"]
 
 
 @dataclass(frozen=True)
@@ -58,18 +62,41 @@ def num_strata(guide: Callable[..., Any]) -> int:
 
 
 def joint_traces(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    intercept: bool = True,
 ) -> tuple[Trace, Trace]:
     """Run guide, then model on the guide's draws, and return the traces of both.
 
     A guide may change how the model's arithmetic is carried out on its draws (local reparameterisation does) by a method
     ``around_model(guide_trace)`` that returns a context manager.
+
+    :param intercept: let the guide do so. Such arithmetic has the right mean of the log joint, but the log joint is then not
+        that of any one draw, as importance weights have to be.
     """
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     around: Callable[[Trace], AbstractContextManager[Any]] = getattr(guide, "around_model", lambda _: nullcontext())
-    with around(guide_trace):
+    with around(guide_trace) if intercept else nullcontext():
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     return model_trace, guide_trace
+
+
+def frozen_guide_trace(
+    guide: Callable[..., Any], guide_trace: Trace, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Trace:
+    """Run the guide again on the draws of ``guide_trace``, with its parameters as constants.
+
+    The log densities of the new trace depend on parameters through the draws alone.
+    """
+    drawn = Trace()
+    for name, site in nodes(guide_trace).items():
+        # Points, such as the parts of a flat vector, are left out: the guide makes them again from the draws.
+        if site["type"] == "sample" and not isinstance(site["fn"], Delta):
+            drawn.add_node(name, **site)
+    with detached_parameters(guide):
+        return poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*args, **kwargs)
 
 
 class Objective(PyroELBO):
@@ -84,6 +111,9 @@ class Objective(PyroELBO):
 
     bounds: ClassVar[str]
     """What the value bounds, in words."""
+
+    reparameterised_only: ClassVar[bool] = True
+    """The gradient is right only if every draw of the guide can be reparameterised."""
 
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__(num_particles=num_particles)

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import Independent, Normal
-from torch.distributions.kl import kl_divergence
 
-from guides.engine.traces import nodes
 from guides.errors import OptionError
-from guides.objectives.base import Estimate, Objective, joint_traces
+from guides.objectives.base import Estimate, Objective, frozen_guide_trace, joint_traces
 from guides.objectives.components import component_terms, is_mixture, stratum_log_weight, weighed
+from guides.objectives.divergence import divergences, log_likelihood
+from guides.objectives.schedules import Schedule, check_weight, weight_at
 from guides.registries import objectives
 
 __all__ = ["ELBO"]
@@ -26,19 +24,43 @@ class ELBO(Objective):
 
     .. math::
         \mathcal{L}(q) = \mathbb{E}_{q(z)}[\log p(x, z) - \log q(z)] = \log p(x) - \mathrm{KL}(q(z) \,\|\, p(z \mid x))
+        = \mathbb{E}_{q(z)}[\log p(x \mid z)] - \mathrm{KL}(q(z) \,\|\, p(z))
 
-    Where guide and prior are both normal at a site, and the guide's sites are independent, the divergence
-    :math:`\mathrm{KL}(q(z_s) \,\|\, p(z_s))` of that site is taken in closed form instead of from the draw.
+    The divergence of a site's guide from its prior is taken in closed form, instead of from the draw, where torch has one:
+    for guides with independent normal factors and normal priors, and for guides that draw the site itself, such as an
+    encoder, provided that the draws which the prior depends on do not come after the site in the guide.
     For a mixture it is the :class:`guides.SELBO`.
     For a guide that is a point mass the value is the log joint density at the point: maximising it gives the MAP.
+
+    **Value and surrogate.** The value is always an estimate of the bound above. Weights and free bits change only the
+    surrogate, so what is optimised, never what is reported:
+
+    .. math::
+        \mathbb{E}_{q(z)}[\log p(x \mid z)] - \beta_t \sum_j \max(\lambda n_j, \mathrm{KL}_j)
+
+    where :math:`\mathrm{KL}_j` is the divergence of part j of the latents, summed over the :math:`n_j` data points (each as
+    often as minibatches scale it). Part j is one dimension of a site whose divergence is in closed form. Otherwise it is a
+    whole site, or all sites that the guide draws jointly, :math:`n_j` counts its dimensions too, and the divergence is the
+    Monte Carlo estimate, averaged over particles and data points. So below :math:`\lambda` nats per dimension, averaged over
+    the minibatch, a divergence costs nothing more.
 
     :param num_particles: draws of the guide per step.
     :param kl: ``"closed_form"`` where possible (default), or ``"monte_carlo"`` everywhere. Closed form lowers the variance
         away from the optimum; Monte Carlo has none at all *at* the optimum of a family that contains the posterior.
-    :raises OptionError: for any other ``kl``.
+    :param estimator: ``"pathwise"``, or ``"stl"`` (sticking the landing), which leaves out of the gradient the part that
+        passes through the parameters of :math:`\log q` and not through the draw. That part is zero on average, and without
+        it the gradient has no variance at the optimum of a family that contains the posterior. It implies Monte Carlo
+        divergences and runs the guide twice per step.
+    :param kl_weight: :math:`\beta_t`, a number, or a function of the number of the step such as :class:`guides.Warmup` and
+        :class:`guides.Cyclical`.
+    :param free_bits: :math:`\lambda` in nats per latent dimension.
+    :raises OptionError: for another ``kl`` or ``estimator``, or a weight or ``free_bits`` that is negative or not finite.
 
     References: Jordan et al. (1999), *An introduction to variational methods*; Kingma & Welling (2014),
-    *Auto-encoding variational Bayes*; Blundell et al. (2015), *Weight uncertainty in neural networks*.
+    *Auto-encoding variational Bayes*; Blundell et al. (2015), *Weight uncertainty in neural networks*; Roeder, Wu &
+    Duvenaud (2017), *Sticking the landing*; Bowman et al. (2016), *Generating sentences from a continuous space*; Kingma
+    et al. (2016), *Improving variational inference with inverse autoregressive flow* (free bits); Higgins et al. (2017),
+    *beta-VAE*.
 
     Example::
 
@@ -51,15 +73,31 @@ class ELBO(Objective):
         >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss=guides.ELBO())
         >>> svi.step(torch.ones(3)) > 0
         True
+        >>> posterior = guides.fit(model, "full_rank", torch.ones(3), objective=guides.ELBO(estimator="stl"), steps=50)
     """
 
     bounds: ClassVar[str] = "log evidence, from below"
 
-    def __init__(self, num_particles: int = 1, kl: str = "closed_form") -> None:
+    def __init__(
+        self,
+        num_particles: int = 1,
+        kl: str = "closed_form",
+        estimator: str = "pathwise",
+        kl_weight: float | Schedule = 1.0,
+        free_bits: float = 0.0,
+    ) -> None:
         if kl not in ("closed_form", "monte_carlo"):
             raise OptionError(f"kl must be 'closed_form' or 'monte_carlo', not {kl!r}")
+        if estimator not in ("pathwise", "stl"):
+            raise OptionError(f"estimator must be 'pathwise' or 'stl', not {estimator!r}")
+        if not callable(kl_weight):
+            check_weight("kl_weight", kl_weight)
+        check_weight("free_bits", free_bits)
         super().__init__(num_particles)
-        self.kl = kl
+        self.kl = "monte_carlo" if estimator == "stl" else kl
+        self.estimator = estimator
+        self.kl_weight = kl_weight
+        self.free_bits = free_bits
 
     def particle(
         self,
@@ -68,53 +106,29 @@ class ELBO(Objective):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
-        """Return ``{"elbo": ...}``: the log joint minus the log density of the guide at one draw."""
+        """Return the log-likelihood at one draw, the parts of the divergence, and how many dimensions each part has."""
         model_trace, guide_trace = joint_traces(model, guide, args, kwargs)
-        if is_mixture(guide):
-            parts = component_terms(guide, model_trace, guide_trace, self.kl)
-            total = parts["energy"] + parts["entropy"] - parts["excess"]
-            return {"elbo": weighed(stratum_log_weight(guide, guide_trace), total)}
-        factors: dict[str, tuple[Normal, Tensor]] = {}
+        densities = guide_trace if self.estimator == "pathwise" else frozen_guide_trace(guide, guide_trace, args, kwargs)
+        factors = {}
         if self.kl == "closed_form" and hasattr(guide, "unconstrained_factors"):
             factors = guide.unconstrained_factors(guide_trace)
-        prior, posterior = nodes(model_trace), nodes(guide_trace)
-        closed = {n: q for n, (q, _) in factors.items() if _is_normal(prior[n]["fn"])}
-        model_trace.compute_log_prob(site_filter=lambda name, _: name not in closed)
-        terms = [s["log_prob_sum"] for s in prior.values() if "log_prob_sum" in s]
-        if factors:
-            terms += [-closed_form_kl(q, prior[n]) for n, q in closed.items()]
-            terms += [-_log_q(q, draw, posterior[n]) for n, (q, draw) in factors.items() if n not in closed]
-        else:
-            terms.append(-torch.as_tensor(guide_trace.log_prob_sum()))
-        return {"elbo": torch.as_tensor(sum(terms))}
+        likelihood = log_likelihood(model_trace)
+        closed_form, sized = self.kl == "closed_form" and not is_mixture(guide), self.free_bits > 0
+        kl, sizes = divergences(model_trace, densities, factors, closed_form, per_dimension=sized)
+        if is_mixture(guide):
+            terms = component_terms(guide, model_trace, densities, self.kl)
+            total = terms["energy"] + terms["entropy"] - terms["excess"]
+            log_weight = stratum_log_weight(guide, guide_trace)
+            kl, likelihood = [weighed(log_weight, likelihood - total)], weighed(log_weight, likelihood)
+        found = {"log_likelihood": likelihood, "kl": torch.cat([k.reshape(-1) for k in kl])}
+        if sizes:
+            found["size"] = torch.cat([s.expand(k.shape).reshape(-1) for k, s in zip(kl, sizes)])
+        return found
 
     def combine(self, particles: dict[str, Tensor], step: Tensor) -> Estimate:
-        """Average over particles."""
-        value = particles["elbo"].mean()
-        return Estimate(value.detach(), value)
-
-
-def _is_normal(fn: Any) -> bool:
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    return isinstance(fn, Normal)
-
-
-def closed_form_kl(q: Normal, site: dict[str, Any]) -> Tensor:
-    """Return KL(q || prior) of one normal site in nats, scaled and masked as the site is."""
-    prior = site["fn"]
-    event_dim = prior.event_dim
-    while isinstance(prior, Independent):
-        prior = prior.base_dist
-    kl = kl_divergence(Normal(q.loc.reshape(site["value"].shape), q.scale.reshape(site["value"].shape)), prior)
-    kl = kl.sum(tuple(range(-event_dim, 0))) if event_dim else kl
-    return scale_and_mask(kl, site["scale"], site["mask"]).sum()
-
-
-def _log_q(q: Normal, draw: Tensor, site: dict[str, Any]) -> Tensor:
-    """Return log q of one constrained site in nats: normal density of the unconstrained draw, and the Jacobian."""
-    jacobian = site["fn"].log_prob(site["value"])
-    log_prob = q.log_prob(draw)
-    extra = log_prob.dim() - jacobian.dim()
-    log_prob = log_prob.sum(tuple(range(-extra, 0))) if extra else log_prob
-    return scale_and_mask(log_prob + jacobian, site["scale"], site["mask"]).sum()
+        """Average over particles; weigh and bound the divergence in the surrogate."""
+        likelihood, kl = particles["log_likelihood"].mean(), particles["kl"].mean(0)
+        value = likelihood - kl.sum()
+        bounded = kl if self.free_bits == 0 else torch.maximum(kl, self.free_bits * particles["size"][0])
+        surrogate = likelihood - weight_at(self.kl_weight, step) * bounded.sum()
+        return Estimate(value.detach(), surrogate)

@@ -14,7 +14,7 @@ import guides
 from guides.engine.data import Data
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet
-from guides.objectives.elbo import closed_form_kl
+from guides.objectives.divergence import closed_form_kl
 
 
 @pytest.fixture(scope="module")

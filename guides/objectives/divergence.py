@@ -1,0 +1,152 @@
+"""The divergence of a guide from the prior at one draw, site by site, in closed form where that is right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
+from torch.distributions.kl import kl_divergence
+
+from guides.engine.checks import is_latent, is_observed
+from guides.engine.rows import density_sites, log_density, same_scale
+
+__all__ = ["Factors", "closed_form_kl", "divergences", "log_likelihood"]
+
+Factors = dict[str, tuple[Normal, Tensor]]
+"""Per site, the guide's normal factor over its unconstrained value, and the draw of it."""
+
+
+def log_likelihood(model_trace: Trace) -> Tensor:
+    """Return the log density of the observed sites in nats, scaled and masked as they are."""
+    found = [log_density(s, None, scaled=True) for s in density_sites(model_trace).values() if is_observed(s)]
+    return torch.as_tensor(sum(found))
+
+
+def divergences(
+    model_trace: Trace, guide_trace: Trace, factors: Factors, closed_form: bool, per_dimension: bool = False
+) -> tuple[list[Tensor], list[Tensor]]:
+    r"""Return the parts of an estimate of :math:`\mathrm{KL}(q(z) \,\|\, p(z))` in nats, and the size of each.
+
+    :param factors: independent factors of the guide, one per site, if it has them.
+    :param closed_form: take the divergence of a site in closed form where torch has one and the draws that it depends on do
+        not depend on the site's own.
+    :param per_dimension: return one part per dimension for sites in closed form, and the sizes. Otherwise there is one part
+        per site. A guide that draws several sites jointly gives one part for them together.
+    :returns: parts, scalars or ``(dimensions,)``, summed over the plates of each site with scales and masks; and, with
+        ``per_dimension``, how many dimensions times scaled data points each number is a sum over.
+    """
+    prior = {n: s for n, s in density_sites(model_trace).items() if is_latent(s)}
+    posterior = density_sites(guide_trace)
+    parts, sizes, rest = [], [], []
+    for name, site in prior.items():
+        kl = None
+        if closed_form and name in factors:
+            kl = _kl(_shaped(factors[name][0], site), site) if _is_normal(site["fn"]) else None
+        elif closed_form and not factors and name in posterior and _draws_before(name, prior, posterior):
+            kl = _pair_kl(posterior[name], site)
+        if kl is None:
+            rest.append(name)
+        else:
+            parts.append(_summed(kl, site, per_dimension))
+            sizes += [_size(site) / parts[-1].numel()] if per_dimension else []
+    log_p = {n: log_density(prior[n], None, scaled=True) for n in rest}
+    if factors:
+        log_q = {n: _log_q(*factors[n], posterior[n]) for n in rest}
+    else:
+        taken = set(prior) - set(rest)
+        log_q = {n: log_density(s, None, scaled=True) for n, s in posterior.items() if n not in taken}
+    if set(log_q) == set(log_p):
+        parts += [log_q[n] - log_p[n] for n in rest]
+        sizes += [_size(prior[n]) for n in rest] if per_dimension else []
+    else:
+        parts.append(torch.as_tensor(sum(log_q.values()) - sum(log_p.values())))
+        sizes += [torch.as_tensor(sum(_size(prior[n]) for n in rest))] if per_dimension else []
+    return parts, sizes
+
+
+def closed_form_kl(q: Normal, site: dict[str, Any]) -> Tensor:
+    """Return KL(q || prior) of one normal site in nats, scaled and masked as the site is.
+
+    :param q: normal with as many values as the site, in its order.
+    """
+    kl = _kl(_shaped(q, site), site)
+    assert kl is not None
+    return _summed(kl, site, per_dimension=False)
+
+
+def _base(fn: Any) -> Any:
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
+
+
+def _is_normal(fn: Any) -> bool:
+    return isinstance(_base(fn), Normal)
+
+
+def _shaped(q: Normal, site: Any) -> Normal:
+    shape = site["value"].shape
+    return Normal(q.loc.reshape(shape), q.scale.reshape(shape), validate_args=False)
+
+
+def _draws_before(name: str, prior: dict[str, Any], posterior: dict[str, Any]) -> bool:
+    """Tell whether all latents that the prior of a site may depend on were drawn before it in the guide.
+
+    If the guide drew one after the site, from the site, then the site is not distributed as its own factor given that draw,
+    and the divergence of the two factors is not the one wanted.
+    """
+    wanted = set(list(prior)[: list(prior).index(name)])
+    return wanted <= set(list(posterior)[: list(posterior).index(name)])
+
+
+def _pair_kl(posterior: Any, site: Any) -> Tensor | None:
+    q, p = posterior["fn"], site["fn"]
+    if isinstance(_base(q), Delta) or q.event_dim != p.event_dim:
+        return None
+    if posterior["mask"] is not site["mask"] or not same_scale([posterior, site]):
+        return None
+    return _kl(_base(q), site)
+
+
+def _kl(q: Distribution, site: Any) -> Tensor | None:
+    """Return KL(q || prior) per element of the innermost distribution, or ``None`` where torch has no closed form."""
+    p = _base(site["fn"])
+    if len(q.event_shape) != len(p.event_shape):
+        return None
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+
+
+def _summed(kl: Tensor, site: Any, per_dimension: bool) -> Tensor:
+    """Sum a divergence over the plates, with scale and mask."""
+    inner = site["fn"].event_dim - len(_base(site["fn"]).event_shape)
+    if not per_dimension:
+        kl = kl.sum(tuple(range(-inner, 0))) if inner else kl
+        return scale_and_mask(kl, site["scale"], site["mask"]).sum()
+    kl = kl.flatten(-inner).movedim(-1, 0) if inner else kl.unsqueeze(0)
+    return scale_and_mask(kl, site["scale"], site["mask"]).reshape(len(kl), -1).sum(-1)
+
+
+def _size(site: Any) -> Tensor:
+    """Return the number of dimensions of a site's value, each plate's element counted with scale and mask."""
+    value, event_dim = site["value"], site["fn"].event_dim
+    batch = value.shape[: value.dim() - event_dim]
+    ones = torch.ones(batch, dtype=value.dtype, device=value.device)
+    counted = scale_and_mask(ones, site["scale"], site["mask"]).sum()
+    return counted * value.shape[value.dim() - event_dim :].numel()
+
+
+def _log_q(q: Normal, draw: Tensor, site: Any) -> Tensor:
+    """Return log q of one constrained site in nats: normal density of the unconstrained draw, and the Jacobian."""
+    jacobian = site["fn"].log_prob(site["value"])
+    log_prob = q.log_prob(draw)
+    extra = log_prob.dim() - jacobian.dim()
+    log_prob = log_prob.sum(tuple(range(-extra, 0))) if extra else log_prob
+    return scale_and_mask(log_prob + jacobian, site["scale"], site["mask"]).sum()
