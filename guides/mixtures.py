@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import LowRankMultivariateNormal, MultivariateNormal
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, Normal, constraints
+from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, constraints
 
 from guides.errors import OptionError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from guides.diagnostics.components import Components, components
 from guides.diagnostics.convergence import Convergence, Trend, convergence, loss_trend
 from guides.diagnostics.diagnosis import Diagnosis, diagnose
 from guides.diagnostics.finding import Finding, Undefined, diagnostics_registry
@@ -18,6 +19,7 @@ from guides.diagnostics.psis import fit_generalized_pareto, importance_ess, pare
 from guides.diagnostics.rhat import RHat, r_hat
 
 __all__ = [
+    "Components",
     "Convergence",
     "CorrectedMoments",
     "Diagnosis",
@@ -30,6 +32,7 @@ __all__ = [
     "SiteMoments",
     "Trend",
     "Undefined",
+    "components",
     "convergence",
     "corrected_moments",
     "diagnose",
