@@ -12,6 +12,7 @@ from guides.information.distributions import (
 from guides.information.gaussian import gaussian_mutual_information
 from guides.information.latent import LatentInformation, latent_information
 from guides.information.measure import Measure
+from guides.information.surprise import surprise
 
 __all__ = [
     "LatentInformation",
@@ -25,4 +26,5 @@ __all__ = [
     "kl_divergence",
     "latent_information",
     "mutual_information",
+    "surprise",
 ]
