@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import pyro
@@ -154,7 +155,8 @@ class VAE(nn.Module):
         """Return the prior of one code of the top layer, of event shape ``(latent_dims[-1],)``."""
         if self.vamp_prior is not None:
             return self.vamp_prior()
-        return normal(next(self.parameters()).new_ones(()), self.latent_dims[-1:])
+        like = next(chain(self.parameters(), self.buffers()), torch.empty(()))
+        return normal(like.new_ones(()), self.latent_dims[-1:])
 
     def _codes(self) -> Tensor:
         """Draw codes from the top layer down and return those next to the data."""
