@@ -12,6 +12,7 @@ from zoo.conjugate import Natural
 __all__ = ["NormalGamma", "NormalWishart", "bartlett_degrees", "bartlett_factor", "bartlett_index"]
 
 LOG_2, LOG_2PI = math.log(2), math.log(2 * math.pi)
+PRECISION = 1e-13
 
 
 class _Gaussian:
@@ -46,6 +47,9 @@ class _Gaussian:
     def _outer(self, vector: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _diagonal(self, matrix: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def rows(self, x: Tensor) -> Tensor:
         """Centred data in float64, rows last: ``(D, N)``."""
         return (x.double() - self.centre).mT.contiguous()
@@ -58,8 +62,11 @@ class _Gaussian:
         r"""Return :math:`\kappa, m, \nu, S`."""
         kappa = natural["mean_precision"]
         mean = natural["first"] / kappa.unsqueeze(-1)
-        scale = kappa.reshape(*kappa.shape, *[1] * (natural["second"].dim() - kappa.dim()))
-        return kappa, mean, natural["degrees_of_freedom"], natural["second"] - scale * self._outer(mean)
+        second = natural["second"]
+        scatter = second - kappa.reshape(*kappa.shape, *[1] * (second.dim() - kappa.dim())) * self._outer(mean)
+        if bool((self._diagonal(scatter) <= PRECISION * self._diagonal(second)).any()):
+            raise ValueError(_LOST)
+        return kappa, mean, natural["degrees_of_freedom"], scatter
 
     def describe(self, natural: Natural) -> dict[str, Tensor]:
         """Location, its precision factor, degrees of freedom and scatter, in the coordinates of the data."""
@@ -79,6 +86,9 @@ class NormalGamma(_Gaussian):
     def _outer(self, vector: Tensor) -> Tensor:
         return vector.square()
 
+    def _diagonal(self, matrix: Tensor) -> Tensor:
+        return matrix
+
     def statistics(self, rows: Tensor, responsibilities: Tensor) -> Natural:
         """Counts, sums and sums of squares."""
         counts = responsibilities.sum(-1)
@@ -90,13 +100,13 @@ class NormalGamma(_Gaussian):
         kappa, _, dof, scatter = self._standard(natural)
         dimension = scatter.shape[-1]
         shared = torch.lgamma(dof / 2) + 0.5 * dof * LOG_2 - 0.5 * kappa.log()
-        return (dimension * shared - 0.5 * dof * _log(scatter).sum(-1)).sum(-1)
+        return (dimension * shared - 0.5 * dof * scatter.log().sum(-1)).sum(-1)
 
     def expected_log_density(self, rows: Tensor, natural: Natural) -> Tensor:
         """Expectation of the normal's log density."""
         kappa, mean, dof, scatter = self._standard(natural)
         dimension = scatter.shape[-1]
-        log_precision = dimension * (torch.digamma(dof / 2) + LOG_2) - _log(scatter).sum(-1)
+        log_precision = dimension * (torch.digamma(dof / 2) + LOG_2) - scatter.log().sum(-1)
         constant = 0.5 * log_precision - 0.5 * dimension * (1 / kappa + LOG_2PI)
         precision = dof.unsqueeze(-1) / scatter
         constant = constant - 0.5 * (precision * mean.square()).sum(-1)
@@ -123,6 +133,9 @@ class NormalWishart(_Gaussian):
 
     def _outer(self, vector: Tensor) -> Tensor:
         return vector.unsqueeze(-1) * vector.unsqueeze(-2)
+
+    def _diagonal(self, matrix: Tensor) -> Tensor:
+        return matrix.diagonal(dim1=-2, dim2=-1)
 
     def statistics(self, rows: Tensor, responsibilities: Tensor) -> Natural:
         """Counts, sums and second moments, these as one product over the pairs of columns."""
@@ -233,13 +246,7 @@ def _cholesky(scatter: Tensor) -> Tensor:
     return chol
 
 
-def _log(scatter: Tensor) -> Tensor:
-    if bool((scatter <= 0).any()):
-        raise ValueError(_LOST)
-    return scatter.log()
-
-
 _LOST = (
-    "the scatter of a component is not positive in float64: clusters are narrower than their distances by more than "
-    "rounding allows; raise the prior's scatter, or standardise the columns of x"
+    "the scatter of a component has lost its digits in float64: its cluster is narrower, in some direction, than its distance "
+    "from the others by more than rounding allows; raise the prior's scatter"
 )
