@@ -13,6 +13,7 @@ from guides.diagnostics.importance import (
     corrected_moments,
     importance_sample_size,
 )
+from guides.diagnostics.latent_use import LatentUse, latent_use
 from guides.diagnostics.loo import Elpd, ElpdLOO, elpd_loo
 from guides.diagnostics.pareto import ParetoK, pareto_k
 from guides.diagnostics.psis import fit_generalized_pareto, importance_ess, pareto_k_threshold, psis
@@ -27,6 +28,7 @@ __all__ = [
     "ElpdLOO",
     "Finding",
     "ImportanceESS",
+    "LatentUse",
     "ParetoK",
     "RHat",
     "SiteMoments",
@@ -41,6 +43,7 @@ __all__ = [
     "fit_generalized_pareto",
     "importance_ess",
     "importance_sample_size",
+    "latent_use",
     "loss_trend",
     "pareto_k",
     "pareto_k_threshold",
