@@ -46,7 +46,7 @@ def conditional_prior(
     Parameters are read as usual; none of the sites is seen from outside.
     """
     until = _Until(name)
-    with poutine.block(hide_types=["sample"]), until, suppress(_Found):
+    with poutine.block(hide_types=["sample", "observe"]), until, suppress(_Found):
         poutine.condition(model, data=values)(*args, **kwargs)
     normal: Normal = _base(until.fn)
     return normal
