@@ -14,7 +14,7 @@ from guides.information.latent import LatentInformation, latent_information
 
 __all__ = ["LatentUse", "latent_use"]
 
-_MAX_ROWS, _MAX_DRAWN = 500, 250
+_MAX_ROWS, _MAX_DRAWN = 300, 100
 _LITTLE = 0.1  # nats; an encoder that says less than this about a row says nothing
 
 _ADVICE = (
@@ -27,7 +27,7 @@ _ADVICE = (
 class LatentUse(Finding):
     """What the latents of an amortised guide say about the rows; empty for other guides.
 
-    :param measures: one per restart, over at most 500 rows of the training data;
+    :param measures: one per restart, over at most 300 rows of the training data;
         ``guides.information.latent_information(posterior)`` takes all of them.
     """
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from guides.engine.checks import is_latent, is_observed
@@ -21,6 +20,7 @@ from guides.engine.traces import nodes
 from guides.errors import OptionError, UnsupportedModelError
 from guides.information.aggregate import aggregate, row_densities, unit_densities
 from guides.information.measure import Measure, Unit, per_nat
+from guides.information.units import UnitVariance, unit_variances
 from guides.objectives.base import joint_traces
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["LatentInformation", "latent_information"]
 
 _ROWS_AT_ONCE = 512
-_DRAWS_OF_MEANS = 16
 _ACTIVE = 0.01
 
 
@@ -48,7 +47,7 @@ class LatentInformation:
         depends on the row, as that of a conditional VAE does.
     :ivar total_correlation: KL(q(z) || prod_d q(z_d)): how far the units of the code are from independent, over all rows
         together. ``None`` if the densities of single units are not known, as with flows or several layers.
-    :ivar unit_variance: by site, variance over rows of E[z_d | x], for every unit d.
+    :ivar unit_variance: by site, variance over all rows of E[z_d | x], for every unit d.
     :ivar num_rows: rows N in the aggregated posterior.
     :ivar num_drawn: rows that were drawn from.
     :ivar num_samples: draws for each of them.
@@ -60,7 +59,7 @@ class LatentInformation:
     mutual_information_upper: Measure
     marginal_kl: Measure | None
     total_correlation: Measure | None
-    unit_variance: Mapping[str, Measure]
+    unit_variance: Mapping[str, UnitVariance]
     num_rows: int
     num_drawn: int
     num_samples: int
@@ -68,7 +67,7 @@ class LatentInformation:
     @property
     def active(self) -> dict[str, Tensor]:
         """By site, which units are active: those whose mean varies over the rows, Var E[z_d | x] > 0.01."""
-        return {name: measure.value > _ACTIVE for name, measure in self.unit_variance.items()}
+        return {name: variance.value > _ACTIVE for name, variance in self.unit_variance.items()}
 
     @property
     def active_units(self) -> int:
@@ -83,7 +82,7 @@ class LatentInformation:
     @property
     def undecided_units(self) -> int:
         """Units whose variance is within two standard errors of the limit."""
-        near = [(m.value - _ACTIVE).abs() < 2 * m.standard_error for m in self.unit_variance.values()]
+        near = [(v.value - _ACTIVE).abs() < 2 * v.standard_error for v in self.unit_variance.values()]
         return sum(int(value.sum()) for value in near)
 
     @property
@@ -99,7 +98,7 @@ class LatentInformation:
             measure = getattr(self, name)
             found[name] = None if measure is None else measure.to_dict()
         counts = {name: getattr(self, name) for name in ("active_units", "units", "num_rows", "num_drawn", "num_samples")}
-        return found | counts | {"unit_variance": {name: m.to_dict() for name, m in self.unit_variance.items()}}
+        return found | counts | {"unit_variance": {name: found.value.tolist() for name, found in self.unit_variance.items()}}
 
     def __str__(self) -> str:
         upper = float(self.mutual_information_upper)
@@ -155,7 +154,8 @@ def latent_information(
 
     :param posterior: a fit whose guide names the sites it computes from rows, ``guide.amortized``.
     :param data: rows to measure on; the training data by default.
-    :param max_drawn: the most rows to draw from, chosen at random; the time taken is proportional to it and to N.
+    :param max_drawn: the most rows to draw from, chosen at random. The time taken is proportional to it and to N; with flows
+        and several layers, whose densities at other rows' draws take a pass of networks each, choose both small.
     :param num_samples: draws for each of them.
     :param seed: the same seed gives the same draws and rows.
     :param unit: ``"nats"`` or ``"bits"``.
@@ -224,7 +224,7 @@ def _measure(
         mutual_information_upper=measure(log_q - (others.joint - log_rest)),
         marginal_kl=measure(mixture - log_p) if same_prior else None,
         total_correlation=correlation,
-        unit_variance=_unit_variance(guide, parts, sites),
+        unit_variance=unit_variances(guide, data, sites),
         num_rows=data.size,
         num_drawn=len(chosen),
         num_samples=num_samples,
@@ -272,35 +272,3 @@ def _same_prior(model: Any, guide: Any, part: Data, sites: list[str]) -> bool:
     trace = poutine.trace(poutine.condition(model, data=fixed | others)).get_trace(*two.args, **two.kwargs)
     density = row_densities(trace, sites)
     return bool(torch.allclose(density[:1].expand_as(density), density, rtol=1e-5, atol=1e-5))
-
-
-def _unit_variance(guide: Any, parts: list[Data], sites: list[str]) -> dict[str, Measure]:
-    """Return the variance over rows of each unit's mean, free of the noise of means that are averages of draws."""
-    found: dict[str, list[Tensor]] = {name: [] for name in sites}
-    noise: dict[str, list[Tensor]] = {name: [] for name in sites}
-    for part in parts:
-        traces = [poutine.trace(guide).get_trace(*part.args, **part.kwargs)]
-        if len(sites) > 1 or _mean(traces[0], sites[0]) is None:
-            traces += [poutine.trace(guide).get_trace(*part.args, **part.kwargs) for _ in range(_DRAWS_OF_MEANS - 1)]
-        for name in sites:
-            means = [_mean(trace, name) for trace in traces]
-            drawn = torch.stack([nodes(t)[name]["value"] if m is None else m for t, m in zip(traces, means)])
-            drawn = drawn.reshape(len(traces), part.size, -1).double()
-            found[name].append(drawn.mean(0))
-            noise[name].append(drawn.var(0) / len(traces) if len(traces) > 1 else torch.zeros_like(drawn[0]))
-    measures = {}
-    for name in sites:
-        means_of_rows, noise_of_rows = torch.cat(found[name]), torch.cat(noise[name])
-        count = len(means_of_rows)
-        squares = (means_of_rows - means_of_rows.mean(0)).square() * (count / max(count - 1, 1)) - noise_of_rows
-        measures[name] = Measure.of_draws(squares)
-    return measures
-
-
-def _mean(trace: Trace, name: str) -> Tensor | None:
-    """Return the mean of a site's distribution, or ``None`` where it has no closed form."""
-    site = nodes(trace)[name]
-    try:
-        return site["fn"].mean.expand_as(site["value"])
-    except NotImplementedError:
-        return None

@@ -20,7 +20,7 @@ WEIGHT = torch.tensor([[1.0, 1.0, 0.0, 1.0], [0.5, -1.0, 1.0, 0.0]])
 @pytest.fixture(scope="module")
 def rows():
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(600, 2, generator=generator) @ WEIGHT + 0.5 * torch.randn(600, 4, generator=generator)
+    return torch.randn(400, 2, generator=generator) @ WEIGHT + 0.5 * torch.randn(400, 4, generator=generator)
 
 
 def fit(rows, weight=WEIGHT, **options):
@@ -38,7 +38,7 @@ def test_a_good_fit_is_called_good(rows):
     measure = found.findings["latent_use"].measures[0]
     assert found.verdict == "good"
     assert measure.active_units == measure.units == 2
-    assert measure.num_rows == 500
+    assert measure.num_rows == 300
     assert "2 of 2 latent units are active" in found.findings["latent_use"].text
     assert "latents in use  2 of 2 units active, rate " in str(found)
 
