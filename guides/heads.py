@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.transforms import ConditionalAffineAutoregressive, ConditionalSplineAutoregressive
-from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 from torch.nn.functional import softplus
 
 from guides.distributions import LowRankNormal
 from guides.errors import GuideMismatchError, OptionError
+from guides.flows import FLOWS, conditional_flow
 from guides.local_sites import LocalSite
 
-__all__ = ["COVARIANCES", "FLOWS", "Gaussian", "Head", "HeadOptions"]
+__all__ = ["Gaussian", "Head", "HeadOptions", "check_encoded"]
 
 COVARIANCES = ("diagonal", "low_rank", "full")
-FLOWS = ("iaf", "spline")
-_SPLINE_BINS = 8
-_SPLINE_BOUND = 5.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ class Head(nn.Module):
             )
         context = width if width is not None else 2 * size
         count = options.num_flows if options.flow is not None else 0
-        self.flows = nn.ModuleList(_flow(str(options.flow), size, context, k).to(**where) for k in range(count))
+        self.flows = nn.ModuleList(conditional_flow(str(options.flow), size, context, k).to(**where) for k in range(count))
 
     def _flows(self) -> list[Any]:
         return list(self.flows)
@@ -185,18 +180,3 @@ def check_encoded(encoded: Any, number: int, sites: list[LocalSite], rows: int, 
         raise GuideMismatchError(
             f"{which} returned {like.loc.in_features} features per row at first and returns {encoded.shape[1]} now"
         )
-
-
-def _flow(name: str, size: int, context: int, number: int) -> nn.Module:
-    """Return one autoregressive transform; every other one takes the dimensions from last to first."""
-    order = torch.arange(size) if number % 2 == 0 else torch.arange(size).flip(0)
-    hidden = [max(2 * size, 32)] * 2
-    outputs = [1, 1] if name == "iaf" else [_SPLINE_BINS, _SPLINE_BINS, _SPLINE_BINS - 1]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="ConditionalAutoRegressiveNN input_dim = 1")
-        network = ConditionalAutoRegressiveNN(
-            size, context, hidden, param_dims=outputs, permutation=cast(torch.LongTensor, order), nonlinearity=nn.ELU()
-        )
-    if name == "iaf":
-        return ConditionalAffineAutoregressive(network, stable=True)
-    return ConditionalSplineAutoregressive(size, network, count_bins=_SPLINE_BINS, bound=_SPLINE_BOUND, order="quadratic")

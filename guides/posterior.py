@@ -172,11 +172,12 @@ class Posterior:
         if isinstance(self.guide, Family):
             values = self.guide.site_values(values)
         guide = poutine.condition(self.guide, data=values)
-        results = []
+        results, args, kwargs = [], self.training.args, self.training.kwargs
         with isolated_store(), quiet(), seeded(self.seed), torch.no_grad():
             for flat in self.flat:
-                run = lambda: poutine.trace(guide).get_trace(*self.training.args, **self.training.kwargs)  # noqa: E731
-                results.append(self.program.parameters.call(flat, run).log_prob_sum())
+                # Inside the call, as a flow's density is a network's, which reads its parameters when it is asked.
+                run = lambda: poutine.trace(guide).get_trace(*args, **kwargs).log_prob_sum()  # noqa: E731
+                results.append(self.program.parameters.call(flat, run))
         stacked = torch.stack(results)
         return stacked if self.replicates > 1 else stacked[0]
 

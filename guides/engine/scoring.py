@@ -108,7 +108,13 @@ def _objective_score(
         return estimate.value / replicates.size
 
     dims = (None, 0, 0, 0, *arguments.dims)
-    accelerated = Traced(lambda *i: (over_replicates(one, dims, *i),), "the validation score", enabled=traced)
+
+    def all_replicates(*inputs: Tensor) -> tuple[Tensor]:
+        if len(seeds) > 1:
+            return (over_replicates(one, dims, *inputs),)
+        return (one(*(i if d is None else i[0] for i, d in zip(inputs, dims))).unsqueeze(0),)
+
+    accelerated = Traced(all_replicates, "the validation score", enabled=traced)
 
     def score(flat: Tensor) -> Tensor:
         generators = [torch.Generator(device).manual_seed(s + 2**33) for s in seeds]

@@ -16,6 +16,7 @@ from guides.engine.optimisers import Optimiser
 from guides.engine.state import State
 from guides.engine.step import ChunkRunner, Inputs, Replicates
 from guides.errors import NonFiniteLossError
+from guides.objectives.base import Stratum
 
 __all__ = ["Chunk", "early_stopping", "rewind"]
 
@@ -112,7 +113,7 @@ def _first_bad_site(replicates: Replicates, r: int, flat: Tensor, inputs: Inputs
     normals, uniforms, *index = (i[r, k] for i in inputs)
     tensors = replicates.args if replicates.shared else tuple(a[r] for a in replicates.args)
     args = replicates.arguments(tensors, index[0] if index else None)
-    with torch.no_grad():
+    with torch.no_grad(), Stratum(replicates.program.strata(flat.device)[0]):
         model_trace, guide_trace = replicates.program.traces(flat, args, replicates.kwargs, Noise(normals[0], uniforms[0]))
         for owner, trace in (("guide", guide_trace), ("model", model_trace)):
             name = _bad_site(trace)

@@ -63,7 +63,7 @@ class Amortized(Family):
     :param rank: columns of a low-rank factor; by default about the root of the site's size.
     :param order: of several layers: ``"bottom_up"`` or ``"ladder"``.
     :param flow: on top of the Gaussian, conditioned on the encoder's output: ``"iaf"`` (inverse autoregressive flow) or
-        ``"spline"`` (autoregressive rational-quadratic splines).
+        ``"spline"`` (autoregressive rational-linear splines).
     :param num_flows: how many of them, one after the other, in alternating order of the dimensions.
     :param rest: family of the global latents, if there are any, or ``(name, options)``.
     :param init_scale: initial standard deviation in the unconstrained space, where the guide makes the head.
@@ -74,7 +74,8 @@ class Amortized(Family):
     References: Kingma & Welling (2014), *Auto-encoding variational Bayes*; Rezende, Mohamed & Wierstra (2014), *Stochastic
     backpropagation and approximate inference in deep generative models*; Sønderby et al. (2016), *Ladder variational
     autoencoders*; Kingma et al. (2016), *Improved variational inference with inverse autoregressive flow*; Durkan et al.
-    (2019), *Neural spline flows*.
+    (2019), *Neural spline flows*; Dolatabadi, Erfani & Leckie (2020), *Invertible generative modeling using linear rational
+    splines*.
 
     Example::
 

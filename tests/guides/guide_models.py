@@ -1,11 +1,17 @@
 """Small Pyro models that several tests of guides share, and closed forms for those that have one."""
 
+import inspect
 import math
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch.distributions import constraints
+
+import guides
+
+GENERAL = tuple(n for n, f in guides.families.items() if "encoder" not in inspect.signature(f).parameters)
+"""The families that need nothing but a model; guides with an encoder need latents per data point too."""
 
 
 def regression(x, y=None):

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from guide_models import SCHOOLS, line, linear, network, regression, schools
+from guide_models import GENERAL, SCHOOLS, line, linear, network, regression, schools
 from torch.distributions import constraints
 
 import guides
@@ -145,7 +145,7 @@ def test_unknown_names_get_the_nearest(data):
 
 
 def test_no_guide_and_no_natural_guide(data):
-    with pytest.raises(guides.OptionError, match="no natural_guide; pass one of dropout, ensemble"):
+    with pytest.raises(guides.OptionError, match="no natural_guide; pass one of amortized, dropout"):
         guides.fit(linear, None, *data)
 
 
@@ -196,7 +196,7 @@ def test_a_guide_that_cannot_be_reparameterised(data):
         guides.fit(regression, guide, *data)
 
 
-@pytest.mark.parametrize("family", guides.families)
+@pytest.mark.parametrize("family", GENERAL)
 def test_a_discrete_latent(family, data):
     def model(x, y=None):
         w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3, 1]).to_event(2))

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from guide_models import line, linear, network, regression
+from guide_models import GENERAL, line, linear, network, regression
 from torch import nn
 from torch.distributions import constraints
 
@@ -488,6 +488,6 @@ def test_double_precision_data_and_model():
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
 
-    for family in set(guides.families) - {"dropout"}:
+    for family in set(GENERAL) - {"dropout"}:
         posterior = guides.fit(model, family, x, y, steps=5)
         assert posterior.flat.dtype == posterior.sample(2)["w"].dtype == torch.float64, family

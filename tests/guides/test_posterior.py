@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from guide_models import SCHOOLS, line, linear, linear_posterior, network, regression, schools
+from guide_models import GENERAL, SCHOOLS, line, linear, linear_posterior, network, regression, schools
 from matplotlib.figure import Figure
 from pyro import poutine
 
@@ -76,7 +76,7 @@ def test_log_likelihood_is_that_of_the_draws(data):
     torch.testing.assert_close(posterior.log_likelihood(x, y, num_samples=4)["y"], draws.log_likelihood["y"][0])
 
 
-@pytest.mark.parametrize("family", sorted(set(guides.families) - {"dropout"}))
+@pytest.mark.parametrize("family", sorted(set(GENERAL) - {"dropout"}))
 def test_local_latents_of_new_rows_come_from_their_prior(family):
     posterior = guides.fit(schools, family, *SCHOOLS, steps=150, lr=0.1)
     new = posterior.predict(torch.tensor([10.0, 1e-3, 1e-3]), num_samples=2000)["y"]
