@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.task import Curve, Split
-from guides import predictive
+from guides import diagnostics, predictive
 
 __all__ = ["Evaluation", "Evaluator", "classification", "fit_only", "kept_inference_data", "regression", "trust"]
 
@@ -49,12 +49,17 @@ class Evaluator(Protocol):
 def trust(posterior: Any, *, num_samples: int, seed: int) -> Evaluation:
     """Return ELBO, k-hat, effective sample size, R-hat and convergence, for any posterior.
 
-    What a posterior has no value for (a point mass has no density, one restart no R-hat) is absent.
+    What a posterior has no value for (a point mass has no density, one restart no R-hat) is absent. Where every data point
+    has a latent of its own, or nothing is latent, only convergence is judged here: those tasks' evaluators do the rest.
 
     :param posterior: a ``guides.Posterior``.
     :param num_samples: draws behind every figure.
     :param seed: seed of the draws.
     """
+    if posterior.program.amortized or not posterior.program.latents:
+        judge: Any = diagnostics.convergence
+        found = judge(posterior, None)  # it reads no draws, and draws for all training rows would be many
+        return Evaluation({"converged": float(found.status == "converged")} if hasattr(found, "status") else {})
     diagnosis = posterior.diagnose(num_samples=num_samples, seed=seed)
     metrics: dict[str, float] = {}
     weights = getattr(diagnosis.findings.get("pareto_k"), "log_weights", None)

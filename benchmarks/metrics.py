@@ -140,6 +140,68 @@ _ALL = (
         1.0,
         2,
     ),
+    Metric(
+        "log_px",
+        "log p(x)",
+        "nats per image",
+        "up",
+        "Mean log marginal likelihood of the test images, by importance sampling from the guide with as many draws for each "
+        "image as the protocol says (num_samples); on average below the truth.",
+        0,
+        2,
+    ),
+    Metric("log_px_se", "its Monte Carlo error", "nats", "none", "Standard error of log p(x) from its finite draws.", 0, 3),
+    Metric(
+        "log_py",
+        "log p(y | x)",
+        "nats per image",
+        "up",
+        "Mean log-likelihood of the pixels that were not given, by importance sampling from the guide; exact for a model "
+        "without latents.",
+        0,
+        2,
+    ),
+    Metric("log_py_se", "its Monte Carlo error", "nats", "none", "Standard error of log p(y | x), finite draws.", 0, 3),
+    Metric("elbo_test", "test ELBO", "nats per image", "up", "Mean ELBO of the test images.", 0, 2),
+    Metric(
+        "tutorial_loss",
+        "negative ELBO",
+        "nats per image",
+        "down",
+        "Minus the mean ELBO of the pixels that were not given, 10 draws for each image: the quantity of Pyro's tutorial, "
+        "there on grey levels. For a model without latents, its cross-entropy.",
+        0,
+        2,
+    ),
+    Metric(
+        "rate", "rate", "nats", "none", "KL divergence of the guide from the prior of the codes, mean over images.", 0, 2
+    ),
+    Metric(
+        "distortion", "distortion", "nats", "none", "Minus the expected log-likelihood of an image given its code.", 0, 2
+    ),
+    Metric(
+        "active_units", "active units", "", "none", "Latents whose mean moves with the image (variance above 0.01).", 0, 1
+    ),
+    Metric(
+        "mutual_information",
+        "I(x; z)",
+        "nats",
+        "none",
+        "Mutual information of image and code under the guide; at most log of the number of images it is estimated from.",
+        0,
+        2,
+    ),
+    Metric(
+        "khat_bad",
+        "k-hat too high",
+        "",
+        "down",
+        "Share of test images whose k-hat is above the limit for so many draws.",
+        0,
+        3,
+    ),
+    Metric("epochs", "epochs", "", "none", "Passes over the training part.", 0, 0),
+    Metric("train_seconds", "training", "s", "down", "Wall time of the optimisation, compilation included.", 0, 1),
     Metric("khat", "k-hat", "", "down", "Pareto shape of the importance weights; below 0.5 good, up to 0.7 usable.", 0, 2),
     Metric(
         "ess_fraction",

@@ -24,6 +24,7 @@ from benchmarks.drawing import (
     tasks_of,
 )
 from benchmarks.evaluation import QUANTILES
+from benchmarks.image_pictures import IMAGE_PICTURES
 from benchmarks.metrics import metric
 from benchmarks.store import Record, write_atomically
 from benchmarks.tables import estimate, values
@@ -347,6 +348,7 @@ def _intervals(path: Path, sites: Sequence[str]) -> dict[str, list[float]]:
 
 
 PICTURES: tuple[Picture, ...] = (
+    *IMAGE_PICTURES,
     Picture(
         "blundell_bands",
         "Knowing what one does not know: Blundell's curve",

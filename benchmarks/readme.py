@@ -62,7 +62,8 @@ def _result(found: Mapping[str, Any], file: str) -> str:
     if not quoted:
         parts.append(_by_task(tasks))
     elif set(quoted) <= measured:
-        parts += [_by_metric(tasks, name) for name in quoted]
+        decisive = (TASKS[task["task"]].metrics[0] for task in tasks)
+        parts += [_by_metric(tasks, name) for name in dict.fromkeys((*decisive, *quoted))]
     else:
         parts.append(_by_reading(tasks))
     parts.append(_made_by(found, file))

@@ -216,10 +216,13 @@ def _run_chunk(
     failure: Exception | None = None
     try:
         with memory, _working(task.threads, caught):
-            model = setting.model(chunk[0][1])
+            with torch.random.fork_rng():  # networks start at random: one start for all of a chunk, see Task.replicates
+                torch.manual_seed(chunk[0][0].fit_seed)
+                model = setting.model(chunk[0][1])
+                guide = setting.guide(model)
             posteriors = guides.fit_many(
                 model,
-                setting.guide(model),
+                guide,
                 [split.train for _, split in chunk],
                 validations=[split.validation for _, split in chunk if split.validation is not None] or None,
                 seeds=[cell.fit_seed for cell, _ in chunk],

@@ -90,7 +90,7 @@ class Setting:
     :param fit: arguments of ``guides.fit``; the objective by its registry name.
     :param objective: options of that objective.
     :param model: builds the model.
-    :param encoder: builds the encoder for a model, where the guide takes one.
+    :param encoder: builds the guide's encoder for a model, and options that go with it, where the guide takes one.
     :param num_samples: draws behind every number of a cell.
     :param protocol: all of it, described.
     """
@@ -101,7 +101,7 @@ class Setting:
     fit: Mapping[str, Any]
     objective: Mapping[str, Any]
     model: Callable[[Split], nn.Module]
-    encoder: Callable[[Any], Any] | None
+    encoder: Callable[[Any], Mapping[str, Any]] | None
     num_samples: int
     protocol: Mapping[str, Any]
 
@@ -112,7 +112,7 @@ class Setting:
 
     def guide(self, model: nn.Module) -> tuple[str, dict[str, Any]]:
         """Return the guide's name and options for one model, its encoder among them where it takes one."""
-        encoder = {} if self.encoder is None else {"encoder": self.encoder(model)}
+        encoder = {} if self.encoder is None else self.encoder(model)
         return self.family, {**encoder, **self.options}
 
     def fit_arguments(self) -> dict[str, Any]:
@@ -190,8 +190,8 @@ class Task:
     :param load: ``load(index)`` returns the :class:`Split` of that number; name a module-level function or a
         :func:`functools.partial` of one, so that its arguments become part of the protocol's hash.
     :param model: ``model(split)`` builds the Pyro model; only shapes may depend on the split.
-    :param encoder: ``encoder(model)`` builds the encoder of guides that take one, for a model with a latent for each data
-        point; only such guides run here then.
+    :param encoder: ``encoder(model)`` returns the option ``encoder`` of guides that take one, and options that go with it,
+        for a model with a latent for each data point; only such guides run here then.
     :param evaluate: turns a posterior and a split into numbers and curves (see :mod:`benchmarks.evaluation`).
     :param metrics: names of what tables show, the decisive one first.
     :param splits: how many splits exist.
@@ -204,7 +204,7 @@ class Task:
     :param forest: latent sites that the report's forest plot compares between guides; empty for none.
     :param num_samples: posterior draws behind every number of a cell.
     :param keep_draws: posterior draws kept in the cell's netCDF file; 0 keeps no file.
-    :param replicates: most cells fitted in one vectorised run.
+    :param replicates: most cells fitted in one vectorised run; 1 for models that hold networks, which would all start alike.
     :param threads: CPU threads, ``None`` for all. Networks of a few hundred weights run fastest on one: the others would
         spend their time waiting for each other.
     :param version: raise it when code behind ``load``, ``model`` or ``evaluate`` changes what they do.
@@ -225,7 +225,7 @@ class Task:
     metrics: tuple[str, ...]
     splits: int = 1
     fit: Mapping[str, Any] = field(default_factory=dict)
-    encoder: Callable[[Any], Any] | None = None
+    encoder: Callable[[Any], Mapping[str, Any]] | None = None
     guides: Mapping[str, Override] = field(default_factory=dict)
     skip: Mapping[str, str] = field(default_factory=dict)
     source: str = ""

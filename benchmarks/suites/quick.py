@@ -16,6 +16,7 @@ SUITES.add(
             "diabetes",
             "breast_cancer",
             "digits_classes",
+            "digits_vae",
             "blundell_curve",
             "foong_gap",
         ),

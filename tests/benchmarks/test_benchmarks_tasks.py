@@ -17,7 +17,7 @@ from benchmarks.runner import plan
 from benchmarks.task import parse_guide
 from benchmarks.tasks.eight_schools import exact
 
-PROVIDED = ("table1_", "uci_")
+PROVIDED = ("table1_", "uci_", "mnist_", "cvae_")
 HERE = Path(__file__).resolve().parents[2]
 
 
@@ -31,9 +31,9 @@ def data_folder() -> str | None:
 def load(task: Task, index: int, monkeypatch: pytest.MonkeyPatch):
     if task.name.startswith(PROVIDED):
         folder = data_folder()
-        name = task.load.keywords["dataset"]
-        if folder is None or not (Path(folder) / "uci" / name).is_dir():
-            pytest.skip(f"{task.name} needs uci/{name} in ZOO_DATA")
+        name = f"uci/{task.load.keywords['dataset']}" if task.name.startswith(("table1_", "uci_")) else "binarized_mnist"
+        if folder is None or not (Path(folder) / name).is_dir():
+            pytest.skip(f"{task.name} needs {name} in ZOO_DATA")
         monkeypatch.setenv("ZOO_DATA", folder)
     return task.load(index)
 
@@ -44,11 +44,11 @@ def test_task_loads_and_its_model_runs(name: str, monkeypatch: pytest.MonkeyPatc
     assert task.name == name
     assert task.summary
     split = load(task, task.splits - 1, monkeypatch)
-    again = load(task, task.splits - 1, monkeypatch)
+    again = load(task, task.splits - 1, monkeypatch) if task.splits > 1 else split
     for part, other in zip(split.train, again.train):
         assert torch.equal(part, other), "the same index must give the same data"
         assert torch.isfinite(part.float()).all()
-    task.model(split)(*split.train)
+    task.model(split)(*(part[:500] for part in split.train))
     if split.test is not None:
         assert len(split.test) == len(split.train)
         assert split.target_scale > 0
@@ -62,6 +62,8 @@ def test_parts_of_a_split_are_disjoint_and_standardised_on_the_training_part(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = TASKS[name]
+    if task.encoder is not None:
+        pytest.skip(f"{name} has images, which are not standardised")
     split = load(task, 0, monkeypatch)
     if split.test is None:
         pytest.skip(f"{name} has no held-out part")
@@ -85,16 +87,16 @@ def test_parts_of_a_split_are_disjoint_and_standardised_on_the_training_part(
 @pytest.mark.parametrize("name", TASKS)
 def test_protocol_of_every_guide_is_data(name: str) -> None:
     task = TASKS[name]
-    hashes = {guide: task.setting(guide).hash for guide in guides.families}
+    hashes = {guide: task.setting(guide).hash for guide in guides.families if not task.reason_to_skip(guide)}
     assert len(set(hashes.values())) == len(hashes)
-    for guide in guides.families:
+    for guide in hashes:
         setting = task.setting(guide)
         assert setting.hash == task.setting(guide).hash
         assert task.setting(guide, {"epochs": 3, "steps": None}).hash != setting.hash
         assert task.setting(f"{guide}:init=7").options["init"] == 7
         assert ("steps" in setting.fit) != ("epochs" in setting.fit)
     assert set(task.metrics) <= METRICS.keys()
-    assert set(task.guides) | set(task.skip) <= set(guides.families)
+    assert {parse_guide(label)[0] for label in (*task.guides, *task.skip)} <= set(guides.families)
     assert task.source
 
 
@@ -105,7 +107,8 @@ def test_suite_plans_every_task_and_guide(name: str) -> None:
     assert suite.summary
     work = plan(name)
     assert {cell.task for cell in work.cells} == set(suite.tasks)
-    assert {cell.guide for cell in work.cells} <= set(suite.guides or guides.families)
+    for task in suite.tasks:
+        assert {cell.guide for cell in work.cells if cell.task == task} <= set(suite.labels(task))
     assert len(set(work.cells)) == len(work.cells)
     if suite.optional:
         plan(name, tasks=suite.optional, splits=1)

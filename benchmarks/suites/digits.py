@@ -1,0 +1,23 @@
+"""VAEs on the digits that come with scikit-learn: no file, two minutes."""
+
+from __future__ import annotations
+
+from benchmarks.image_tables import sections
+from benchmarks.task import SUITES, Suite
+
+__all__: list[str] = []
+
+SUITES.add(
+    "digits",
+    Suite(
+        name="digits",
+        summary="VAEs on embedded 8 by 8 digits: an encoder, and a flow after it",
+        tasks=("digits_vae", "digits_plane"),
+        guides={
+            "digits_vae": ("amortized", "amortized:flow=iaf"),
+            "digits_plane": ("amortized",),
+        },
+        splits=1,
+        sections=sections,
+    ),
+)
