@@ -34,6 +34,7 @@ from guides.families import (
     Mixture,
 )
 from guides.fitting import fit, fit_many
+from guides.gaps import InferenceGap, inference_gap
 from guides.marginal import LogMarginal, log_marginal
 from guides.objectives import (
     ELBO,
@@ -76,6 +77,7 @@ __all__ = [
     "FlatFamily",
     "FullRank",
     "GuideMismatchError",
+    "InferenceGap",
     "Laplace",
     "LogMarginal",
     "LowRank",
@@ -99,6 +101,7 @@ __all__ = [
     "families",
     "fit",
     "fit_many",
+    "inference_gap",
     "log_marginal",
     "objectives",
     "sample_prior",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from guides.errors import OptionError
 
-__all__ = ["Optimiser", "make_optimiser", "make_schedule"]
+__all__ = ["Optimiser", "adam", "make_optimiser", "make_schedule"]
 
 Moments = tuple[Tensor, ...]
 

@@ -6,6 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,13 +115,18 @@ class WeightKernel:
         self.plan = Plan.make(size, num_samples, self._elements(), chunk, flat.device)
         self.blocks = math.ceil(size / self.plan.rows)
         self.chunks = math.ceil(num_samples / self.plan.draws)
-        self._layout = self._record(self._rows_of(torch.zeros(self.plan.rows, dtype=torch.long, device=flat.device)))
+        self.layout = self._record(self.rows_of(torch.zeros(self.plan.rows, dtype=torch.long, device=flat.device)))
         work = self.plan.rows * self.plan.draws * self.blocks * self.chunks * self.plan.elements
         self.mode = compile
         if compile == "auto":
             self.mode = "eager" if self.blocks * self.chunks < _WORTH_TRACING else "trace"
             self.mode = "inductor" if work > _WORTH_COMPILING and self._can_compile() else self.mode
         self._run: Callable[..., tuple[Tensor, ...]] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self._flat.device
 
     def index(self, block: int) -> tuple[Tensor, int]:
         """Return the row numbers of a block, shape ``(plan.rows,)``, and how many of them are to be kept."""
@@ -137,13 +143,14 @@ class WeightKernel:
         :param index: row numbers, shape ``(plan.rows,)``.
         :param generator: of the draws' noise.
         """
-        noise = self._layout.draw((self.plan.draws,), generator)
-        inputs = (*self._rows_of(index), noise.normals, noise.uniforms)
+        noise = self.layout.draw((self.plan.draws,), generator)
+        inputs = (*self.rows_of(index), noise.normals, noise.uniforms)
         if self._run is None:
             self._run = self._prepare(inputs)
         return self._run(*inputs)[0].double()
 
-    def _rows_of(self, index: Tensor) -> tuple[Tensor, ...]:
+    def rows_of(self, index: Tensor) -> tuple[Tensor, ...]:
+        """Return the model's tensors for the rows ``index``."""
         return tuple(self._data.args[i].index_select(0, index) for i in self._tensors)
 
     def _arguments(self, tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
@@ -152,24 +159,30 @@ class WeightKernel:
             args[i] = tensor
         return tuple(args)
 
-    def _one(self, tensors: tuple[Tensor, ...], tape: NoiseTape) -> Tensor:
-        """Return the log weights of one draw for the rows ``tensors``."""
+    def draw(
+        self, tensors: tuple[Tensor, ...], tape: NoiseTape, around: AbstractContextManager[Any] | None = None
+    ) -> tuple[Tensor, Trace]:
+        """Return the log weights of one draw for the rows ``tensors``, and the guide's trace.
+
+        :param around: a context for the guide to run in.
+        """
         args, kwargs = self._arguments(tensors), self._data.kwargs
 
-        def run() -> Tensor:
+        def run() -> tuple[Tensor, Trace]:
             with tape:
-                guide_trace = poutine.trace(self._program.guide).get_trace(*args, **kwargs)
+                with around or nullcontext():
+                    guide_trace = poutine.trace(self._program.guide).get_trace(*args, **kwargs)
                 model_trace = poutine.trace(poutine.replay(self._program.model, trace=guide_trace)).get_trace(
                     *args, **kwargs
                 )
-                return log_weights(model_trace, guide_trace, self._denominator)
+                return log_weights(model_trace, guide_trace, self._denominator), guide_trace
 
-        found: Tensor = self._program.parameters.call(self._flat, run)
+        found: tuple[Tensor, Trace] = self._program.parameters.call(self._flat, run)
         rows = len(tensors[0]) if tensors else 1
-        if found.shape != (rows,):
+        if found[0].shape != (rows,):
             raise UnsupportedModelError(
                 f"the sites of model and guide are not all in one plate of the {rows} rows, so a row has no log density of "
-                f'its own (found shape {tuple(found.shape)}); put every site into pyro.plate("data", len(x))'
+                f'its own (found shape {tuple(found[0].shape)}); put every site into pyro.plate("data", len(x))'
             )
         return found
 
@@ -178,7 +191,7 @@ class WeightKernel:
         *tensors, normals, uniforms = inputs
 
         def one(normals: Tensor, uniforms: Tensor) -> Tensor:
-            return self._one(tuple(tensors), NoiseTape(Noise(normals, uniforms)))
+            return self.draw(tuple(tensors), NoiseTape(Noise(normals, uniforms)))[0]
 
         found = self._over_draws(one, (0, 0), normals, uniforms).mT
         if self._over_draws.looping:
@@ -187,14 +200,14 @@ class WeightKernel:
 
     def _record(self, tensors: tuple[Tensor, ...]) -> NoiseLayout:
         tape = NoiseTape()
-        self._one(tensors, tape)
+        self.draw(tensors, tape)
         return tape.used
 
     def _elements(self) -> int:
         """Count what one draw of one row makes: the difference of two counts, without what all rows share."""
         counts = []
         for rows in (1, 2) if self.apart else (1,):
-            tensors = self._rows_of(torch.zeros(rows, dtype=torch.long, device=self._flat.device))
+            tensors = self.rows_of(torch.zeros(rows, dtype=torch.long, device=self._flat.device))
             with _Count() as count:
                 self._record(tensors)
             counts.append(count.elements)

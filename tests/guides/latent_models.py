@@ -13,12 +13,14 @@ import guides
 
 
 class LinearGaussian:
-    """z ~ N(0, I_L), x ~ N(z W, noise^2 I); with orthogonal loadings the posterior has independent coordinates."""
+    """z ~ N(0, I_L), x ~ N(z W, noise^2 I); the posterior has independent coordinates if the loadings are orthogonal."""
 
     def __init__(self, features=4, latent=2, noise=0.5, orthogonal=True, seed=0):
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(features, latent, generator=generator)
-        self.weight = (torch.linalg.qr(weight)[0] if orthogonal else weight).mT.contiguous()
+        self.weight = torch.linalg.qr(weight)[0].mT.contiguous()
+        if not orthogonal:
+            self.weight[1:] = 0.8 * self.weight[:-1] + 0.6 * self.weight[1:]
         self.noise, self.latent = noise, latent
         self.precision = torch.eye(latent) + self.weight @ self.weight.mT / noise**2
 
