@@ -15,6 +15,7 @@ from guides.engine.checks import is_observed
 from guides.engine.parameters import isolated_store
 from guides.engine.program import quiet, seeded
 from guides.engine.traces import nodes
+from guides.engine.vectorise import over_draws
 from guides.errors import OptionError
 
 __all__ = ["ConjugatePosterior", "ConjugateStructure", "Natural", "rows_per_chunk"]
@@ -143,10 +144,9 @@ class ConjugatePosterior:
             natural = {name: value.detach().clone().requires_grad_() for name, value in self._one.items()}
             log_normaliser = self.structure.log_normaliser(natural).sum()
             means = torch.autograd.grad(log_normaliser, list(natural.values()))
-        moved = sum(
-            ((natural[name] - self.structure.prior[name]) * mean).sum() for name, mean in zip(natural, means, strict=True)
-        )
-        return float(moved - log_normaliser + self.structure.log_normaliser(self.structure.prior).sum())
+        prior = self.structure.prior
+        moved = sum(((self._one[name] - prior[name]) * mean).sum() for name, mean in zip(natural, means, strict=True))
+        return float(moved - log_normaliser.detach() + self.structure.log_normaliser(prior).sum())
 
     def marginal_elbo(self, num_samples: int = 200, seed: int | None = None) -> tuple[float, float]:
         r"""Return the ELBO with the assignments summed out, and its Monte Carlo standard error, in nats.
@@ -158,16 +158,19 @@ class ConjugatePosterior:
         :param seed: by default that of the fit.
         """
         draws = self.sample(num_samples, seed)
-        values = []
+
+        def log_likelihood(index: Tensor) -> dict[str, Any]:
+            model = poutine.condition(self.model, data={name: value[index] for name, value in draws.items()})
+            trace = poutine.trace(model).get_trace(self.data.double())
+            trace.compute_log_prob()
+            found = [site["log_prob_sum"] for name, site in nodes(trace).items() if is_observed(site) and name not in draws]
+            return {"log_likelihood": sum(found)}
+
+        chunk = max(1, _ELEMENTS_PER_CHUNK // (self.data.numel() * self.responsibilities.shape[1]))
         with isolated_store(), quiet(), torch.no_grad():
-            for index in range(num_samples):
-                model = poutine.condition(self.model, data={name: value[index] for name, value in draws.items()})
-                trace = poutine.trace(model).get_trace(self.data.double())
-                trace.compute_log_prob()
-                values.append(sum(site["log_prob_sum"] for site in nodes(trace).values() if _is_datum(site, draws)))
-        log_likelihoods = torch.stack([torch.as_tensor(value) for value in values])
-        error = float(log_likelihoods.std()) / math.sqrt(num_samples) if num_samples > 1 else math.nan
-        return float(log_likelihoods.mean()) - self.kl(), error
+            values = over_draws(log_likelihood, num_samples, chunk, self.data.device)["log_likelihood"]
+        error = float(values.std()) / math.sqrt(num_samples) if num_samples > 1 else math.nan
+        return float(values.mean()) - self.kl(), error
 
     @property
     def _one(self) -> Natural:
@@ -178,7 +181,3 @@ def rows_per_chunk(rows: Tensor, columns: int) -> int:
     """Return how many rows to handle at a time, so that what they need for ``columns`` components stays in cache."""
     features = max(1, rows.shape[:-1].numel())
     return max(256, _ELEMENTS_PER_CHUNK // (columns * features))
-
-
-def _is_datum(site: Any, draws: dict[str, Tensor]) -> bool:
-    return is_observed(site) and site["name"] not in draws

@@ -247,6 +247,6 @@ def _cholesky(scatter: Tensor) -> Tensor:
 
 
 _LOST = (
-    "the scatter of a component has lost its digits in float64: its cluster is narrower, in some direction, than its distance "
+    "the scatter of a component has lost its digits in float64: its cluster is narrower in some direction than its distance "
     "from the others by more than rounding allows; raise the prior's scatter"
 )
