@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
 import torch
@@ -189,6 +189,11 @@ def _fingerprint(settings: Settings, replicates: Replicates, initial: Tensor) ->
     shapes = [tuple(a.shape) for a in replicates.args]
     sums = [float(a.double().sum()) for a in (*replicates.args, initial)]
     objective, guide = replicates.program.objective, replicates.program.guide
-    setting = {k: v for k, v in vars(objective).items() if k[0] != "_" and isinstance(v, int | float | str | None)}
+    # Schedules that are dataclasses show their numbers; other functions cannot be compared.
+    setting = {
+        k: v
+        for k, v in vars(objective).items()
+        if k[0] != "_" and (isinstance(v, int | float | str | None) or is_dataclass(v))
+    }
     names = (type(objective).__name__, setting, type(guide).__name__, replicates.program.parameters.names)
     return repr((options, names, shapes, sums))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ def detached_parameters(function: Callable[..., Any]) -> Iterator[None]:
     plain = _plain_parameters(modules)
     owners = {f"{i}": (owner,) for i, (_, owner) in enumerate(plain)}
     values = {f"{i}": parameter.detach() for i, (parameter, _) in enumerate(plain)}
-    with _swapped(owners, values), _Detach():
+    with _swapped(owners, values), _Detach(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*was not registered in the param store", category=UserWarning)
         yield
 
 

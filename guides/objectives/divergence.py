@@ -24,7 +24,7 @@ Factors = dict[str, tuple[Normal, Tensor]]
 def log_likelihood(model_trace: Trace) -> Tensor:
     """Return the log density of the observed sites in nats, scaled and masked as they are."""
     found = [log_density(s, None, scaled=True) for s in density_sites(model_trace).values() if is_observed(s)]
-    return torch.as_tensor(sum(found))
+    return sum(found, start=torch.zeros(()))
 
 
 def divergences(
@@ -64,9 +64,9 @@ def divergences(
         parts += [log_q[n] - log_p[n] for n in rest]
         sizes += [_size(prior[n]) for n in rest] if per_dimension else []
     else:
-        parts.append(torch.as_tensor(sum(log_q.values()) - sum(log_p.values())))
+        parts.append(sum(log_q.values(), start=torch.zeros(())) - sum(log_p.values()))
         sizes += [torch.as_tensor(sum(_size(prior[n]) for n in rest))] if per_dimension else []
-    return parts, sizes
+    return parts or [torch.zeros(())], sizes or [torch.zeros(())] * per_dimension
 
 
 def closed_form_kl(q: Normal, site: dict[str, Any]) -> Tensor:

@@ -6,14 +6,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from estimates import encoder, factors, has_mean, replicate_estimates, rows, same_estimates, same_mean
 from guide_models import line, linear, linear_posterior, network, regression
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import guides
-from guides.engine.data import Data
-from guides.engine.parameters import isolated_store
-from guides.engine.program import Program, quiet
+from guides.engine.tracing import has_compiler
 from guides.objectives.divergence import closed_form_kl
 
 
@@ -80,31 +79,6 @@ def fixed_mean_field(model, data, scale=0.3):
     pyro.set_rng_seed(5)
     guide(*data)
     return guide
-
-
-def replicate_estimates(objective, model, guide, data, count):
-    """Values (count,) and gradients by parameter (count, ...) of independent estimates, by the engine's vectorised step."""
-    program = Program.build(model, guide, objective, Data.of(data), batch_size=None, seed=0)
-    noise = program.noise.draw((count, program.particles), torch.Generator().manual_seed(0))
-
-    def one(flat, normals, uniforms):
-        estimate = program.estimate(flat, normals, uniforms, data, {}, 1.0, torch.tensor(1.0))
-        return estimate.surrogate, estimate.value
-
-    with quiet(), isolated_store():
-        step = torch.vmap(torch.func.grad(one, has_aux=True), in_dims=(None, 0, 0), randomness="different")
-        gradients, found = step(program.parameters.initial, noise.normals, noise.uniforms)
-    return found.double(), program.parameters.split(gradients.double())
-
-
-def same_mean(a, b, z=4.5):
-    error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
-    return bool(((a.mean(0) - b.mean(0)).abs() < z * error + 1e-4).all())
-
-
-def same_estimates(a, b):
-    assert a[1].keys() == b[1].keys()
-    return same_mean(a[0], b[0]) and all(same_mean(a[1][n], b[1][n]) for n in a[1])
 
 
 def test_closed_form_and_monte_carlo_kl_agree_in_value_and_gradient(data):
@@ -208,6 +182,157 @@ def test_elbo_agrees_with_pyros(data):
     once = guides.ELBO(kl="monte_carlo").loss(regression, guide, *data)
     pyro.set_rng_seed(1)
     assert once == pytest.approx(pyro.infer.Trace_ELBO().loss(regression, guide, *data), rel=1e-5)
+
+
+PAIRS = {
+    "normal": (dist.Normal(0.3, 0.8), dist.Normal(torch.tensor([0.1, -0.4]), 0.5)),
+    "log-normal": (dist.LogNormal(0.3, 0.8), dist.LogNormal(torch.tensor([0.1, -0.4]), 0.5)),
+    "gamma": (dist.Gamma(2.0, 1.5), dist.Gamma(torch.tensor([3.0, 1.2]), 2.0)),
+    "exponential": (dist.Exponential(1.5), dist.Exponential(torch.tensor([3.0, 1.2]))),
+    "laplace": (dist.Laplace(0.3, 0.8), dist.Laplace(torch.tensor([0.1, -0.4]), 0.5)),
+    "uniform": (dist.Uniform(0.0, 3.0), dist.Uniform(torch.tensor([0.5, 1.0]), 2.0)),
+    "exponential under gamma": (dist.Gamma(2.0, 1.5), dist.Exponential(torch.tensor([3.0, 1.2]))),
+    "no closed form": (dist.StudentT(4.0, 0.3, 0.8), dist.Normal(torch.tensor([0.1, -0.4]), 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_divergences_of_registered_pairs_are_exact_and_others_drawn(name):
+    prior, posterior = PAIRS[name]
+
+    def model():
+        pyro.sample("z", prior.expand([2]).to_event(1))
+
+    def guide():
+        pyro.param("idle", torch.tensor(0.0))
+        pyro.sample("z", posterior.expand([2]).to_event(1))
+
+    closed, _ = replicate_estimates(guides.ELBO(), model, guide, (), 4000)
+    drawn, _ = replicate_estimates(guides.ELBO(kl="monte_carlo"), model, guide, (), 4000)
+    assert same_mean(closed, drawn)
+    assert drawn.std() > 0.01 or name == "uniform"
+    if name == "no closed form":
+        torch.testing.assert_close(closed, drawn)
+    else:
+        assert closed.std() < 1e-5
+
+
+def two_layers(x):
+    with pyro.plate("data", len(x)):
+        top = pyro.sample("top", dist.Normal(0.0, 1.0))
+        bottom = pyro.sample("bottom", dist.Normal(torch.sin(2 * top), 0.5))
+        pyro.sample("x", dist.Normal(bottom, 0.5), obs=x)
+
+
+def ladder(x):
+    slope = pyro.param("slope", torch.tensor([0.5, 0.7, 0.3]))
+    with pyro.plate("data", len(x)):
+        top = pyro.sample("top", dist.Normal(slope[0] * x, 0.8))
+        pyro.sample("bottom", dist.Normal(slope[1] * x + slope[2] * top, 0.4))
+
+
+def bottom_up(x):
+    slope = pyro.param("slope", torch.tensor([0.5, 0.7, 0.3]))
+    with pyro.plate("data", len(x)):
+        bottom = pyro.sample("bottom", dist.Normal(slope[1] * x, 0.4))
+        pyro.sample("top", dist.Normal(slope[0] * x + slope[2] * bottom, 0.8))
+
+
+@pytest.mark.parametrize("guide", [ladder, bottom_up])
+def test_divergences_of_layers_are_in_closed_form_where_the_order_of_draws_allows_it(guide):
+    """Bottom-up, the layer below is no longer distributed as its own factor once the layer above is drawn from it."""
+    x = torch.linspace(-1.0, 2.0, 4)
+    closed = replicate_estimates(guides.ELBO(), two_layers, guide, (x,), 20_000)
+    drawn = replicate_estimates(guides.ELBO(kl="monte_carlo"), two_layers, guide, (x,), 20_000, seed=1)
+    assert same_estimates(closed, drawn)
+    assert closed[0].var() < 0.95 * drawn[0].var()
+
+
+def test_sticking_the_landing_is_the_gradient_with_no_noise_at_the_optimum():
+    x = rows()
+    plain = guides.ELBO(kl="monte_carlo")
+    sticky = guides.ELBO(estimator="stl")
+    away = encoder(shift=0.3, widen=1.3)
+    a = replicate_estimates(plain, factors, away, (x,), 4000, seed=1)
+    b = replicate_estimates(sticky, factors, away, (x,), 4000, seed=2)
+    assert same_estimates(a, b)
+    assert not has_mean(a[1]["gain"], 0.0)
+    a, b = (replicate_estimates(o, factors, encoder(), (x,), 100)[1] for o in (plain, sticky))
+    for name in ("gain", "offset", "scale_tril"):
+        assert b[name].abs().max() < 1e-4 * a[name].std()
+
+
+@pytest.mark.parametrize("family", ["mean_field", "full_rank", "low_rank", "map"])
+def test_sticking_the_landing_works_for_guides_of_a_flat_vector(family, data):
+    pyro.set_rng_seed(0)
+    guide = guides.families[family](regression)
+    guide(*data)
+    found = []
+    for objective in (guides.ELBO(kl="monte_carlo"), guides.ELBO(estimator="stl")):
+        found.append(replicate_estimates(objective, regression, guide, data, 2000, seed=len(found)))
+    assert same_estimates(*found)
+
+
+def two_layer_networks():
+    """A guide whose second draw is made from its first by a network: the path through the first draw must stay."""
+    net = nn.Linear(1, 1)
+
+    def guide(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            bottom = pyro.sample("bottom", dist.Normal(0.7 * x, 0.4))
+            pyro.sample("top", dist.Normal(net(bottom.unsqueeze(-1)).squeeze(-1), 0.8))
+
+    return guide
+
+
+@pytest.mark.parametrize("make", [lambda: bottom_up, lambda: ladder, two_layer_networks])
+def test_sticking_the_landing_keeps_the_path_through_earlier_draws(make):
+    x, guide = torch.linspace(-1.0, 2.0, 4), make()
+    drawn = replicate_estimates(guides.ELBO(kl="monte_carlo"), two_layers, guide, (x,), 20_000)
+    sticky = replicate_estimates(guides.ELBO(estimator="stl"), two_layers, guide, (x,), 20_000, seed=1)
+    assert same_estimates(drawn, sticky)
+
+
+VARIANTS = {
+    **{name: guides.objectives[name] for name in guides.objectives},
+    "dreg": lambda: guides.IWAE(num_particles=3, gradient="dreg"),
+    "sticking the landing": lambda: guides.ELBO(estimator="stl"),
+    "warm-up and free bits": lambda: guides.ELBO(kl_weight=guides.Warmup(10), free_bits=0.1),
+}
+
+
+def fit_factors(objective, **options):
+    settings = {"steps": 24, "lr": 0.02, "batch_size": 5, **options}
+    return guides.fit(factors, encoder(shift=0.3, widen=1.3), rows(20), objective=objective(), **settings)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_traced_and_replicated_fits_are_the_eager_ones(name):
+    eager = [fit_factors(VARIANTS[name], seed=s, compile="eager") for s in (3, 4)]
+    together = fit_factors(VARIANTS[name], seed=3, compile="trace", replicates=2)
+    for r in (0, 1):
+        torch.testing.assert_close(together.replicate(r).losses, eager[r].losses, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(together.replicate(r).flat, eager[r].flat, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_compiled_fits_are_the_eager_ones(name, monkeypatch):
+    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 8)
+    eager = fit_factors(VARIANTS[name], seed=3, compile="eager")
+    compiled = fit_factors(VARIANTS[name], seed=3, compile="inductor")
+    torch.testing.assert_close(compiled.losses, eager.losses, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(compiled.flat, eager.flat, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_objective_trains_in_stock_svi(name):
+    x = rows(20)
+    svi = pyro.infer.SVI(factors, encoder(shift=1.0, widen=2.0), pyro.optim.Adam({"lr": 0.05}), loss=VARIANTS[name]())
+    losses = [svi.step(x) for _ in range(60)]
+    assert sum(losses[-5:]) < sum(losses[:5]) - 10
 
 
 @pytest.mark.parametrize("options", [{"kl": "closed"}, {"kl": None}])
