@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["LatentInformation", "latent_information"]
 
 _ROWS_AT_ONCE = 512
+_SEED_OFFSET = 0x5EED_0000  # toy data are drawn at small seeds too, and must not share their numbers with the codes' noise
 _ACTIVE = 0.01
 
 
@@ -174,7 +175,7 @@ def latent_information(
         raise OptionError(f"the data have {rows.size} rows; what latents tell apart takes at least 2")
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(rows.size, generator=generator)[:max_drawn].sort().values.to(posterior.device)
-    with isolated_store(), quiet(), seeded(seed), torch.no_grad():
+    with isolated_store(), quiet(), seeded(seed + _SEED_OFFSET), torch.no_grad():
         return posterior.program.parameters.call(
             posterior.flat[0], lambda: _measure(posterior, rows, chosen, num_samples, sites, unit)
         )

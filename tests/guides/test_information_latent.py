@@ -215,6 +215,55 @@ def test_other_rows_than_those_of_the_fit(pca):
     within(found.rate, model.mutual_information())
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"covariance": "low_rank"}, {"covariance": "full"}, {"flow": "iaf"}, {"covariance": "full", "flow": "spline"}],
+    ids=str,
+)
+def test_densities_of_the_amortized_family_at_other_rows_draws(pca, options):
+    """What the distributions of all rows say of all draws is what the guide says when it is run on every pair."""
+    model, x = pca
+    encoder = nn.Sequential(nn.Linear(6, 5), nn.Tanh())
+    posterior = held(model, ("amortized", {"encoder": encoder, "init_scale": 0.5, **options}), x[:9])
+    found = latent_information(posterior)
+    assert float(found.rate) == pytest.approx(float(found.mutual_information) + float(found.marginal_kl), abs=1e-5)
+    assert (found.total_correlation is None) == ("flow" in options)
+    with torch.no_grad(), guides.engine.program.quiet(), guides.engine.parameters.isolated_store():
+        guide = posterior.guide
+        site = pyro.poutine.trace(guide).get_trace(x[:9]).nodes["z"]
+        values = site["value"][:4]
+        joint, units = aggregation._at_all(site["fn"], values, 9)
+        pairs = aggregation._at_pairs(guide, posterior.training, ["z"], {"z": values})
+    torch.testing.assert_close(joint.double(), pairs, atol=1e-3, rtol=1e-4)
+    own = site["fn"].log_prob(site["value"])[:4]
+    torch.testing.assert_close(joint.diagonal(), own, atol=1e-3, rtol=1e-4)
+    if units is not None and not options:
+        torch.testing.assert_close(units.sum(-1), joint)
+
+
+def test_a_positive_latent_in_its_own_plate():
+    """Sites need not be real vectors: densities of transformed and batched sites are told apart by row all the same."""
+
+    def model(x):
+        with pyro.plate("unit", 2, dim=-1), pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.LogNormal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.log(), 0.5), obs=x)
+
+    class Guide(nn.Module):
+        amortized = frozenset({"z"})
+
+        def forward(self, x):
+            with pyro.plate("unit", 2, dim=-1), pyro.plate("data", len(x), dim=-2):
+                pyro.sample("z", dist.LogNormal(0.8 * x + pyro.param("shift", T(0.0)), 0.2**0.5))
+
+    # The rows' own numbers must not come back as the noise of their codes, at equal seeds and shapes.
+    x = torch.randn(800, 2, generator=torch.Generator().manual_seed(0)) * 1.25**0.5
+    found = latent_information(held(model, Guide(), x), num_samples=2)
+    within(found.mutual_information, math.log(5))  # two units of log(1 + 1 / 0.25) / 2
+    assert abs(float(found.total_correlation)) < 0.05
+    assert found.units == 2
+
+
 # -- other models ------------------------------------------------------------------------------------------------------
 
 
