@@ -28,7 +28,7 @@ __all__ = ["KINDS", "ROOT", "Kind", "api_names", "blocks", "documented", "fill",
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "<!-- Written by `python -m benchmarks docs`"
-PACKAGES = (guides, guides.diagnostics, guides.predictive, zoo, zoo.datasets)
+PACKAGES = (guides, guides.diagnostics, guides.predictive, zoo, zoo.datasets, zoo.networks, zoo.pixels)
 API = (
     ("Fit and compare", (guides.fit, guides.fit_many, guides.compare, guides.Comparison)),
     ("The result of a fit", (guides.Posterior, guides.Draws, guides.Site)),
@@ -36,6 +36,23 @@ API = (
     ("Scores of predictions", tuple(getattr(guides.predictive, name) for name in guides.predictive.__all__)),
     ("For authors of guides and objectives", (guides.Family, guides.FlatFamily, guides.Objective, guides.Estimate)),
     ("Models and data", (zoo.bayesianize, zoo.Likelihood, zoo.datasets.Dataset, zoo.datasets.Split)),
+    (
+        "Networks for images",
+        (zoo.networks.mlp, zoo.networks.convolutional, zoo.networks.GaussianNetwork, zoo.networks.JointNetwork),
+    ),
+    (
+        "Likelihoods of images",
+        (
+            zoo.pixels.BernoulliPixels,
+            zoo.pixels.CategoricalPixels,
+            zoo.pixels.DiscretizedLogisticPixels,
+            zoo.pixels.GaussianPixels,
+        ),
+    ),
+    (
+        "Images to complete",
+        (zoo.datasets.quadrants, zoo.datasets.middle_columns, zoo.datasets.Completion, zoo.datasets.binarize_pixels),
+    ),
 )
 
 
