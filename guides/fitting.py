@@ -238,6 +238,7 @@ def _fit(
             which = f"replicate {r}: " if len(seeds) > 1 else ""
             warnings.warn(f"{which}{reason}", NonFiniteLossWarning, stacklevel=3)
     end = time.perf_counter()
+    program, trained.flat = program.without_objective(trained.flat)
     program, flat, info = _finish(program, trained, datasets, seeds)
     if len(seeds) == 1:
         program.parameters.write_back(flat[0])

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress
 from types import ModuleType
 from typing import Any
 
@@ -178,6 +179,16 @@ class ParameterLayout:
         """Return the flat vector for constrained tensors by name; the inverse of :meth:`constrained`."""
         parts = [transform_to(c).inv(constrained[n]).reshape(*leading, -1) for n, c in zip(self.names, self.supports)]
         return torch.cat(parts, dim=-1) if parts else self.initial
+
+    def without(self, prefix: str) -> tuple[ParameterLayout, Tensor]:
+        """Return the layout without parameters whose names start with ``prefix``, and where the others lie in a vector."""
+        kept = [not name.startswith(prefix) for name in self.names]
+        index = torch.cat([torch.full((s.numel(),), k) for s, k in zip(self.shapes, kept)]).nonzero().squeeze(-1)
+        index = index.to(self.initial.device)
+        names = tuple(compress(self.names, kept))
+        owners = {n: o for n, o in self.owners.items() if n in names}
+        shapes, supports = tuple(compress(self.shapes, kept)), tuple(compress(self.supports, kept))
+        return ParameterLayout(names, shapes, supports, owners, self.pyro_owners, self.initial[index]), index
 
     def call(self, flat: Tensor, function: Callable[[], Any]) -> Any:
         """Call ``function`` with every parameter replaced by its part of ``flat``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -29,7 +29,7 @@ from guides.engine.data import Data
 from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.parameters import ParameterLayout, isolated_store
 from guides.engine.vectorise import Vectorised
-from guides.objectives.base import Estimate, Objective, Stratum, joint_traces, num_strata
+from guides.objectives.base import OWN_MODULE, Estimate, Objective, Stratum, joint_traces, num_strata
 
 __all__ = ["Program", "RescalePlates", "quiet", "seeded"]
 
@@ -144,6 +144,18 @@ class Program:
             data.size,
             batch_size,
         )
+
+    def without_objective(self, flat: Tensor) -> tuple[Program, Tensor]:
+        """Return the program and ``flat``, ``(replicates, size)``, without what the objective learned for itself.
+
+        Its module gets the parameters of the first replicate.
+        """
+        own = f"{OWN_MODULE}$$$"
+        if not any(name.startswith(own) for name in self.parameters.names):
+            return self, flat
+        self.parameters.write_back(flat[0])
+        layout, index = self.parameters.without(own)
+        return replace(self, parameters=layout), flat[:, index]
 
     @property
     def setup_rows(self) -> int:

@@ -21,7 +21,11 @@ from torch import Tensor
 from guides.engine.parameters import detached_parameters
 from guides.engine.traces import nodes
 
-__all__ = ["Estimate", "Objective", "Stratum", "frozen_guide_trace", "joint_traces", "num_strata"]
+__all__ = ["OWN_MODULE", "Estimate", "Objective", "Stratum", "frozen_guide_trace", "joint_traces", "num_strata"]
+
+
+OWN_MODULE = "guides.objective"
+"""The name by which an objective registers a module that it trains along for itself; no part of the posterior."""
 
 
 @dataclass(frozen=True)

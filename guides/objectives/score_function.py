@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from guides.engine.checks import is_latent
 from guides.engine.rows import density_sites, log_density, outermost_plate
 from guides.errors import DataError, OptionError
-from guides.objectives.base import Estimate, Objective, joint_traces
+from guides.objectives.base import OWN_MODULE, Estimate, Objective, joint_traces
 from guides.registries import objectives
 
 __all__ = ["ScoreFunction"]
-
-_BASELINE = "score_function_baseline"
 
 
 @objectives.register("score_function")
@@ -104,7 +102,7 @@ class ScoreFunction(Objective):
             found[f"signal.{name}"] = torch.atleast_1d(signal.detach())
             found[f"scale.{name}"] = torch.as_tensor(site["scale"]).to(signal)
         if scored and isinstance(self.baseline, nn.Module):
-            pyro.module(_BASELINE, self.baseline)
+            pyro.module(OWN_MODULE, self.baseline)
             predicted = self.baseline(*args, **kwargs)
             for name in scored:
                 one = predicted[name] if isinstance(predicted, dict) else predicted
