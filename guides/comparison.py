@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "ComparisonRow", "compare"]
 
+_ROW_DRAWS = 100_000
+
 
 @dataclass(frozen=True)
 class ComparisonRow:
     """One guide's line in the table; ``nan`` where a figure is not defined for the guide.
 
     :ivar elbo: evidence lower bound in nats over ``num_samples`` draws, and its Monte Carlo standard error.
-    :ivar k_hat: Pareto k-hat of the importance weights.
+    :ivar k_hat: Pareto k-hat of the importance weights; of guides with an encoder the median over data points.
     :ivar elpd: expected log predictive density by PSIS-LOO in nats, and its standard error.
     :ivar seconds: wall time of the fit.
     :ivar error: what went wrong, or empty.
@@ -166,7 +168,9 @@ def _label(model: Callable[..., Any], guide: Any) -> str:
 def _row(label: str, posterior: Posterior, diagnosis: Diagnosis, num_samples: int) -> ComparisonRow:
     elbo = elbo_se = math.nan
     if not getattr(posterior.guide, "is_point_mass", False):
-        draws = posterior.draws(num_samples)
+        # With an encoder a draw holds a latent for every row: few draws of many rows say as much.
+        few = max(10, _ROW_DRAWS // posterior.training.size) if getattr(posterior.guide, "amortized", ()) else num_samples
+        draws = posterior.draws(min(few, num_samples))
         ratio = (draws.log_p - draws.log_q).flatten()
         elbo, elbo_se = float(ratio.mean()), float(ratio.std() / math.sqrt(len(ratio)))
     elpd = list(diagnosis.elpd.values())

@@ -18,6 +18,7 @@ from guides.diagnostics.loo import Elpd, ElpdLOO, elpd_loo
 from guides.diagnostics.pareto import ParetoK, pareto_k
 from guides.diagnostics.psis import fit_generalized_pareto, importance_ess, pareto_k_threshold, psis
 from guides.diagnostics.rhat import RHat, r_hat
+from guides.diagnostics.row_weights import RowWeights, row_weights
 
 __all__ = [
     "Components",
@@ -31,6 +32,7 @@ __all__ = [
     "LatentUse",
     "ParetoK",
     "RHat",
+    "RowWeights",
     "SiteMoments",
     "Trend",
     "Undefined",
@@ -49,4 +51,5 @@ __all__ = [
     "pareto_k_threshold",
     "psis",
     "r_hat",
+    "row_weights",
 ]

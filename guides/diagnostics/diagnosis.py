@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
@@ -16,6 +16,7 @@ from guides.diagnostics.loo import Elpd, ElpdLOO
 from guides.diagnostics.pareto import ParetoK
 from guides.diagnostics.psis import MIN_DRAWS, pareto_k_threshold
 from guides.diagnostics.rhat import RHat
+from guides.diagnostics.row_weights import RowWeights, some_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +26,9 @@ __all__ = ["Diagnosis", "diagnose"]
 Verdict = Literal["good", "usable", "unreliable"]
 
 _SEVERITY: tuple[Level, ...] = ("unknown", "good", "usable", "unreliable")
-_FIRST = ("pareto_k", "importance_ess", "r_hat", "convergence", "elpd_loo", "psis_moments")
+_FIRST = ("pareto_k", "row_weights", "importance_ess", "r_hat", "convergence", "elpd_loo", "psis_moments")
+_JOINT = frozenset(("pareto_k", "importance_ess", "elpd_loo", "psis_moments"))  # of all rows' latents at once
+_MAX_ROWS = 20  # of draws for guides with an encoder, whose diagnostics draw for themselves
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,11 @@ class Diagnosis:
 
     @property
     def k_hat(self) -> float | None:
-        """Pareto k-hat, the worst over chains; None where it is not defined."""
-        finding = self._of(ParetoK)
+        """Pareto k-hat, the worst over chains; the median over data points where an encoder computes the latents of each;
+        None where it is not defined."""
+        finding = self._of(ParetoK) or self._of(RowWeights)
+        if isinstance(finding, RowWeights):
+            return finding.median if len(finding.k_hats) else None
         return None if finding is None else finding.k_hat
 
     @property
@@ -133,10 +139,11 @@ class Diagnosis:
             (draw, finding)
             for kind, draw in (
                 (ParetoK, _plot_weights),
+                (RowWeights, _plot_rows),
                 (Convergence, _plot_losses),
                 (ElpdLOO, _plot_pointwise),
             )
-            if (finding := self._of(kind)) is not None
+            if (finding := self._of(kind)) is not None and finding.rows()
         ]
         figure = Figure(figsize=(4.2 * max(len(panels), 1), 3.4), layout="constrained")
         for axes, (draw, finding) in zip(figure.subplots(1, len(panels), squeeze=False)[0] if panels else [], panels):
@@ -152,6 +159,9 @@ def diagnose(
     only: Collection[str] | None = None,
 ) -> Diagnosis:
     """Judge a fit: k-hat, importance ESS, PSIS moments, R-hat, convergence, elpd, and what to try next.
+
+    Where the guide computes the latents of a row from the row, figures of all latents together mean nothing: k-hat is then
+    one per data point, and R-hat is that of the latents that rows share, if there are any. At most 100 rows are looked at.
 
     :param posterior: a fitted posterior; see :class:`~guides.diagnostics.finding.PosteriorLike` for what is
         read.
@@ -180,8 +190,14 @@ def diagnose(
     names = list(diagnostics_registry) if only is None else list(only)
     functions = {name: diagnostics_registry[name] for name in sorted(names, key=_rank)}
     with torch.no_grad():
-        draws = posterior.draws(num_samples, seed=seed)
-        findings = {name: function(posterior, draws) for name, function in functions.items()}
+        local = frozenset(getattr(posterior.guide, "amortized", ()))
+        draws = _draws(posterior, local, num_samples, seed)
+        without = frozenset() if not local else _JOINT if draws.latents else _JOINT | {"r_hat"}
+        findings = {
+            name: _joint(name) if name in without else function(posterior, draws)
+            for name, function in functions.items()
+            if only is not None or name not in without
+        }
     verdict, summary = _conclude(findings)
     return Diagnosis(
         family=posterior.family,
@@ -191,6 +207,20 @@ def diagnose(
         summary=summary,
         findings=findings,
     )
+
+
+def _draws(posterior: PosteriorLike, local: frozenset[str], num_samples: int, seed: int | None) -> Any:
+    """Return draws on the training data; without the latents of rows, and on few rows, where an encoder computes them."""
+    if not local:
+        return posterior.draws(num_samples, seed=seed)
+    rows = some_rows(cast(Any, posterior).training, _MAX_ROWS)
+    draws = posterior.draws(num_samples, *rows.args, seed=seed)
+    return replace(draws, latents={name: value for name, value in draws.latents.items() if name not in local})
+
+
+def _joint(name: str) -> Undefined:
+    text = f"not defined: {name!r} judges all latents at once, and those of rows are judged row by row, see 'row_weights'"
+    return Undefined(label=name, level="unknown", text=text)
 
 
 def _rank(name: str) -> tuple[int, str]:
@@ -236,6 +266,12 @@ def _plot_weights(axes: Any, finding: ParetoK) -> None:
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-12))
     axes.set(xlabel="rank of the draw", ylabel="normalised weight p / q", title=f"k-hat, limit {finding.threshold:.2f}")
     axes.legend(fontsize="small")
+
+
+def _plot_rows(axes: Any, finding: RowWeights) -> None:
+    axes.plot(finding.k_hats.sort().values.numpy(), "+", markersize=4)
+    axes.axhline(finding.threshold, color="grey", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="data point, in order", ylabel="Pareto k", title=f"k-hat per data point, limit {finding.threshold:.2f}")
 
 
 def _plot_losses(axes: Any, finding: Convergence) -> None:
