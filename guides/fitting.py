@@ -214,7 +214,10 @@ def _fit(
             if settings.batch_size is not None and data is not checked:
                 check_values(model, data, settings.batch_size)
                 checked = data
-            built = Program.build(model, make(), objective, data, batch_size=settings.batch_size, seed=seed)
+            made = make()
+            if isinstance(made, nn.Module) and device.type != "cpu":
+                made.to(device)  # an encoder is where its author made it
+            built = Program.build(model, made, objective, data, batch_size=settings.batch_size, seed=seed)
         program = program or built
         starts.append(built.parameters.initial)
     assert program is not None
