@@ -70,7 +70,7 @@ class Split:
 class Override:
     """What one guide does differently from its task's default.
 
-    :param options: given to the guide's constructor.
+    :param options: given to the guide's constructor, or to the objective where only that knows them.
     :param fit: given to ``guides.fit``, on top of the task's own settings; ``None`` as a value drops a setting.
     :param model: another model than the task's, such as the plain net that stands beside a conditional VAE.
     """
@@ -255,8 +255,7 @@ class Task:
             options |= layer.options
             fit |= layer.fit
             model = layer.model or model
-        own, of_fit, objective = sort_options(family, written, fit)
-        options |= own
+        options, of_fit, objective = sort_options(family, {**options, **written}, fit)
         fit |= of_fit
         fit |= overrides or {}
         fit = {key: value for key, value in fit.items() if value is not None}

@@ -43,7 +43,11 @@ for _short, _dataset, _target, _splits, (_steps, _long), _batch in SETS:
             metrics=("log_likelihood", "rmse", *METRICS[2:]),
             splits=_splits,
             fit={"steps": _steps, "batch_size": _batch, "lr": 0.01, "schedule": "cosine"},
-            guides={**GUIDES, "mean_field": Override(options={"estimator": "local"}, fit={"steps": _long})},
+            guides={
+                **GUIDES,
+                "mean_field": Override(options={"estimator": "local"}, fit={"steps": _long}),
+                "mixture": Override(options={"components": 5, "options": {"estimator": "local"}}, fit={"steps": _long}),
+            },
             dataset=_short,
             target=_target,
             source="Splits of Hernández-Lobato & Adams 2015 as published with Gal's experiments; standardised on the "

@@ -10,9 +10,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide.initialization import InitMessenger
+from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_value
 from pyro.nn.module import PyroParam
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import Normal, constraints
 
@@ -27,6 +29,8 @@ __all__ = ["DEAD", "Mixture"]
 DEAD = 1e-4
 """A component with less weight than this takes no part in the posterior."""
 
+_CANDIDATES = 10
+
 
 @families.register("mixture")
 class Mixture(FlatFamily):
@@ -35,8 +39,8 @@ class Mixture(FlatFamily):
     .. math:: q(z) = \sum_{k=1}^K \pi_k\, q_k(z), \qquad \pi = \mathrm{softmax}(\rho)
 
     Every step draws each component once (stratified sampling) and weighs it by :math:`\pi_k`; the density is that of the
-    whole mixture, exact. All components are evaluated as one batch. They start at different places, draws from the prior by
-    default, because equal components would stay equal.
+    whole mixture, exact. All components are evaluated as one batch. They start apart, since equal components would stay
+    alike: each at that of ten draws from the prior which is farthest from the starts before it.
 
     Learned weights follow the evidence: components that do not overlap end with
     :math:`\pi_k \propto e^{\mathrm{ELBO}_k}`. In a large network one of them takes nearly all; where each is as good an
@@ -57,7 +61,8 @@ class Mixture(FlatFamily):
     :param family: registry name of the components' family, any that has a density over the flat latents.
     :param options: options of that family, such as ``{"rank": 5}``, the same for all components.
     :param weights: ``"learned"`` or ``"uniform"``.
-    :param init: where each component starts; by default ``"spread"``, a draw from the prior (its median for bounded sites).
+    :param init: where each component starts; by default ``"spread"``, draws from the prior (its median for bounded sites).
+        Ten are drawn for each component, so that they start apart; see :class:`guides.MAP` for other names.
     :raises OptionError: for K below 1, components of several families (they have to be one batch), a family that is a point
         mass or whose parameters cannot be batched, or other weights than these.
     :raises GuideMismatchError: if the components do not find the same latent sites, because the model changes between runs.
@@ -106,15 +111,10 @@ class Mixture(FlatFamily):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         members = []
-        for _ in range(self.num_strata):
+        for start in self._starts(*args, **kwargs):
             # The innermost handler decides first, so that the family's own choice of a start never comes to pass.
-            member = self._family(InitMessenger(self._init)(self.plain_model), **self._options)
+            member = self._family(InitMessenger(init_to_value(values=start))(self.plain_model), **self._options)
             member._setup_prototype(*args, **kwargs)
-            if member._unconstrained_shapes != self._unconstrained_shapes:
-                raise GuideMismatchError(
-                    f"components found different latent sites: {_shapes(member)} and {_shapes(self)}; the model must have "
-                    "the same sites and shapes at every run"
-                )
             members.append(member)
         # Parameters are ordered by their first use: weights first, here as in a draw.
         if self.weights == "learned":
@@ -135,6 +135,30 @@ class Mixture(FlatFamily):
                 f"family={first.__class__.__name__} cannot be a component: given parameters with a first dimension of "
                 f"{self.num_strata}, its get_posterior has batch shape {tuple(found.batch_shape)}"
             )
+
+    def _starts(self, *args: Any, **kwargs: Any) -> list[dict[str, Tensor]]:
+        """Return K starts apart from each other: each is that of some candidates which is farthest from those before it."""
+        drawn = [self._candidate(*args, **kwargs) for _ in range(1 + _CANDIDATES * (self.num_strata - 1))]
+        flat = torch.stack([self.flatten(values) for values in drawn])
+        if len(flat) > 1:
+            flat = flat / flat.std(0).clamp(min=torch.finfo(flat.dtype).tiny)
+        chosen = [0]
+        for first in range(1, len(drawn), _CANDIDATES):
+            distance = torch.cdist(flat[first : first + _CANDIDATES], flat[chosen]).amin(-1)
+            chosen.append(first + int(distance.argmax()))
+        return [drawn[c] for c in chosen]
+
+    def _candidate(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        trace = prune_subsample_sites(poutine.block(poutine.trace(self.model).get_trace)(*args, **kwargs))
+        found = {n: nodes(trace)[n]["value"].detach() for n, _ in trace.iter_stochastic_nodes()}
+        shapes = {n: tuple(v.shape) for n, v in found.items()}
+        wanted = {n: tuple(s["value"].shape) for n, s in self.latent_sites()}
+        if shapes != wanted:
+            raise GuideMismatchError(
+                f"components found different latent sites: {_said(shapes)}, before {_said(wanted)}; the model must have the "
+                "same sites and shapes at every run"
+            )
+        return found
 
     @contextmanager
     def _with(self, values: Mapping[str, Tensor]) -> Iterator[Any]:
@@ -261,5 +285,5 @@ class _Choice(dist.Categorical):
         return found - found.detach()
 
 
-def _shapes(guide: FlatFamily) -> str:
-    return ", ".join(f"{n} {tuple(guide.unconstrained_shape(n))}" for n, _ in guide.latent_sites())
+def _said(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
