@@ -109,6 +109,22 @@ _ALL = (
         "The smallest gap that the family allows, where theory gives it (mean-field: from the exact covariance).",
     ),
     Metric(
+        "elbo_behind_cavi",
+        "ELBO behind CAVI",
+        "nats",
+        "down",
+        "ELBO of coordinate ascent on the same data, assignments summed out of both, minus the guide's; below 0 it leads.",
+        0,
+        2,
+    ),
+    Metric(
+        "log_likelihood_cavi",
+        "log-likelihood of CAVI",
+        "nats per point",
+        "none",
+        "Mean log predictive density of the held-out points under coordinate ascent, in standardised units.",
+    ),
+    Metric(
         "kl_to_exact",
         "KL to exact posterior",
         "nats",

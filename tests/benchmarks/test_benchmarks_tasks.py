@@ -68,7 +68,8 @@ def test_parts_of_a_split_are_disjoint_and_standardised_on_the_training_part(
     if split.test is None:
         pytest.skip(f"{name} has no held-out part")
     rows = [
-        {tuple(row) for row in torch.cat([x, y.float().unsqueeze(-1)], -1).tolist()} for x, y in (split.train, split.test)
+        {tuple(row) for row in torch.cat([part.float().reshape(len(part), -1) for part in parts], -1).tolist()}
+        for parts in (split.train, split.test)
     ]
     if name.removeprefix("uci_").removeprefix("table1_") not in (
         "concrete",
