@@ -47,7 +47,7 @@ class Completion:
                 f"values has shape {tuple(values.shape)}; {len(inputs)} images lack {self.targets.shape[1]} pixels each, so "
                 f"it must be (..., {len(inputs)}, {self.targets.shape[1]})"
             )
-        whole = inputs.to(values.dtype).expand(*values.shape[:-1], -1).clone()
+        whole = inputs.to(values).expand(*values.shape[:-1], -1).clone()
         whole[..., self.unknown.flatten()] = values
         return whole.unflatten(-1, self.unknown.shape)
 
