@@ -15,6 +15,7 @@ from torch import nn
 
 import guides
 import guides.diagnostics
+import guides.information
 import guides.predictive
 import zoo
 import zoo.datasets
@@ -28,12 +29,13 @@ __all__ = ["KINDS", "ROOT", "Kind", "api_names", "blocks", "documented", "fill",
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "<!-- Written by `python -m benchmarks docs`"
-PACKAGES = (guides, guides.diagnostics, guides.predictive, zoo, zoo.datasets, zoo.networks, zoo.pixels)
+PACKAGES = (guides, guides.diagnostics, guides.information, guides.predictive, zoo, zoo.datasets, zoo.networks, zoo.pixels)
 API = (
     ("Fit and compare", (guides.fit, guides.fit_many, guides.compare, guides.Comparison)),
     ("The result of a fit", (guides.Posterior, guides.Draws, guides.Site)),
     ("Can it be trusted?", (guides.diagnose, guides.Diagnosis)),
     ("Scores of predictions", tuple(getattr(guides.predictive, name) for name in guides.predictive.__all__)),
+    ("Information", tuple(getattr(guides.information, name) for name in guides.information.__all__)),
     ("For authors of guides and objectives", (guides.Family, guides.FlatFamily, guides.Objective, guides.Estimate)),
     ("Models and data", (zoo.bayesianize, zoo.Likelihood, zoo.datasets.Dataset, zoo.datasets.Split)),
     (

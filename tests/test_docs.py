@@ -277,6 +277,7 @@ MODULES = (
     "benchmarks.task",
     "guides.arviz_io",
     "guides.diagnostics.psis",
+    "guides.information.measure",
     "guides.prior",
     "registry",
 )

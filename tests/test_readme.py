@@ -69,6 +69,35 @@ def test_the_readme_takes_a_model_of_ones_own_through_fit_diagnose_compare_and_a
     assert "Pareto k-hat" in printed and "ELBO (nats)" in printed
 
 
+@pytest.mark.slow
+def test_the_page_on_information_says_what_its_examples_find(tmp_path, monkeypatch, capsys):
+    space = run("docs/information.md", tmp_path, monkeypatch)
+    entropy, table = space["table"].entropy, space["table"]
+    assert float(entropy(unit="bits")) == pytest.approx(1.69, abs=5e-3)
+    assert float(entropy("rain", given="umbrella", unit="bits")) == pytest.approx(0.71, abs=5e-3)
+    assert float(table.mutual_information("rain", "umbrella", unit="bits")) == pytest.approx(0.26, abs=5e-3)
+    assert not space["tails"].exact
+    found = space["found"]
+    assert found.active_units > 5 and 3 < float(found.mutual_information) < found.limit
+    printed = capsys.readouterr().out
+    assert "active units" in printed and "Posterior collapse: no latent unit is active" in printed
+    usual, giant = space["info"].surprise(space["people"], torch.tensor([175.0, 210.0])).value
+    assert giant > usual + 5
+
+
+@pytest.mark.slow
+def test_the_page_on_marginal_likelihoods_says_what_its_examples_find(tmp_path, monkeypatch, capsys):
+    space = run("docs/marginal.md", tmp_path, monkeypatch)
+    found, again, gap = space["found"], space["again"], space["gap"]
+    assert torch.equal(found.values, again.values) and (tmp_path / "test.run").exists()
+    assert -21 < found.mean < -18 and found.mean_standard_error < 0.02
+    assert 0.05 < found.share_above_threshold < 0.5, "the text says that a VAE has points above the limit"
+    assert float((found.values[:100] - gap.elbo).mean()) > 0.5
+    assert gap.mean("approximation")[0] > 0.2 and gap.mean("amortisation")[0] > 0.2
+    printed = capsys.readouterr().out
+    assert "k-hat is above 0.63" in printed and "(the encoder)" in printed
+
+
 @pytest.mark.parametrize("page", ["docs/arviz.md", "docs/laplace.md"])
 def test_the_pages_examples_run(page, tmp_path, monkeypatch):
     assert run(page, tmp_path, monkeypatch)

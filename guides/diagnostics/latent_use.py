@@ -15,7 +15,7 @@ from guides.information.latent import LatentInformation, latent_information
 __all__ = ["LatentUse", "latent_use"]
 
 _MAX_ROWS, _MAX_DRAWN = 300, 100
-_LITTLE = 0.1  # nats; an encoder that says less than this about a row says nothing
+_LITTLE = 0.5  # nats; more than that without an active unit is a prior of small scale, which 0.01 is no limit for
 
 _ADVICE = (
     "let the divergence come in slowly, objective=guides.ELBO(kl_weight=guides.Warmup(steps)) over a good part of the steps;"
@@ -49,7 +49,7 @@ def latent_use(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
 
     .. math:: I_q(x; z) = E_n KL(q(z \mid x_n) \| q(z)), \qquad Var_n(E[z_d \mid x_n]) > 0.01 \ \text{(unit d is active)}
 
-    A posterior has collapsed if no unit is active and the codes say less than 0.1 nats about their rows. A layer without an
+    A posterior has collapsed if no unit is active and the codes say less than half a nat about their rows. A layer without an
     active unit is not used. Some inactive units in a layer are usual and harmless.
 
     **Blind spot.** Collapse is measured on the guide. If the model's likelihood ignores the latents, the prior *is* the

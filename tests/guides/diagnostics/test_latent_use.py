@@ -109,3 +109,22 @@ def test_what_cannot_be_measured_is_said():
     found = finding(posterior).findings["latent_use"]
     assert isinstance(found, D.Undefined)
     assert "takes at least 2" in found.text
+
+
+def test_a_small_scale_is_no_collapse():
+    """Units that move by a hundredth say as much as others if the prior is as small."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 0.01))
+            pyro.sample("x", dist.Normal(100 * z, 0.3), obs=x)
+
+    def guide(x):
+        slope = pyro.param("slope", torch.tensor(0.009))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, 0.003))
+
+    guide.amortized = frozenset({"z"})
+    found = finding(guides.fit(model, guide, torch.randn(200), steps=1, lr=1e-9, compile="eager"))
+    assert found.findings["latent_use"].measures[0].active_units == 0
+    assert found.verdict == "good"
