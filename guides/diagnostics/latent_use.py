@@ -49,8 +49,8 @@ def latent_use(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
 
     .. math:: I_q(x; z) = E_n KL(q(z \mid x_n) \| q(z)), \qquad Var_n(E[z_d \mid x_n]) > 0.01 \ \text{(unit d is active)}
 
-    A posterior has collapsed if no unit is active and the codes say less than half a nat about their rows. A layer without an
-    active unit is not used. Some inactive units in a layer are usual and harmless.
+    A posterior has collapsed if no unit is active and the codes say less than half a nat about their rows. A layer without
+    an active unit is not used. Some inactive units in a layer are usual and harmless.
 
     **Blind spot.** Collapse is measured on the guide. If the model's likelihood ignores the latents, the prior *is* the
     exact posterior, and importance weights call the fit perfect. Nor can it be seen whether the encoder or the model is to
