@@ -111,7 +111,7 @@ def test_the_page_on_marginal_likelihoods_says_what_its_examples_find(tmp_path, 
     assert "k-hat is above 0.63" in printed and "(the encoder)" in printed
 
 
-@pytest.mark.parametrize("page", ["docs/arviz.md", "docs/laplace.md"])
+@pytest.mark.parametrize("page", ["docs/arviz.md", "docs/cavi.md", "docs/laplace.md"])
 def test_the_pages_examples_run(page, tmp_path, monkeypatch):
     assert run(page, tmp_path, monkeypatch)
 

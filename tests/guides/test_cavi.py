@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 import warnings
 
 import numpy as np
@@ -225,6 +226,32 @@ def test_scikit_learns_diagonal_covariances_differ_by_one_term():
     np.testing.assert_allclose(ours.parameters["mean"], mixture.means_, atol=0.05)
     np.testing.assert_allclose(ours.parameters["weights"], mixture.weights_, atol=0.01)
     assert abs(ours.parameters["weights"].numpy() - mixture.weights_).max() > 1e-6
+
+
+@pytest.mark.slow
+@every
+def test_a_hundred_thousand_points_print_their_time_beside_scikit_learn(covariance, capsys):
+    """Twenty components, ten columns, ten iterations of both in one run; ``pytest -s -m slow`` shows the ratio."""
+    x, _ = clusters(100_000, 10, count=20, spread=2.0)
+    mixture = BayesianGaussianMixture(
+        n_components=20,
+        covariance_type="full" if covariance == "full" else "diag",
+        weight_concentration_prior_type="dirichlet_distribution",
+        init_params="random_from_data",
+        tol=0,
+        max_iter=10,
+        random_state=0,
+    )
+    posterior = guides.cavi(zoo.GaussianMixture(20, 10, covariance), x, init="random", max_iterations=10, tolerance=0)
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mixture.fit(x.numpy())
+    theirs, ours = time.perf_counter() - start, posterior.seconds["train"]
+    with capsys.disabled():
+        print(f"\n{covariance}: cavi {ours:.2f} s, scikit-learn {theirs:.2f} s, ratio {theirs / ours:.1f}")
+    assert posterior.iterations == (mixture.n_iter_,) == (10,)
+    assert falls(posterior) < 1e-8
 
 
 # -- what comes out ----------------------------------------------------------------------------------------------------
