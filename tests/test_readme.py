@@ -98,19 +98,6 @@ def test_the_page_on_marginal_likelihoods_says_what_its_examples_find(tmp_path, 
     assert "k-hat is above 0.63" in printed and "(the encoder)" in printed
 
 
-@pytest.mark.slow
-def test_the_page_on_marginal_likelihoods_says_what_its_examples_find(tmp_path, monkeypatch, capsys):
-    space = run("docs/marginal.md", tmp_path, monkeypatch)
-    found, again, gap = space["found"], space["again"], space["gap"]
-    assert torch.equal(found.values, again.values) and (tmp_path / "test.run").exists()
-    assert -21 < found.mean < -18 and found.mean_standard_error < 0.02
-    assert 0.05 < found.share_above_threshold < 0.5, "the text says that a VAE has points above the limit"
-    assert float((found.values[:100] - gap.elbo).mean()) > 0.5
-    assert gap.mean("approximation")[0] > 0.2 and gap.mean("amortisation")[0] > 0.2
-    printed = capsys.readouterr().out
-    assert "k-hat is above 0.63" in printed and "(the encoder)" in printed
-
-
 @pytest.mark.parametrize("page", ["docs/arviz.md", "docs/cavi.md", "docs/laplace.md"])
 def test_the_pages_examples_run(page, tmp_path, monkeypatch):
     assert run(page, tmp_path, monkeypatch)
