@@ -81,10 +81,9 @@ class LatentInformation:
         return sum(value.numel() for value in self.active.values())
 
     @property
-    def undecided_units(self) -> int:
-        """Units whose variance is within two standard errors of the limit."""
-        near = [(v.value - _ACTIVE).abs() < 2 * v.standard_error for v in self.unit_variance.values()]
-        return sum(int(value.sum()) for value in near)
+    def undecided(self) -> dict[str, Tensor]:
+        """By site, which units have a variance within two standard errors of the limit."""
+        return {name: (v.value - _ACTIVE).abs() < 2 * v.standard_error for name, v in self.unit_variance.items()}
 
     @property
     def limit(self) -> float:
@@ -118,8 +117,9 @@ class LatentInformation:
         for label, measure, meaning in rows:
             if measure is not None:
                 lines.append(f"{label:<22}{float(measure):10.3f} ± {float(measure.standard_error):<8.3f}{meaning}")
-        near = f", {self.undecided_units} within two standard errors of it" if self.undecided_units else ""
         for name, active in self.active.items():
+            count = int(self.undecided[name].sum())
+            near = f", {count} within two standard errors of it" if count else ""
             label = "active units" if len(self.active) == 1 else f"active units, {name}"
             lines.append(f"{label:<22}{f'{int(active.sum())} of {active.numel()}':>10}{'':11}Var E[z_d|x] > {_ACTIVE}{near}")
         return "\n".join(lines)
