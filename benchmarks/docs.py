@@ -33,6 +33,7 @@ PACKAGES = (guides, guides.diagnostics, guides.information, guides.predictive, z
 API = (
     ("Fit and compare", (guides.fit, guides.fit_many, guides.compare, guides.Comparison)),
     ("The result of a fit", (guides.Posterior, guides.Draws, guides.Site)),
+    ("Closed-form coordinate ascent", (guides.cavi, guides.ConjugatePosterior, guides.ConjugateStructure)),
     ("Can it be trusted?", (guides.diagnose, guides.Diagnosis)),
     ("Scores of predictions", tuple(getattr(guides.predictive, name) for name in guides.predictive.__all__)),
     ("Information", tuple(getattr(guides.information, name) for name in guides.information.__all__)),

@@ -28,7 +28,7 @@ class DirichletProcessMixture(GaussianMixture):
         p(x_n \mid \pi, \mu, \Lambda) = \sum_k \pi_k \, \mathcal{N}(x_n \mid \mu_k, \Lambda_k^{-1})
 
     with the components of :class:`~zoo.GaussianMixture`. The weights fall with k in expectation, and K is a bound on the
-    number of clusters rather than their number; the prior mass beyond it is :math:`(\alpha / (1 + \alpha))^{K-1}`, left to
+    number of clusters rather than their number; the expected prior mass beyond it is :math:`(\alpha / (1 + \alpha))^{K-1}`, left to
     the last component. The assignments are summed out.
 
     *When to use.* As :class:`~zoo.GaussianMixture`, with the number of clusters unknown. *When not.* To *count* clusters:
