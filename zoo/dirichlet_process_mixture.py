@@ -28,8 +28,8 @@ class DirichletProcessMixture(GaussianMixture):
         p(x_n \mid \pi, \mu, \Lambda) = \sum_k \pi_k \, \mathcal{N}(x_n \mid \mu_k, \Lambda_k^{-1})
 
     with the components of :class:`~zoo.GaussianMixture`. The weights fall with k in expectation, and K is a bound on the
-    number of clusters rather than their number; the expected prior mass beyond it is :math:`(\alpha / (1 + \alpha))^{K-1}`, left to
-    the last component. The assignments are summed out.
+    number of clusters rather than their number; the expected prior mass beyond it is
+    :math:`(\alpha / (1 + \alpha))^{K-1}`, left to the last component. The assignments are summed out.
 
     *When to use.* As :class:`~zoo.GaussianMixture`, with the number of clusters unknown. *When not.* To *count* clusters:
     the posterior number of components of a Dirichlet process mixture is no consistent estimate of it.
