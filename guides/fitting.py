@@ -55,7 +55,7 @@ def fit(
 ) -> Posterior:
     r"""Fit an approximate posterior to data.
 
-    :param model: any Pyro model with continuous latent sites.
+    :param model: any Pyro model; discrete latents need ``objective="score_function"`` and a guide that draws them.
     :param guide: a registry name (``"mean_field"``), a name with options (``("low_rank", {"rank": 5})``), a family class, a
         guide object, or any Pyro guide function. Left out, the model's ``natural_guide`` is used.
     :param data: the model's positional arguments. Tensors share their first dimension, the data points.
@@ -67,7 +67,7 @@ def fit(
         in [0, 1).
     :param optimizer: ``"adam"`` or ``"sgd"`` (with momentum).
     :param clip_norm: largest gradient norm; longer gradients are shortened to it.
-    :param num_particles: Monte Carlo draws per step; one by default.
+    :param num_particles: Monte Carlo draws per step; by default the objective's own number, one for the ELBO.
     :param validation: data to choose the best parameters by, either a fraction of ``data`` to hold out or a tuple like
         ``data``. Scored after every epoch by log predictive density, or by the objective where the guide computes latents
         from the rows it is given; the best parameters are restored at the end.

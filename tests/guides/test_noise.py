@@ -8,6 +8,8 @@ from guides.engine.noise import Noise, NoiseTape
 
 NORMALS, UNIFORMS = torch.randn(50), torch.rand(50)
 N, U = NORMALS[:6].view(2, 3), UNIFORMS[:6].view(2, 3)
+PROBS = torch.tensor([[2.0, 0.0, 6.0], [1.0, 1.0, 0.0]])  # not normalised, as torch allows
+INVERSE = torch.stack([torch.where(U[0] < 0.25, 0, 2), torch.where(U[1] < 0.5, 0, 1)])
 
 CALLS = {
     "randn(2, 3)": (lambda: torch.randn(2, 3), N),
@@ -30,6 +32,9 @@ CALLS = {
     "uniform_(1, to=3)": (lambda: torch.empty(2, 3).uniform_(1.0, to=3.0), 1 + 2 * U),
     "bernoulli": (lambda: torch.bernoulli(torch.full((2, 3), 0.3)), (U < 0.3).float()),
     "bernoulli with p": (lambda: torch.bernoulli(torch.zeros(2, 3), 0.3), (U < 0.3).float()),
+    "multinomial": (lambda: torch.multinomial(PROBS, 3, replacement=True), INVERSE),
+    "multinomial as a method": (lambda: PROBS.multinomial(3, True), INVERSE),
+    "multinomial, by keyword": (lambda: torch.multinomial(input=PROBS, num_samples=3, replacement=True), INVERSE),
     "exponential_": (lambda: torch.empty(2, 3).exponential_(2.0), -torch.log1p(-U) / 2),
 }
 
@@ -90,6 +95,7 @@ def test_under_vmap_a_filled_tensor_is_nan_and_a_returned_draw_right():
         dist.LogNormal(0.0, 0.5),
         dist.Weibull(2.0, 1.5),
         dist.Bernoulli(0.3),
+        dist.Categorical(torch.tensor([0.1, 0.6, 0.3])),
     ],
     ids=lambda law: type(law).__name__,
 )
@@ -101,6 +107,6 @@ def test_a_distribution_drawn_from_the_tape_is_that_distribution(law):
     torch.manual_seed(1)
     plain = law.sample((count,))
     for level in (0.05, 0.25, 0.5, 0.75, 0.95):
-        point = plain.quantile(level)
+        point = plain.float().quantile(level)
         share = (draws <= point).float().mean() - (plain <= point).float().mean()
         assert abs(share) < 4.5 * (2 * level * (1 - level) / count) ** 0.5

@@ -34,9 +34,7 @@ def exact_guide(data, shift=0.0, widen=1.0):
 
 
 def values(objective, guide, data, count=300):
-    pyro.set_rng_seed(1)
-    with torch.no_grad():
-        return torch.tensor([float(objective.estimate(linear, guide, data, {}).value) for _ in range(count)])
+    return replicate_estimates(objective, linear, guide, data, count)[0]
 
 
 @pytest.mark.parametrize("name", guides.objectives)
