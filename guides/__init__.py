@@ -32,6 +32,7 @@ from guides.families import (
     LowRank,
     MeanField,
     Mixture,
+    SemiAmortized,
 )
 from guides.fitting import fit, fit_many
 from guides.gaps import InferenceGap, inference_gap
@@ -91,6 +92,7 @@ __all__ = [
     "Posterior",
     "Renyi",
     "ScoreFunction",
+    "SemiAmortized",
     "Site",
     "UnsupportedModelError",
     "Warmup",

@@ -10,6 +10,7 @@ from guides.families.low_rank import LowRank
 from guides.families.map import MAP
 from guides.families.mean_field import MeanField
 from guides.families.mixture import Mixture
+from guides.families.semi_amortized import SemiAmortized
 
 __all__ = [
     "MAP",
@@ -24,4 +25,5 @@ __all__ = [
     "LowRank",
     "MeanField",
     "Mixture",
+    "SemiAmortized",
 ]

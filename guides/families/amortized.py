@@ -18,7 +18,7 @@ from guides.engine.checks import is_latent
 from guides.engine.traces import nodes
 from guides.errors import DataError, GuideMismatchError, OptionError
 from guides.families.base import Family
-from guides.heads import Head, HeadOptions, check_encoded
+from guides.heads import Gaussian, Head, HeadOptions, check_encoded
 from guides.local_sites import LocalSite, find_local_sites
 from guides.registries import families
 
@@ -269,11 +269,17 @@ class Amortized(Family):
         rows = _rows(inputs)
         for number, names in enumerate(self.layers):
             encoded = self._encode(number, inputs, rows)
-            for name in names:
-                head = self._head(name)
-                values[name] = self._sample(name, head.distribution(head.gaussian(encoded)))
+            answer = self._answer({n: self._head(n).gaussian(encoded) for n in names}, values, args, kwargs)
+            for name, gaussian in answer.items():
+                values[name] = self._sample(name, self._head(name).distribution(gaussian))
             inputs = self._below(number, encoded, values)
         return values
+
+    def _answer(
+        self, gaussians: dict[str, Gaussian], values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Gaussian]:
+        """Return the normals to draw a layer from, given what the encoder says and ``values`` of other latents."""
+        return gaussians
 
     def _from_the_top(
         self, inputs: list[Any], values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
