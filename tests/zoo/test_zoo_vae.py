@@ -335,6 +335,18 @@ def test_conditional_models_on_a_completion():
     assert task.assemble(model.decode(task.inputs).mean).shape == (300, 64)
 
 
+@pytest.mark.parametrize("make", [conditional, lambda **o: (ConditionalRegressor(mlp((9, 7)), **o), *conditional()[1:])])
+def test_predictions_may_have_more_rows_than_the_data_and_observations_not(make):
+    model, x, y = make(data_size=4)
+    assert model(x).shape == y.shape
+    with pytest.raises(ValueError, match="data_size=4 but this batch has 6 rows"):
+        model(x, y)
+    latents = {"z": torch.zeros(2, 2)} if isinstance(model, ConditionalVAE) else {}
+    doubled = log_joint_of(model, x[:2], y[:2])(latents)
+    model.data_size = None
+    torch.testing.assert_close(doubled, 2 * log_joint_of(model, x[:2], y[:2])(latents))
+
+
 @pytest.mark.parametrize("model", [VAE, ConditionalVAE])
 def test_without_an_encoder_there_is_no_natural_guide(model):
     made = vae()[0] if model is VAE else conditional()[0]
