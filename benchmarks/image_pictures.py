@@ -150,8 +150,8 @@ def _completed(axes: Axes, mine: Sequence[tuple[Record, dict[str, Any]]]) -> Non
     labels, strips = ["given", "truth"], [given, _on_paper(truth)]
     for record, images in mine:
         draws = images["completions"][:MOST_COMPLETIONS]
-        for draw in draws:
-            labels.append(record["guide"] if len(draws) == 1 or draw is draws[0] else "")
+        for index, draw in enumerate(draws):
+            labels.append("" if index else record["guide"])
             completed = np.where(mask, truth, draw)
             strips.append(_on_paper(completed))
     height, width = mask.shape

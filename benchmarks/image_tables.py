@@ -108,6 +108,6 @@ def _sentences(suite: Suite, task: Task, records: Sequence[Record]) -> list[str]
         against.append(f"{abs(gap):.2f} nats {'ahead of' if gap > 0 else 'behind'} {quote.method} ({quote.value:.2f})")
     sentences = [f"{task.name}: {'; '.join(said)}."] if said else []
     if against:
-        after = "" if math.isnan(epochs) else f" after {epochs:.0f} epochs"
+        after = "" if math.isnan(epochs) else f" after {epochs:.0f} epoch{'' if epochs == 1 else 's'}"
         sentences.append(f"{task.name}: the best guide, {best}{after}, is {'; '.join(against)}, all published.")
     return [sentence.replace("(-", "(−") for sentence in sentences]

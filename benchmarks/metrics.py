@@ -199,15 +199,6 @@ _ALL = (
         "active_units", "active units", "", "none", "Latents whose mean moves with the image (variance above 0.01).", 0, 1
     ),
     Metric(
-        "mutual_information",
-        "I(x; z)",
-        "nats",
-        "none",
-        "Mutual information of image and code under the guide; at most log of the number of images it is estimated from.",
-        0,
-        2,
-    ),
-    Metric(
         "khat_bad",
         "k-hat too high",
         "",

@@ -201,7 +201,8 @@ def check_digits(records: list[dict[str, Any]], folder: Path) -> None:
         assert images["originals"].shape == images["reconstructions"].shape == (20, 8, 8)
         assert images["interpolation"].shape == (4, 10, 8, 8)
         assert images["manifold"].shape == (16, 16, 8, 8)
-        originals = (few_digits(0).test[0][:20] * 255).round().to(torch.uint8).reshape(-1, 8, 8)  # type: ignore[index]
+        (test,) = few_digits(0).test or ()
+        originals = (image_evaluation.spread(test, 20) * 255).round().to(torch.uint8).reshape(-1, 8, 8)
         assert np.array_equal(images["originals"], originals.numpy())
     assert records[0]["fit"]["objective"] == "elbo"
     assert records[1]["fit"]["objective"] == "iwae"
@@ -225,10 +226,16 @@ def check_completions(records: list[dict[str, Any]], folder: Path) -> None:
         assert (found["completions"][..., ~mask] != truth[:, ~mask]).any()
     from zoo.datasets import digits_images
 
-    assert np.array_equal(truth, (digits_images().x[300:310] * 255).byte().reshape(-1, 8, 8).numpy())
+    whole = image_evaluation.spread(digits_images().x[300:340], 10)
+    assert np.array_equal(truth, (whole * 255).byte().reshape(-1, 8, 8).numpy())
     page = (folder / "report.md").read_text(encoding="utf-8")
     assert "the conditional VAE is" in page
     assert (folder / "pictures" / "completions.png").exists()
+
+
+def test_shown_rows_are_spread_over_the_test_set() -> None:
+    assert image_evaluation.spread(torch.arange(101), 5).tolist() == [0, 25, 50, 75, 100]
+    assert image_evaluation.spread(torch.arange(2), 3).tolist() == [0, 0, 1]
 
 
 def record(task: str, guide: str, **metrics: float) -> dict[str, Any]:
