@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ from guides.engine.data import Data
 from guides.engine.noise import Noise, NoiseTape
 from guides.engine.optimisers import adam
 from guides.engine.parameters import isolated_store
-from guides.engine.program import quiet, seeded
+from guides.engine.program import Program, quiet, seeded
 from guides.engine.tracing import Traced
 from guides.engine.vectorise import Vectorised
 from guides.engine.weights import WeightKernel, rows_apart
@@ -156,7 +158,7 @@ def inference_gap(
     show = sys.stderr.isatty() if progress is None else progress
     with isolated_store(), quiet(), seeded(seed), torch.no_grad():
         kernel = WeightKernel(posterior.program, posterior.flat[0], rows, particles, chunk=chunk, compile="eager")
-        search = _Search(kernel, posterior.program.latents, particles, float(lr))
+        search = _Search(kernel, posterior.program, particles, float(lr))
         parts = []
         total = kernel.blocks * (steps + math.ceil(num_samples / particles))
         with tqdm(total=total, desc="inference gap", unit="step", disable=not show, delay=1.0, leave=False) as bar:
@@ -191,15 +193,17 @@ def _checked(posterior: Posterior, data: tuple[Any, ...], counts: dict[str, int 
 class _Search:
     """Optimise offsets of a block of rows, all blocks by the same graph."""
 
-    def __init__(self, kernel: WeightKernel, latents: tuple[str, ...], particles: int, lr: float) -> None:
+    def __init__(self, kernel: WeightKernel, program: Program, particles: int, lr: float) -> None:
         self._kernel, self._particles, self._lr = kernel, particles, lr
         # In units of standard deviations curvatures are about one: below the rate, gradients count by their size, so that
         # those that are rounding alone move nothing.
         self._adam = adam(epsilon=_RATES * lr)
         self._over_draws = Vectorised("draws")
         tensors = kernel.rows_of(torch.zeros(kernel.plan.rows, dtype=torch.long, device=kernel.device))
-        _, guide_trace = kernel.draw(tensors, NoiseTape())
-        self._layout = OffsetLayout(guide_trace, latents)
+        # A guide that refines what its encoder says is no starting point: its refinements depend on the draw.
+        self._start = getattr(program.guide, "unrefined", nullcontext)
+        _, guide_trace = kernel.draw(tensors, NoiseTape(), self._start())
+        self._layout = OffsetLayout(guide_trace, program.latents)
         self._step = Traced(self._one_step, "the model")
         self._evaluate = Traced(self._both, "the model")
 
@@ -226,11 +230,16 @@ class _Search:
         best, own = (torch.cat(parts)[:num_samples].mT.double() for parts in zip(*found))
         return best, own
 
-    def _draws(self, offsets: Tensor, noise: Noise, tensors: tuple[Tensor, ...], sticking: bool) -> Tensor:
-        """Return log weights, shape ``(draws, rows)``."""
+    @contextmanager
+    def _moved(self, offsets: Tensor, sticking: bool) -> Iterator[None]:
+        with self._start(), Refine(self._layout.split(offsets), sticking):
+            yield
+
+    def _draws(self, offsets: Tensor | None, noise: Noise, tensors: tuple[Tensor, ...], sticking: bool = False) -> Tensor:
+        """Return log weights, shape ``(draws, rows)``, of the guide as it is or with offsets to what its encoder says."""
 
         def one(normals: Tensor, uniforms: Tensor) -> Tensor:
-            around = Refine(self._layout.split(offsets), sticking)
+            around = None if offsets is None else self._moved(offsets, sticking)
             return self._kernel.draw(tensors, NoiseTape(Noise(normals, uniforms)), around)[0]
 
         found: Tensor = self._over_draws(one, (0, 0), noise.normals, noise.uniforms)
@@ -250,8 +259,8 @@ class _Search:
         offsets, normals, uniforms, *tensors = inputs
         noise = Noise(normals, uniforms)
         return (
-            self._draws(offsets, noise, tuple(tensors), sticking=False),
-            self._draws(torch.zeros_like(offsets), noise, tuple(tensors), sticking=False),
+            self._draws(offsets, noise, tuple(tensors)),
+            self._draws(None, noise, tuple(tensors)),
         )
 
 

@@ -92,7 +92,7 @@ class LogMarginal:
             lines.append(f"fewer than {MIN_DRAWS} draws: no k-hat, so nothing says whether the errors can be believed")
         elif self.share_above_threshold > 0:
             lines.append(
-                f"k-hat is above {self.k_threshold:.2f} for {100 * self.share_above_threshold:.2g} % of the values (median "
+                f"k-hat is above {self.k_threshold:.2f} for {100 * self.share_above_threshold:.3g} % of the values (median "
                 f"{float(self.k_hat.nanmedian()):.2f}): those are lower bounds that more draws would raise, with standard "
                 "errors that are too small"
             )

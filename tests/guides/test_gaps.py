@@ -103,6 +103,19 @@ def test_the_amortised_family_is_refined_in_all_its_forms(options):
         assert gap.mean("approximation")[0] < 0.02
 
 
+@pytest.mark.slow
+def test_a_guide_that_refines_its_encoder_closes_part_of_the_amortisation_gap():
+    means = []
+    for refinements in (0, 4):
+        torch.manual_seed(0)
+        options = {"encoder": nn.Linear(4, 6), "refinements": refinements, "refinement_lr": 0.4}
+        posterior = guides.fit(INDEPENDENT.model, ("semi_amortized", options), X, steps=20)
+        gap = inference_gap(posterior, NEW[:8], num_samples=200, steps=150)
+        assert abs(gap.mean("approximation")[0]) < 0.005, "sought from the encoder's answer, not from the refined one"
+        means.append(gap.mean("amortisation")[0])
+    assert 0 < means[1] < 0.5 * means[0]
+
+
 def test_one_draw_has_no_error():
     gap = inference_gap(CORRELATED.fitted(X), NEW[:3], num_samples=1, steps=2)
     assert gap.total_error.isnan().all() and gap.k_hat.isnan().all()
