@@ -25,7 +25,8 @@ __all__ = ["LocalSite", "find_local_sites"]
 class LocalSite:
     """A latent site with one value per row.
 
-    :ivar frames: the plates that it stands in; ``row_plates`` names those that follow the rows.
+    :ivar frames: the plates that it stands in; ``row_plate`` names the one that follows the rows.
+    :ivar whole: size of that plate, if it is one of all the data of which the model is given some rows.
     :ivar row_dim: where its rows are among its batch dimensions, counted from the right.
     :ivar batch_dims: number of batch dimensions.
     :ivar row_shape: shape of one row's unconstrained value, the other batch dimensions first.
@@ -34,7 +35,8 @@ class LocalSite:
 
     name: str
     frames: tuple[Any, ...]
-    row_plates: frozenset[str]
+    row_plate: str
+    whole: int | None
     row_dim: int
     batch_dims: int
     event_dim: int
@@ -124,9 +126,11 @@ def _local_site(name: str, site: Any, one: Any, following: frozenset[str]) -> Lo
         value = transform.inv(value)
     batch_dims = len(site["fn"].batch_shape)
     row_dim = row_frames[0].dim
+    alone = next(f for f in one["cond_indep_stack"] if f.name == row_frames[0].name)
+    whole = None if alone.full_size in (None, alone.size) else alone.full_size
     shape = list(value.shape)
     shape.pop(batch_dims + row_dim)
-    return LocalSite(name, frames, following, row_dim, batch_dims, event_dim, torch.Size(shape), transform)
+    return LocalSite(name, frames, row_frames[0].name, whole, row_dim, batch_dims, event_dim, torch.Size(shape), transform)
 
 
 def _run(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:

@@ -195,8 +195,12 @@ class Amortized(Family):
                 width = None if isinstance(encoded, tuple) else encoded.shape[1]
                 like = encoded[0] if isinstance(encoded, tuple) else encoded
                 self._heads[name] = len(self.heads)
-                self.heads.append(Head(self._sites[name], width, self.head_options, like))
+                self.heads.append(self._make_head(self._sites[name], width, like))
             below = self._below(number, encoded, values)
+
+    def _make_head(self, site: LocalSite, width: int | None, like: Tensor) -> Head:
+        """Return the part of the guide that belongs to one site, for an encoder of ``width`` features."""
+        return Head(site, width, self.head_options, like)
 
     def _head(self, name: str) -> Head:
         head: Head = self.heads[self._heads[name]]  # type: ignore[assignment]
@@ -234,14 +238,14 @@ class Amortized(Family):
 
     def _create_plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         inputs = self._encoder_inputs(args, kwargs)
-        following = {name for site in self._sites.values() for name in site.row_plates}
+        following = {site.row_plate: site.whole for site in self._sites.values()}
         self.plates = {}
         for name, frame in sorted(self._prototype_frames.items()):
             if name not in following:
                 self.plates[name] = pyro.plate(name, frame.full_size or frame.size, dim=frame.dim, subsample_size=frame.size)
             elif inputs is not None:
-                rows, whole = _rows(inputs), frame.full_size
-                if whole is None or whole == frame.size:
+                rows, whole = _rows(inputs), following[name]
+                if whole is None:
                     self.plates[name] = pyro.plate(name, rows, dim=frame.dim)
                 else:  # a plate of all the data, of which the model is given some rows
                     self.plates[name] = pyro.plate(name, whole, subsample=torch.arange(rows), dim=frame.dim)

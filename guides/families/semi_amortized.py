@@ -45,7 +45,7 @@ class SemiAmortized(Amortized):
     that one step size serves sharp and vague posteriors, and a step cannot overshoot by its scale. Gradients are estimated
     from one antithetic pair of draws by their path alone (sticking the landing), without noise where q is exact. The steps
     run wherever the guide does: in training, and for new data points. What they gain over the encoder is the amortisation
-    gap, or its greater part. A start within a factor of ten of the posterior's scale is recovered from in some ten steps.
+    gap, or its greater part. A start that is ten times too sharp or too vague takes some tens of steps.
 
     What gradient reaches the encoder: with ``gradient="first_order"`` that of the refined :math:`\mathcal{L}_n` with respect
     to the *refined* parameters, as if the steps had added constants. With ``"through"`` that with respect to the encoder's
