@@ -24,6 +24,14 @@ def _isolated() -> Iterator[None]:
     pyro.clear_param_store()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_compiled_loops_of_other_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whether something is compiled must not depend on what ran on this machine before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GUIDES_CACHE", str(tmp_path_factory.mktemp("compiled")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def provided_data() -> Path:
     """The folder of provided data; the test is skipped where there is none."""

@@ -26,7 +26,7 @@ __all__ = ["COMPILE_MODES", "Settings", "Trained", "train"]
 COMPILE_MODES = ("auto", "eager", "trace", "inductor")
 
 _NOISE_PER_CHUNK = 2**20
-_STEPS_PER_CHUNK = 100
+_STEPS_PER_CHUNK = 500
 _SMALL_STEP = 2**21
 _WORTH_TRACING = 20
 

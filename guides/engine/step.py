@@ -11,16 +11,21 @@ import torch
 from torch import Tensor
 
 from guides.engine.batches import IndexStream
+from guides.engine.compiling import CompiledLoop, has_compiler
 from guides.engine.data import Data, stack
 from guides.engine.optimisers import Optimiser
 from guides.engine.program import Program
-from guides.engine.tracing import CompiledLoop, Traced, has_compiler
+from guides.engine.tracing import Traced
 from guides.engine.vectorise import Vectorised
 from guides.errors import EagerFallbackWarning
 
 __all__ = ["ChunkRunner", "Inputs", "Replicates"]
 
-_COMPILE_SECONDS = 25.0
+_COMPILE_SECONDS = 15.0
+_GAIN = 0.7
+_UNTYPICAL = 2
+_MEASURED = 10
+_FIRST_CHECK = 50
 
 
 class Replicates:
@@ -118,8 +123,10 @@ class ChunkRunner:
         self._mode = mode
         self._plain = False
         self._step = Traced(self._one_step, "the model", enabled=mode != "eager")
-        self._loops: dict[Any, CompiledLoop] = {}
-        self._speed: dict[Any, float] = {}
+        self._loops: dict[int, CompiledLoop] = {}
+        self._candidates: dict[tuple[int, int], CompiledLoop] = {}
+        self._seconds: dict[int, list[float]] = {}
+        self._next_check = 0
 
     def _one_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Take flat, moments, data, learning rate, step number and the step's inputs; return state and losses."""
@@ -171,35 +178,69 @@ class ChunkRunner:
         """
         tensors = self._replicates.select(rows)
         steps, count = len(rates), len(rows)
-        numbers = torch.arange(first + 1, first + steps + 1, dtype=rates.dtype, device=rates.device)
-        # Per-step scalars get a row per replicate, so that everything that varies by step has the step second.
-        varying = (rates.expand(count, -1)[..., None], numbers.expand(count, -1)[..., None], *(i[rows] for i in inputs))
-        key = (steps, count)
-        loop = self._loops.get(key)
-        if loop is not None and loop.checked:
-            return loop(state, tensors, varying)
-        collected: list[Tensor] = []
-        start, before = time.perf_counter(), state
-        for k in range(steps):
-            *new, loss = self._step(*state, *tensors, *(v[:, k] for v in varying))
+        varying = self._varying(rows, inputs, rates, first)
+        self._check_now_and_then(state, tensors, varying, first)
+        losses: list[Tensor] = []
+        done = 0
+        while done < steps:
+            rest = tuple(v[:, done:] for v in varying) if done else varying
+            loop = self._loop(state, tensors, rest, steps, steps - done + left)
+            if loop is not None:
+                state, run = loop(state, tensors, rest)
+                losses.append(run)
+                break
+            start = time.perf_counter()
+            *new, loss = self._step(*state, *tensors, *(v[:, done] for v in varying))
+            self._seconds.setdefault(count, []).append(time.perf_counter() - start)
             state = tuple(s.detach() for s in new)
-            collected.append(loss.detach())
-        losses = torch.stack(collected, dim=1)
-        if loop is None:
-            self._consider_compiling(key, state, tensors, varying, (time.perf_counter() - start) / steps, left)
-        elif not loop.check(before, tensors, varying, (*state, losses)):
-            self._loops.pop(key)
-            self._mode = "trace"
-        return state, losses
+            losses.append(loss.detach().unsqueeze(1))
+            done += 1
+        return state, torch.cat(losses, dim=1) if len(losses) > 1 else losses[0]
 
-    def _consider_compiling(
-        self, key: Any, state: tuple[Tensor, ...], tensors: tuple[Tensor, ...], varying: Inputs, seconds: float, left: int
-    ) -> None:
-        """Compile the loop if the time it would save is longer than compiling takes."""
-        graph = self._step.graph(*state, *tensors, *(v[:, 0] for v in varying))
-        if graph is None or self._mode not in ("auto", "inductor") or state[0].device.type != "cpu":
-            return
-        worth_it = key in self._speed and 0.7 * min(seconds, self._speed[key]) * left > _COMPILE_SECONDS
-        self._speed[key] = seconds  # the first chunk is slow: it traces
-        if (worth_it or self._mode == "inductor") and has_compiler():
-            self._loops[key] = CompiledLoop(graph, len(state), len(tensors), key[0])
+    def _varying(self, rows: Tensor, inputs: Inputs, rates: Tensor, first: int) -> Inputs:
+        """Return what differs from step to step, a row for each replicate and the step second."""
+        steps, count = len(rates), len(rows)
+        numbers = torch.arange(first + 1, first + steps + 1, dtype=rates.dtype, device=rates.device)
+        chosen = inputs if count == self._replicates.count else tuple(i[rows] for i in inputs)
+        return (rates.expand(count, -1)[..., None], numbers.expand(count, -1)[..., None], *chosen)
+
+    def _check_now_and_then(self, state: Inputs, tensors: Inputs, varying: Inputs, first: int) -> None:
+        """Compare graph and model again, at steps ever further apart: a branch may be taken late in a fit only."""
+        if first >= self._next_check:
+            self._next_check = 2 * first + _FIRST_CHECK
+            if first and not self._step.check(*state, *tensors, *(v[:, 0] for v in varying)):
+                self._mode = "eager"
+                self._loops.clear()
+
+    def _loop(self, state: Inputs, tensors: Inputs, varying: Inputs, capacity: int, left: int) -> CompiledLoop | None:
+        """Return the compiled loop for these replicates, compiling it if that pays.
+
+        :param varying: the steps that it would run first.
+        :param left: steps still to come.
+        """
+        count = len(state[0])
+        loop = self._loops.get(count)
+        if loop is not None and loop.capacity >= capacity:
+            return loop
+        if self._mode not in ("auto", "inductor") or state[0].device.type != "cpu" or not has_compiler():
+            return None
+        loop = self._candidates.get((count, capacity))
+        if loop is None:
+            graph = self._step.graph(*state, *tensors, *(v[:, 0] for v in varying))
+            if graph is None:
+                return None
+            widest = tuple(v.new_zeros((count, capacity, *v.shape[2:])) for v in varying)
+            loop = self._candidates[count, capacity] = CompiledLoop(graph, state, tensors, widest)
+        measured = self._seconds.get(count, [])[_UNTYPICAL:]
+        worth = len(measured) >= _MEASURED and _GAIN * min(measured) * left > _COMPILE_SECONDS
+        if not (worth or self._mode == "inductor" or loop.ready):
+            return None
+        try:
+            loop.check(state, tensors, varying)
+        except Exception as error:  # compilers fail in many ways, and none of them may end a fit
+            reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+            warnings.warn(f"the model runs traced, not compiled: {reason}", EagerFallbackWarning, stacklevel=5)
+            self._mode = "trace"
+            return None
+        self._loops[count] = loop
+        return loop

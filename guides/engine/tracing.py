@@ -8,19 +8,18 @@ is run as it is.
 
 from __future__ import annotations
 
-import logging
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from guides.errors import EagerFallbackWarning
 
-__all__ = ["CompiledLoop", "Traced", "has_compiler"]
+__all__ = ["Traced", "close"]
 
 Inputs = tuple[Tensor, ...]
 Function = Callable[..., Inputs]
@@ -38,7 +37,7 @@ class Traced:
         self._function = function
         self._what = what
         self.enabled = enabled
-        self._graphs: dict[Any, Function] = {}
+        self._graphs: dict[Any, GraphModule] = {}
         self._checked: set[Any] = set()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -52,7 +51,7 @@ class Traced:
             return self._check(key, inputs)
         return self._graphs[key](*inputs)
 
-    def graph(self, *inputs: Tensor) -> Function | None:
+    def graph(self, *inputs: Tensor) -> GraphModule | None:
         """Return the checked graph for inputs of these shapes, or ``None``."""
         key = tuple((i.shape, i.dtype) for i in inputs)
         return self._graphs[key] if self.enabled and key in self._checked else None
@@ -67,20 +66,30 @@ class Traced:
             torch.set_rng_state(state)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._graphs[key] = make_fx(self._function)(*(i.detach() for i in inputs))
+                self._graphs[key] = _simplified(make_fx(self._function)(*(i.detach() for i in inputs)))
         except Exception as error:  # whatever tracing cannot follow, the function itself just did
             self._fall_back(f"it cannot be traced ({type(error).__name__}: {str(error).strip().splitlines()[0]})")
         finally:
             torch.set_rng_state(after)
         return result
 
+    def check(self, *inputs: Tensor) -> bool:
+        """Tell whether the function still does what its graph does, on these inputs; warn and stop using it if not."""
+        key = tuple((i.shape, i.dtype) for i in inputs)
+        if self.enabled and key in self._checked:
+            self._check(key, inputs)
+        return self.enabled
+
     def _check(self, key: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         state = torch.get_rng_state()
         replayed = self._graphs[key](*inputs)
         torch.set_rng_state(state)
         result = self._function(*inputs)
-        if not all(_close(a, b) for a, b in zip(replayed, result)):
-            self._fall_back("its operations depend on the values of parameters or data (a Python branch on a tensor?)")
+        if not all(close(a, b) for a, b in zip(replayed, result)):
+            late = " since an earlier check; fit again with compile='eager'" if key in self._checked else ""
+            self._fall_back(
+                f"its operations depend on the values of parameters or data (a Python branch on a tensor?){late}"
+            )
         self._checked.add(key)
         return result
 
@@ -89,74 +98,46 @@ class Traced:
         warnings.warn(f"{self._what} runs without acceleration: {reason}", EagerFallbackWarning, stacklevel=4)
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _simplified(graph: GraphModule) -> GraphModule:
+    """Return the graph without operations that do nothing, that nobody needs, or that repeat another one."""
+    nodes = graph.graph.nodes
+    for node in nodes:
+        if node.target in _IDENTITIES:
+            node.replace_all_uses_with(node.args[0])
+    graph.graph.eliminate_dead_code()
+    if not any(_writes(node) for node in nodes):
+        first: dict[Any, Node] = {}
+        for node in nodes:
+            if node.op == "call_function" and _repeatable(node):
+                original = first.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+                if original is not node:
+                    node.replace_all_uses_with(original)
+        graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+_IDENTITIES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+
+
+def _writes(node: Node) -> bool:
+    """Tell whether a node changes a tensor that others may see; filling fresh memory is how constants are made."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return False
+    fresh = isinstance(node.args[0], Node) and "empty" in str(node.args[0].target)
+    return not (node.target is torch.ops.aten.fill_.Scalar and fresh)
+
+
+def _repeatable(node: Node) -> bool:
+    """Tell whether the same arguments give the same result, in memory that nobody writes to."""
+    tags = getattr(node.target, "tags", ())
+    return not (torch.Tag.nondeterministic_seeded in tags or "empty" in str(node.target) or "_." in str(node.target))
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two results of the same operations are equal up to rounding."""
     if not a.is_floating_point():
         return torch.equal(a, b)
     size = b[torch.isfinite(b)].abs().max() if torch.isfinite(b).any() else torch.ones(())
     return torch.allclose(a, b, rtol=1e-3, atol=float(1e-4 * size), equal_nan=True)
-
-
-def has_compiler() -> bool:
-    """Tell whether a C++ compiler is there for ``torch.compile`` to use."""
-    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
-
-
-class CompiledLoop:
-    """``steps`` repetitions of a graph, compiled into one call that never returns to Python.
-
-    :param graph: from (state..., shared tensors..., this step's tensors...) to (new state..., losses ``(R,)``).
-    :param carried: how many of its inputs are state.
-    :param shared: how many are the same at every step.
-    :ivar checked: the loop was seen to do what the graph does.
-    """
-
-    def __init__(self, graph: Function, carried: int, shared: int, steps: int) -> None:
-        from torch._higher_order_ops.while_loop import while_loop
-
-        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-            state, fixed, varying = inputs[:carried], inputs[carried : carried + shared], inputs[carried + shared :]
-            losses = torch.zeros(state[0].shape[0], steps, dtype=state[0].dtype, device=state[0].device)
-
-            def more(i: Tensor, *_: Tensor) -> Tensor:
-                return i < steps
-
-            def body(i: Tensor, losses: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-                k = i.reshape(1)
-                now = [v.index_select(1, k).squeeze(1) for v in varying]
-                *new, loss = graph(*state, *fixed, *now)
-                return (i + 1, losses.index_copy(1, k, loss.unsqueeze(1)), *new)
-
-            _, losses, *state_out = while_loop(more, body, (torch.tensor(0), losses, *state))
-            return (*state_out, losses)
-
-        self.checked = False
-        self._run = torch.compile(run, options={"cpp_wrapper": True})
-
-    def __call__(self, state: Inputs, shared: Inputs, varying: Inputs) -> tuple[Inputs, Tensor]:
-        """Return the state after all steps, and losses ``(R, steps)``.
-
-        :param varying: the tensors of all steps, shape ``(R, steps, ...)`` each.
-        """
-        with torch.no_grad():
-            *new, losses = self._run(*(s.clone() for s in state), *shared, *varying)
-        return tuple(new), losses
-
-    def check(self, state: Inputs, shared: Inputs, varying: Inputs, expected: Inputs) -> bool:
-        """Compile, run, and tell whether the outcome is the expected one; warn if it is not."""
-        log = logging.getLogger("torch._inductor")
-        level = log.level
-        log.setLevel(logging.ERROR)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                new, losses = self(state, shared, varying)
-        except Exception as error:  # compilers fail in many ways, and none of them may end a fit
-            reason = f"compiling it failed ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
-        else:
-            self.checked = all(_close(a, b) for a, b in zip((*new, losses), expected))
-            reason = "the compiled loop gives other numbers"
-        finally:
-            log.setLevel(level)
-        if not self.checked:
-            warnings.warn(f"the model runs traced, not compiled: {reason}", EagerFallbackWarning, stacklevel=5)
-        return self.checked

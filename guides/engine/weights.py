@@ -16,12 +16,13 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from guides.engine.compiling import has_compiler
 from guides.engine.data import Data
 from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.program import Program
 from guides.engine.rows import row_log_weights
 from guides.engine.traces import nodes
-from guides.engine.tracing import Traced, has_compiler
+from guides.engine.tracing import Traced
 from guides.engine.vectorise import Vectorised
 from guides.errors import EagerFallbackWarning, OptionError, UnsupportedModelError
 

@@ -1,0 +1,219 @@
+"""Loops of steps compiled ahead of time into libraries that later processes find again."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import logging
+import operator
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from guides.engine.tracing import close
+
+__all__ = ["CompiledLoop", "cache_folder", "has_compiler"]
+
+Inputs = tuple[Tensor, ...]
+
+_FORMAT = 1
+_KEPT = 200
+_CHECKED_STEPS = 3
+
+
+def has_compiler() -> bool:
+    """Tell whether a C++ compiler is there."""
+    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def cache_folder() -> Path:
+    """Return where compiled loops are kept: ``$GUIDES_CACHE``, or a folder of the user's cache."""
+    chosen = os.environ.get("GUIDES_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME", base)) / "guides" / "compiled"
+
+
+class _Loop(nn.Module):
+    """Repetitions of a graph in one ``while_loop``; see :class:`CompiledLoop`.
+
+    :param graph: takes its constants as its last inputs; they come last among the shared ones.
+    """
+
+    def __init__(self, graph: GraphModule, carried: int, shared: int, constants: int, capacity: int) -> None:
+        super().__init__()
+        self._graph = graph
+        self._constants = constants
+        self._carried, self._shared, self._capacity = carried, shared, capacity
+
+    def forward(self, limit: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        from torch._higher_order_ops.while_loop import while_loop
+
+        end = self._carried + self._shared
+        state, fixed, varying = inputs[: self._carried], inputs[self._carried : end], inputs[end:]
+        fixed, constants = fixed[: len(fixed) - self._constants], fixed[len(fixed) - self._constants :]
+        losses = torch.zeros(state[0].shape[0], self._capacity, dtype=state[0].dtype, device=state[0].device)
+
+        def more(i: Tensor, *_: Tensor) -> Tensor:
+            return i < limit
+
+        # What the body only reads is captured, not carried: what is carried is copied at every step.
+        def body(i: Tensor, losses: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+            k = i.reshape(1)
+            now = [v.index_select(1, k).squeeze(1) for v in varying]
+            *new, loss = self._graph(*state, *fixed, *now, *constants)
+            return (i + 1, losses.index_copy(1, k, loss.unsqueeze(1)), *new)
+
+        _, losses, *new = while_loop(more, body, (torch.zeros((), dtype=torch.long), losses, *state))
+        return (*new, losses)
+
+
+class CompiledLoop:
+    """Up to ``capacity`` repetitions of a graph in one call that never returns to Python.
+
+    The library is compiled once for each graph, shapes, number of threads, processor and version of PyTorch, and kept in
+    :func:`cache_folder`; another process loads it in milliseconds.
+
+    :param graph: from (state..., shared tensors..., this step's tensors...) to (new state..., losses ``(R,)``).
+    :param state: example of what is carried from step to step.
+    :param shared: example of what is the same at every step.
+    :param varying: example of the tensors of all steps, shape ``(R, capacity, ...)`` each.
+    """
+
+    def __init__(self, graph: GraphModule, state: Inputs, shared: Inputs, varying: Inputs) -> None:
+        self.capacity = varying[0].shape[1]
+        self._graph = graph
+        lifted, self._constants = _with_constants_as_inputs(graph)
+        self._examples = tuple(t.contiguous() for t in (*state, *shared, *self._constants, *varying))
+        split = (len(state), len(shared) + len(self._constants), len(self._constants))
+        self._loop = _Loop(lifted, *split, self.capacity)
+        self._path = cache_folder() / f"{_key(lifted, self._examples, split)}.pt2"
+        self._run: Any = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the library is there, so that nothing has to be compiled."""
+        return self._run is not None or self._path.exists()
+
+    def check(self, state: Inputs, shared: Inputs, varying: Inputs) -> None:
+        """Compile the library or load it, and see that it does what the graph does.
+
+        :raises RuntimeError: if it does not; compilers raise what they like.
+        """
+        if self._path.exists():
+            os.utime(self._path)
+        else:
+            _compile(self._loop, (torch.tensor(self.capacity), *self._examples), self._path)
+        self._run = _load(self._path)
+        # A few steps: over many, rounding alone leads two trajectories apart.
+        first = tuple(v[:, :_CHECKED_STEPS] for v in varying)
+        new, losses = self(state, shared, first)
+        expected = state
+        for k in range(losses.shape[1]):
+            *expected, loss = self._graph(*expected, *shared, *(v[:, k] for v in first))
+        if not all(close(a, b) for a, b in zip((*new, losses[:, -1]), (*expected, loss))):
+            self._path.unlink(missing_ok=True)
+            raise RuntimeError("the compiled loop gives other numbers")
+
+    def __call__(self, state: Inputs, shared: Inputs, varying: Inputs) -> tuple[Inputs, Tensor]:
+        """Return the state after all steps, and losses ``(R, steps)``.
+
+        :param varying: the tensors of the steps, shape ``(R, steps, ...)`` each, with at most ``capacity`` steps.
+        """
+        steps = varying[0].shape[1]
+        if steps < self.capacity:
+            varying = tuple(_padded(v, self.capacity) for v in varying)
+        # The library reads memory in the order of its examples.
+        inputs = [t.contiguous() for t in (*state, *shared, *self._constants, *varying)]
+        *new, losses = self._run([torch.tensor(steps), *inputs])
+        return tuple(new), losses[:, :steps]
+
+
+def _padded(varying: Tensor, capacity: int) -> Tensor:
+    padded = varying.new_zeros((varying.shape[0], capacity, *varying.shape[2:]))
+    padded[:, : varying.shape[1]] = varying
+    return padded
+
+
+def _with_constants_as_inputs(graph: GraphModule) -> tuple[GraphModule, Inputs]:
+    """Return the graph with its tensor constants as further inputs, so that one library serves whatever their values."""
+    body = copy.deepcopy(graph.graph)
+    constants: list[Tensor] = []
+    last = [node for node in body.nodes if node.op == "placeholder"][-1]
+    for node in [node for node in body.nodes if node.op == "get_attr"]:
+        value = operator.attrgetter(node.target)(graph)
+        if isinstance(value, Tensor):
+            with body.inserting_after(last):
+                last = body.placeholder(f"constant_{len(constants)}")
+            constants.append(value.detach())
+            node.replace_all_uses_with(last)
+            body.erase_node(node)
+    return GraphModule(graph, body), tuple(constants)
+
+
+def _key(graph: GraphModule, examples: Sequence[Tensor], split: tuple[int, ...]) -> str:
+    """Return a name for everything that the compiled library depends on."""
+    processor = (platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
+    described = [(tuple(e.shape), str(e.dtype), str(e.device)) for e in examples]
+    whole = repr((_FORMAT, torch.__version__, processor, split, described, graph.code))
+    return hashlib.sha256(whole.encode()).hexdigest()[:40]
+
+
+def _compile(loop: _Loop, examples: Inputs, path: Path) -> None:
+    from torch._inductor import aoti_compile_and_package
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="compiling-") as folder, _silence():
+        with torch.no_grad():
+            exported = torch.export.export(loop, tuple(e.clone() for e in examples))
+            made = aoti_compile_and_package(exported, package_path=str(Path(folder) / "loop.pt2"))
+        os.replace(made, path)
+    _forget_oldest(path.parent)
+
+
+def _load(path: Path) -> Any:
+    """Return a function from a list of tensors to a list of tensors.
+
+    The class behind ``torch._inductor.aoti_load_package`` is used by itself where it has the expected form: the function
+    imports the whole compiler first, which takes seconds.
+    """
+    try:
+        return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1).run  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        from torch._inductor import aoti_load_package
+
+        return aoti_load_package(str(path)).loader.run  # type: ignore[attr-defined]
+
+
+def _forget_oldest(folder: Path) -> None:
+    kept = sorted(folder.glob("*.pt2"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in kept[_KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _silence() -> Any:
+    """Keep the compiler's remarks off the caller's terminal."""
+    logs = [logging.getLogger(name) for name in ("torch._inductor", "torch._export", "torch.export")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in zip(logs, levels):
+            log.setLevel(level)
