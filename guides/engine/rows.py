@@ -13,7 +13,15 @@ from torch import Tensor
 
 from guides.engine.traces import nodes
 
-__all__ = ["density_sites", "log_density", "outermost_plate", "row_log_densities", "row_log_weights", "same_scale"]
+__all__ = [
+    "density_sites",
+    "evaluate_densities",
+    "log_density",
+    "outermost_plate",
+    "row_log_densities",
+    "row_log_weights",
+    "same_scale",
+]
 
 Scale = Tensor | float
 
@@ -69,13 +77,24 @@ def same_scale(sites: Iterable[Any]) -> bool:
     return all(s is scales[0] or (not isinstance(s, Tensor) and s == scales[0]) for s in scales)
 
 
+def evaluate_densities(trace: Trace) -> Trace:
+    """Compute the log densities of a trace now, and return it: flows read their parameters only when that is done."""
+    for site in density_sites(trace).values():
+        site["unscaled_log_prob"] = _unscaled(site)
+    return trace
+
+
+def _unscaled(site: Any) -> Tensor:
+    known: Tensor | None = site.get("unscaled_log_prob")  # where Pyro keeps it, too
+    return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]) if known is None else known
+
+
 def log_density(site: Any, plate: str | None, scaled: bool) -> Tensor:
     """Return a site's log density in nats with its mask and, if ``scaled``, its scale.
 
     :param plate: a plate that the site stands in, for a sum per row of that plate, ``(rows,)``; or ``None`` for a scalar.
     """
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    log_prob = scale_and_mask(log_prob, site["scale"] if scaled else 1.0, site["mask"])
+    log_prob = scale_and_mask(_unscaled(site), site["scale"] if scaled else 1.0, site["mask"])
     if plate is None:
         return log_prob.sum()
     dim = next(f.dim for f in site["cond_indep_stack"] if f.name == plate)

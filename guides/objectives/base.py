@@ -19,6 +19,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from guides.engine.parameters import detached_parameters
+from guides.engine.rows import evaluate_densities
 from guides.engine.traces import nodes
 
 __all__ = ["OWN_MODULE", "Estimate", "Objective", "Stratum", "frozen_guide_trace", "joint_traces", "num_strata"]
@@ -100,7 +101,7 @@ def frozen_guide_trace(
         if site["type"] == "sample" and not isinstance(site["fn"], Delta):
             drawn.add_node(name, **site)
     with detached_parameters(guide):
-        return poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*args, **kwargs)
+        return evaluate_densities(poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*args, **kwargs))
 
 
 class Objective(PyroELBO):

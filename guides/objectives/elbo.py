@@ -120,10 +120,9 @@ class ELBO(Objective):
             total = terms["energy"] + terms["entropy"] - terms["excess"]
             log_weight = stratum_log_weight(guide, guide_trace)
             kl, likelihood = [weighed(log_weight, likelihood - total)], weighed(log_weight, likelihood)
-        none = likelihood.new_zeros(0)  # a model without latents has no parts
-        found = {"log_likelihood": likelihood, "kl": torch.cat([none, *(k.reshape(-1) for k in kl)])}
-        if sizes or not kl:
-            found["size"] = torch.cat([none, *(s.expand(k.shape).reshape(-1) for k, s in zip(kl, sizes))])
+        found = {"log_likelihood": likelihood, "kl": torch.cat([k.reshape(-1) for k in kl])}
+        if sizes:
+            found["size"] = torch.cat([s.expand(k.shape).reshape(-1) for k, s in zip(kl, sizes)])
         return found
 
     def combine(self, particles: dict[str, Tensor], step: Tensor) -> Estimate:

@@ -12,7 +12,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from guides.engine.parameters import detached_parameters
-from guides.engine.rows import row_log_densities, row_log_weights
+from guides.engine.rows import evaluate_densities, row_log_densities, row_log_weights
 from guides.engine.traces import nodes
 from guides.errors import OptionError
 from guides.objectives.base import Estimate, Objective, frozen_guide_trace, joint_traces
@@ -94,7 +94,7 @@ class IWAE(Objective):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         densities = frozen_guide_trace(guide, guide_trace, args, kwargs)
         with detached_parameters(model):
-            of_draw = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            of_draw = evaluate_densities(poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs))
         of_parameters = poutine.trace(poutine.replay(model, trace=_constant(guide_trace))).get_trace(*args, **kwargs)
         log_weight, scale = row_log_weights(of_draw, densities)
         log_joint, _, _ = row_log_densities(of_parameters, guide_trace)
