@@ -23,6 +23,7 @@ from guides.errors import (
 from guides.families import (
     MAP,
     Amortized,
+    AmortizedKumaraswamy,
     Dropout,
     Ensemble,
     Family,
@@ -61,6 +62,7 @@ __all__ = [
     "SELBO",
     "SIWAE",
     "Amortized",
+    "AmortizedKumaraswamy",
     "Comparison",
     "ConjugatePosterior",
     "ConjugateStructure",

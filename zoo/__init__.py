@@ -16,6 +16,7 @@ from zoo.logistic_regression import BayesianLogisticRegression
 from zoo.mlp import BayesianMLP
 from zoo.module import BayesianModule, bayesianize
 from zoo.probabilistic_pca import ProbabilisticPCA
+from zoo.stick_breaking_vae import StickBreakingVAE
 from zoo.vae import VAE
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "GaussianMixture",
     "Likelihood",
     "ProbabilisticPCA",
+    "StickBreakingVAE",
     "bayesianize",
     "datasets",
     "models",

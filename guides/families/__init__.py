@@ -1,6 +1,7 @@
 """Families of approximate posteriors, one file each; importing this package registers them."""
 
 from guides.families.amortized import Amortized
+from guides.families.amortized_kumaraswamy import AmortizedKumaraswamy
 from guides.families.base import Family, FlatFamily
 from guides.families.dropout import Dropout
 from guides.families.ensemble import Ensemble
@@ -15,6 +16,7 @@ from guides.families.semi_amortized import SemiAmortized
 __all__ = [
     "MAP",
     "Amortized",
+    "AmortizedKumaraswamy",
     "Dropout",
     "Ensemble",
     "Family",
