@@ -18,6 +18,7 @@ from guides.engine.noise import NoiseTape
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet, seeded
 from guides.engine.vectorise import over_draws
+from guides.errors import OptionError
 from guides.likelihoods import coordinates
 from guides.prior import unobserved
 
@@ -25,6 +26,7 @@ __all__ = ["Draws", "Site", "sites", "take_draws"]
 
 _ELEMENTS_PER_CHUNK = 2**25
 _SEED_STRIDE = 7919
+_MOST_ELEMENTS = 2**33
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def take_draws(
     values = sum(s["value"].numel() for n, s in _nodes(program.prototype) if _kind(s) is not None)
     values = math.ceil(values * max(data.size, 1) / max(program.setup_rows, 1))
     chunk = _ELEMENTS_PER_CHUNK // (100 * max(data.size, 1) + 20 * values)
+    _check_size(program, len(flat) * num_samples, data, predictive=predictive, score=score)
     chains = []
     with isolated_store(), quiet(), torch.no_grad():
         for r, parameters in enumerate(flat):
@@ -112,6 +115,26 @@ def take_draws(
         deterministic=merged.get("deterministic", {}),
         predictive=merged.get("predictive", {}),
     )
+
+
+def _check_size(program: Program, draws: int, data: Data, *, predictive: bool, score: bool) -> None:
+    """Refuse draws that no memory could hold, before any work.
+
+    :raises OptionError: naming the largest site and its size.
+    """
+    sizes = {}
+    for name, site in sites(program).items():
+        rows = data.size / max(program.size, 1) if set(site.dims) & program.follows.plates else 1.0
+        whole = math.prod(site.shape) * rows
+        if site.kind == "observed" and not predictive:
+            whole = whole / max(1, math.prod(site.shape[1:])) if score else 0.0
+        sizes[name] = draws * whole
+    if sum(sizes.values()) > _MOST_ELEMENTS:
+        name = max(sizes, key=lambda n: sizes[n])
+        raise OptionError(
+            f"{draws} draws of site {name!r} for {data.size} rows are {sizes[name]:.2g} numbers "
+            f"({4e-9 * sizes[name]:.0f} GB); ask for fewer draws (num_samples) or some of the rows at a time"
+        )
 
 
 def _one_draw(program: Program, data: Data, fresh: frozenset[str], *, predictive: bool, score: bool) -> dict[str, Any]:

@@ -267,9 +267,23 @@ class Posterior:
             raise OptionError(f"num_samples must be at least 1, not {num_samples}")
         same_rows = data.size == self.training.size
         base = self.seed if seed is None else seed
-        return take_draws(
-            self.program, self.flat, num_samples, data, base, same_rows=same_rows, predictive=predictive, score=score
-        )
+        try:
+            return take_draws(
+                self.program, self.flat, num_samples, data, base, same_rows=same_rows, predictive=predictive, score=score
+            )
+        except (RuntimeError, ValueError, IndexError) as error:
+            odd = self._unlike_training(data)
+            if odd is None:
+                raise
+            raise DataError(f"{odd}, and the model cannot be run on it: {error}") from error
+
+    def _unlike_training(self, data: Data) -> str | None:
+        """Return what is unlike the training data in an argument that has another shape apart from its rows."""
+        for i, (new, old) in enumerate(zip(data.args, self.training.args)):
+            if isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape[1:] != old.shape[1:]:
+                want = ("rows", *old.shape[1:]) if i in self.training.rows else tuple(old.shape)
+                return f"argument {i} has shape {tuple(new.shape)}, the training data's was ({', '.join(map(str, want))})"
+        return None
 
 
 def _holds_module(value: Any) -> bool:

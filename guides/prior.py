@@ -73,7 +73,8 @@ def sample_prior(
 
     first = next((item for item in data if isinstance(item, Tensor)), None)
     rows = first.shape[0] if first is not None and first.dim() else 1
-    chunk = max(1, _ELEMENTS_PER_CHUNK // (100 * rows))
+    values = sum(item.numel() for item in data if isinstance(item, Tensor))
+    chunk = max(1, _ELEMENTS_PER_CHUNK // (100 * rows + 20 * values))
     device = first.device if first is not None else torch.device("cpu")
     with torch.no_grad(), isolated_store(), quiet(), seeded(seed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the model cannot be vectorised")

@@ -115,6 +115,8 @@ def test_a_validation_fraction_that_leaves_nothing(fraction, data):
         ({"clip_norm": 0.0}, "clip_norm must be positive"),
         ({"num_particles": 0}, "num_particles must be at least 1"),
         ({"replicates": 0}, "replicates must be at least 1"),
+        ({"replicates": 1.5}, "replicates must be a whole number, not 1.5"),
+        ({"seed": None}, "seed must be a whole number, not None"),
         ({"patience": 0, "validation": 0.2}, "patience must be at least 1"),
         ({"patience": 3}, "patience needs validation data: pass validation="),
         ({"optimizer": "adamm"}, "optimizer='adamm' is not known; use one of 'adam', 'sgd'"),
@@ -400,6 +402,18 @@ def test_posteriors_refuse_what_they_cannot_answer(data):
         posterior.log_likelihood(data[0], num_samples=2)
     with pytest.raises(guides.DataError, match="argument 0 has 1 NaN"):
         posterior.predict(spoiled(data[0], (0, 0), math.nan))
+
+
+def test_predicting_for_other_columns_than_those_of_the_data(data):
+    posterior = guides.fit(linear, "mean_field", *data, **QUICK)
+    with pytest.raises(guides.DataError, match=r"argument 0 has shape \(4, 2\), the training data's was \(rows, 3\)"):
+        posterior.predict(torch.zeros(4, 2), num_samples=2)
+
+
+def test_draws_that_no_memory_could_hold(data):
+    posterior = guides.fit(linear, "mean_field", *data, **QUICK)
+    with pytest.raises(guides.OptionError, match=r"1000000000 draws of site 'y' for 30 rows .*\(120 GB\); ask for fewer"):
+        posterior.predict(*data, num_samples=10**9)
 
 
 def test_compare_refuses_an_empty_list_and_equal_labels(data):
