@@ -147,7 +147,8 @@ class WeightKernel:
         noise = self.layout.draw((self.plan.draws,), generator)
         inputs = (*self.rows_of(index), noise.normals, noise.uniforms)
         if self._run is None:
-            self._run = self._prepare(inputs)
+            with torch.random.fork_rng():  # a run that is continued prepares at another draw than one that is not
+                self._run = self._prepare(inputs)
         return self._run(*inputs)[0].double()
 
     def rows_of(self, index: Tensor) -> tuple[Tensor, ...]:

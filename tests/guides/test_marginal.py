@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -264,6 +268,65 @@ def test_a_run_that_is_continued_equals_one_that_was_not_interrupted(wrong, tmp_
     for name in ("values", "standard_error", "k_hat"):
         assert torch.equal(getattr(again, name), getattr(whole, name))
     assert not path.with_name("run.tmp").exists()
+
+
+def test_draws_that_are_not_built_from_normals_are_continued_too(tmp_path, monkeypatch):
+    """Gamma draws come from torch's own generator; z ~ Gamma(2, 1), x ~ Poisson(z), the guide wrong in its shape."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(torch.full((len(x),), 2.0), 1.0))
+            return pyro.sample("x", dist.Poisson(z), obs=x)
+
+    def guide(x):
+        idle = pyro.param("idle", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Gamma(0.8 * (x + 2.0) + 0 * idle, 1.8))
+
+    guide.amortized = frozenset({"z"})
+    x = torch.arange(6.0)
+    posterior = guides.fit(model, guide, x, steps=1, compile="eager")
+    options = {"num_samples": 3000, "chunk": 600}
+    whole = log_marginal(posterior, x, **options)
+    exact = dist.NegativeBinomial(2.0, torch.tensor(0.5)).log_prob(x)
+    assert ((whole.values - exact) / whole.standard_error).abs().max() < 4.5
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        _cut(patch, 17)
+        log_marginal(posterior, x, checkpoint=path, **options)
+    assert torch.equal(log_marginal(posterior, x, checkpoint=path, **options).values, whole.values)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_is_continued(wrong, tmp_path):
+    """As by kill -9: nothing is saved at the end, only now and then on the way."""
+    script = f"""
+import sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+torch.set_num_threads(1)
+import guides, guides.weight_stream
+from latent_models import LinearGaussian
+guides.weight_stream._SECONDS_BETWEEN_SAVES = 0.0
+pca = LinearGaussian(orthogonal=False)
+posterior = pca.fitted(pca.rows(60), shift=0.2, stretch=1.2)
+guides.log_marginal(posterior, pca.rows(50, seed=2), num_samples=20000, chunk=500, checkpoint={str(tmp_path / "run")!r})
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(guides.__file__).parents[1])
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run").exists() and time.monotonic() < deadline:
+            assert process.poll() is None, "it ended before it was killed"
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    saved = torch.load(tmp_path / "run", weights_only=True)
+    assert len(saved["finished"]) < 5
+    options = {"num_samples": 20000, "chunk": 500}
+    again = log_marginal(wrong, NEW, checkpoint=tmp_path / "run", **options)
+    whole = log_marginal(wrong, NEW, **options)
+    for name in ("values", "standard_error", "k_hat"):
+        assert torch.equal(getattr(again, name), getattr(whole, name))
 
 
 def test_a_finished_run_is_read_and_not_repeated(wrong, tmp_path, monkeypatch):
