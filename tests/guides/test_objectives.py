@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import guides
+from guides.engine.compiling import has_compiler
 from guides.engine.rows import log_density
-from guides.engine.tracing import has_compiler
 from guides.objectives.base import frozen_guide_trace
 from guides.objectives.divergence import closed_form_kl
 
