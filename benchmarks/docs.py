@@ -35,6 +35,10 @@ API = (
     ("The result of a fit", (guides.Posterior, guides.Draws, guides.Site)),
     ("Closed-form coordinate ascent", (guides.cavi, guides.ConjugatePosterior, guides.ConjugateStructure)),
     ("Can it be trusted?", (guides.diagnose, guides.Diagnosis)),
+    (
+        "Marginal likelihoods and gaps",
+        (guides.log_marginal, guides.LogMarginal, guides.inference_gap, guides.InferenceGap),
+    ),
     ("Scores of predictions", tuple(getattr(guides.predictive, name) for name in guides.predictive.__all__)),
     ("Information", tuple(getattr(guides.information, name) for name in guides.information.__all__)),
     ("For authors of guides and objectives", (guides.Family, guides.FlatFamily, guides.Objective, guides.Estimate)),
