@@ -22,6 +22,7 @@ __all__ = [
     "deep_vae",
     "digits",
     "encoder",
+    "stick_breaking_vae",
     "vae",
 ]
 
@@ -146,6 +147,34 @@ def deep_vae(split: Split, *, hidden: Sequence[Sequence[int]], latent_dims: Sequ
     ]
     decoder = mlp((latent_dims[0], *reversed(hidden[0]), size), activation)
     return zoo.VAE(decoder, latent_dim=latent_dims, layers=layers, encoder=encoders)
+
+
+def stick_breaking_vae(
+    split: Split,
+    *,
+    hidden: Sequence[int],
+    sticks: int,
+    concentration: float,
+    activation: str,
+    grey_levels: int = 0,
+) -> Any:
+    """Return a stick-breaking VAE with the networks of :func:`vae`.
+
+    :param split: gives the number of pixels.
+    :param hidden: widths of the encoder's hidden layers, image side first.
+    :param sticks: latents for each image, one fewer than weights.
+    :param concentration: of the prior on the weights.
+    :param activation: of the hidden layers.
+    :param grey_levels: of a pixel, under a discretised logistic; 0 for black and white under a Bernoulli.
+    """
+    size = split.train[0].shape[-1]
+    return zoo.StickBreakingVAE(
+        mlp((sticks + 1, *reversed(hidden), size), activation),
+        num_components=sticks + 1,
+        concentration=concentration,
+        likelihood=DiscretizedLogisticPixels(grey_levels) if grey_levels else "bernoulli",
+        encoder=mlp((size, *hidden), activation, output_activation=activation),
+    )
 
 
 def encoder(model: Any) -> dict[str, Any]:

@@ -154,9 +154,10 @@ def _drawings(posterior: Any, data: tuple[Tensor, ...], seed: int) -> dict[str, 
         return _with_parameters(posterior, lambda: model.decode(codes.flatten(0, -2)).mean.reshape(*codes.shape[:-1], -1))
 
     def code(images: Tensor) -> Tensor:
-        names = posterior.program.latents
-        drawn = posterior.draws(MANY, images, seed=seed).latents["z" if "z" in names else "z_1"]
-        return drawn[0].mean(0)
+        draws = posterior.draws(MANY, images, seed=seed)
+        found = draws.latents | draws.deterministic
+        taken = next(name for name in ("weights", "z", "z_1") if name in found)  # what the decoder is given
+        return found[taken][0].mean(0)
 
     found = {"samples": _with_parameters(posterior, lambda: model.generate(SAMPLES, seed=seed)).flatten(1)}
     found["originals"] = spread(images, RECONSTRUCTED)

@@ -38,7 +38,19 @@ for _name, _latent_dim, _summary in (
             metrics=METRICS,
             splits=5,
             fit={"epochs": 150, "batch_size": 100, "lr": 2e-3, "schedule": "cosine"},
-            guides={"semi_amortized": Override(options={"refinements": 3}, fit={"epochs": 60})},  # each step costs four
+            guides={
+                "semi_amortized": Override(options={"refinements": 3}, fit={"epochs": 60}),  # each step costs four
+                "amortized_kumaraswamy": Override(  # the same networks and numbers of latents, codes that are sticks
+                    model=partial(
+                        image_data.stick_breaking_vae,
+                        hidden=(128, 128),
+                        sticks=_latent_dim,
+                        concentration=3.0,
+                        activation="relu",
+                        grey_levels=image_data.DIGIT_LEVELS,
+                    )
+                ),
+            },
             target="images",
             num_samples=200,
             keep_draws=0,
