@@ -86,7 +86,8 @@ class Amortized(Family):
         ...         pyro.sample("x", dist.Normal(z, 0.5).expand([len(x)]), obs=x)
         >>> x = torch.randn(500)
         >>> encoder = torch.nn.Sequential(torch.nn.Unflatten(0, (-1, 1)), torch.nn.Linear(1, 8), torch.nn.Tanh())
-        >>> posterior = guides.fit(model, ("amortized", {"encoder": encoder}), x, batch_size=50, epochs=60)
+        >>> options = {"batch_size": 50, "epochs": 40, "lr": 0.03, "schedule": "cosine"}
+        >>> posterior = guides.fit(model, ("amortized", {"encoder": encoder}), x, **options)
         >>> draws = posterior.draws(1000, torch.tensor([-1.0, 1.0])).latents["z"]  # of new data points
         >>> (draws.mean((0, 1)) - torch.tensor([-0.8, 0.8])).abs().max() < 0.15
         tensor(True)
