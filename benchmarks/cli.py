@@ -137,6 +137,13 @@ def _first_line(entry: Any) -> str:
 @click.option("--epochs", type=int, metavar="N", help="Epochs instead of the protocol's (which makes it another protocol).")
 @click.option("--samples", type=int, metavar="N", help="Draws behind every number (importance samples of a log p(x)).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Processes to share the tasks that use one thread; default: one for each core.",
+)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of results; default: results/TARGET.")
 @click.option("--resume", is_flag=True, help="Keep what the folder holds and run only what is missing or failed.")
 @click.option("--report/--no-report", "with_report", default=True, help="Write report.html and report.md at the end.")
@@ -150,6 +157,7 @@ def run(
     epochs: int | None,
     samples: int | None,
     device: str,
+    jobs: int,
     out: Path | None,
     resume: bool,
     with_report: bool,
@@ -189,7 +197,9 @@ def run(
             num_samples=samples,
         )
         folder = ResultsFolder(out or Path("results") / work.target)
-        outcome = runner.run(work, folder, device=device, resume=resume, progress=not quiet, command=_command_line())
+        outcome = runner.run(
+            work, folder, device=device, resume=resume, progress=not quiet, command=_command_line(), jobs=jobs
+        )
     except ValueError as error:
         raise _UsageError(str(error)) from error
     except KeyboardInterrupt:

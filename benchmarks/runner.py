@@ -20,6 +20,7 @@ import guides
 from benchmarks import evaluation, provenance
 from benchmarks.store import Cell, Record, ResultsFolder, write_atomically, write_images
 from benchmarks.task import SUITES, TASKS, Setting, Split, Suite, Task
+from benchmarks.workers import in_processes, picklable, usable_cores
 from registry import Registry, UnknownNameError
 
 __all__ = ["Outcome", "Plan", "plan", "run"]
@@ -140,6 +141,7 @@ def run(
     resume: bool = False,
     progress: bool = True,
     command: str = "",
+    jobs: int = 1,
 ) -> Outcome:
     """Run what is missing of a plan and record every cell as it finishes.
 
@@ -152,6 +154,7 @@ def run(
     :param resume: whether ``folder`` may hold results of this plan already.
     :param progress: whether to show a progress bar.
     :param command: the command line, for the manifest.
+    :param jobs: how many processes share the tasks that use one thread; 0 takes one for each core.
     :raises ResultsFolderError: if the folder cannot be used; see :meth:`ResultsFolder.prepare`.
     :raises ValueError: if the device is not there.
     """
@@ -162,7 +165,7 @@ def run(
         missing = [cell for cell in work.cells if cell not in present]
         failed: list[Record] = []
         with tqdm(total=len(missing), unit="cell", disable=not progress, dynamic_ncols=True) as bar:
-            for record in _run_cells(missing, work, folder, device, bar):
+            for record in _run_groups(missing, work, folder, device, bar, jobs):
                 folder.append(record)
                 bar.update()
                 if record["status"] != "done":
@@ -171,26 +174,57 @@ def run(
     return Outcome(len(missing), len(work.cells) - len(missing), tuple(failed))
 
 
-def _run_cells(cells: Sequence[Cell], work: Plan, folder: ResultsFolder, device: str, bar: tqdm) -> Iterator[Record]:
-    """Yield the record of each cell, groups of one task and guide together."""
+def _run_groups(
+    cells: Sequence[Cell], work: Plan, folder: ResultsFolder, device: str, bar: tqdm, jobs: int
+) -> Iterator[Record]:
+    """Yield the record of each cell, groups of one task and guide together, several groups at once where that pays."""
+    groups = [list(group) for _, group in groupby(cells, key=lambda cell: (cell.task, cell.guide))]
+    parts = [(group, work.settings[group[0].task, group[0].guide], folder, device) for group in groups]
+    alone = [part for part in parts if device != "cpu" or TASKS[part[0][0].task].threads != 1 or not picklable(part)]
+    shared = [part for part in parts if not any(part is other for other in alone)]
+    jobs = jobs or usable_cores()
+    if jobs < 2 or len(shared) < 2:
+        alone, shared = parts, []
+    for index, record in in_processes(_run_group, shared, jobs):
+        bar.set_description(_title(shared[index][0]))
+        yield record
     inner_bar = not bar.disable and sys.stderr.isatty()
     loaded: tuple[str, dict[int, Split]] = ("", {})
-    for (name, label), group in groupby(cells, key=lambda cell: (cell.task, cell.guide)):
-        task = TASKS[name]
-        setting = work.settings[name, label]
-        bar.set_description(f"{name} · {label}")
-        if loaded[0] != name:
-            loaded = (name, {})
-        ready: list[tuple[Cell, Split]] = []
-        for cell in group:
-            try:
-                if cell.split not in loaded[1]:
-                    loaded[1][cell.split] = task.load(cell.split)
-                ready.append((cell, loaded[1][cell.split]))
-            except Exception as error:  # whatever one cell raises must not cost the others
-                yield _record(cell, setting, device, _now()) | _failure(error)
-        for chunk in _chunks(ready, task.replicates):
-            yield from _run_chunk(chunk, task, setting, folder, device, inner_bar)
+    for part in alone:
+        bar.set_description(_title(part[0]))
+        if loaded[0] != part[0][0].task:
+            loaded = (part[0][0].task, {})
+        yield from _run_group(*part, loaded[1], inner_bar)
+
+
+def _title(group: Sequence[Cell]) -> str:
+    return f"{group[0].task} · {group[0].guide}"
+
+
+def _run_group(
+    cells: Sequence[Cell],
+    setting: Setting,
+    folder: ResultsFolder,
+    device: str,
+    loaded: dict[int, Split] | None = None,
+    progress: bool = False,
+) -> Iterator[Record]:
+    """Yield the record of each cell of one task and guide.
+
+    :param loaded: splits of the task that are at hand already, to be added to.
+    """
+    task = TASKS[cells[0].task]
+    loaded = {} if loaded is None else loaded
+    ready: list[tuple[Cell, Split]] = []
+    for cell in cells:
+        try:
+            if cell.split not in loaded:
+                loaded[cell.split] = task.load(cell.split)
+            ready.append((cell, loaded[cell.split]))
+        except Exception as error:  # whatever one cell raises must not cost the others
+            yield _record(cell, setting, device, _now()) | _failure(error)
+    for chunk in _chunks(ready, task.replicates):
+        yield from _run_chunk(chunk, task, setting, folder, device, progress)
 
 
 def _chunks(ready: Sequence[tuple[Cell, Split]], most: int) -> Iterator[list[tuple[Cell, Split]]]:

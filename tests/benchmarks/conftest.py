@@ -106,6 +106,12 @@ class CommandLine:
         return out, err
 
 
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks that a test registers exist in its own process only."""
+    monkeypatch.setattr("benchmarks.runner.usable_cores", lambda: 1)
+
+
 @pytest.fixture(scope="session")
 def borrowed_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds an installed package with entry points."""
