@@ -220,19 +220,19 @@ def test_divergences_of_registered_pairs_are_exact_and_others_drawn(name):
 def two_layers(x):
     with pyro.plate("data", len(x)):
         top = pyro.sample("top", dist.Normal(0.0, 1.0))
-        bottom = pyro.sample("bottom", dist.Normal(torch.sin(2 * top), 0.5))
+        bottom = pyro.sample("bottom", dist.Normal(1.2 * top, 0.5))
         pyro.sample("x", dist.Normal(bottom, 0.5), obs=x)
 
 
 def ladder(x):
-    slope = pyro.param("slope", torch.tensor([0.5, 0.7, 0.3]))
+    slope = pyro.param("slope", torch.tensor([0.5, 0.7, 0.8]))
     with pyro.plate("data", len(x)):
         top = pyro.sample("top", dist.Normal(slope[0] * x, 0.8))
         pyro.sample("bottom", dist.Normal(slope[1] * x + slope[2] * top, 0.4))
 
 
 def bottom_up(x):
-    slope = pyro.param("slope", torch.tensor([0.5, 0.7, 0.3]))
+    slope = pyro.param("slope", torch.tensor([0.5, 0.7, 0.8]))
     with pyro.plate("data", len(x)):
         bottom = pyro.sample("bottom", dist.Normal(slope[1] * x, 0.4))
         pyro.sample("top", dist.Normal(slope[0] * x + slope[2] * bottom, 0.8))
