@@ -23,6 +23,7 @@ from guides.engine.tracing import Traced
 from guides.engine.vectorise import Vectorised
 from guides.engine.weights import WeightKernel, rows_apart
 from guides.errors import OptionError, UnsupportedModelError
+from guides.marginal import rows_to_evaluate
 from guides.posterior import Posterior
 from guides.refinement import OffsetLayout, Refine
 
@@ -129,6 +130,7 @@ def inference_gap(
     :param seed: of all draws.
     :param progress: show a progress bar; by default if standard error is a terminal.
     :raises OptionError: for numbers below 1, or several replicates.
+    :raises DataError: for values that are not finite, or outside the support of an observed site.
     :raises UnsupportedModelError: if a latent is shared by the rows or is not computed from them, or its distribution is not
         built on a Gaussian.
 
@@ -187,7 +189,7 @@ def _checked(posterior: Posterior, data: tuple[Any, ...], counts: dict[str, int 
             f"latent site {name!r} is not computed from the rows by the guide {posterior.family!r}, so nothing is amortised "
             "there; gaps per data point are those of guides such as 'amortized' in models whose latents are all local"
         )
-    return Data.of(data, posterior.training.kwargs, posterior.device) if data else posterior.training
+    return rows_to_evaluate(posterior, data)
 
 
 class _Search:

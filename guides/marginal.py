@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from guides.diagnostics.psis import MIN_DRAWS, pareto_k_threshold
+from guides.engine.checks import check_values
 from guides.engine.data import Data
 from guides.engine.loop import COMPILE_MODES
 from guides.engine.parameters import isolated_store
@@ -23,7 +24,9 @@ from guides.errors import DataError, OptionError, UnsupportedModelError
 from guides.posterior import Posterior
 from guides.weight_stream import StreamCheckpoint, WeightStream
 
-__all__ = ["LogMarginal", "log_marginal"]
+__all__ = ["LogMarginal", "log_marginal", "rows_to_evaluate"]
+
+_ROWS_PER_CHECK = 1024
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def log_marginal(
     :param progress: show a progress bar; by default if standard error is a terminal.
     :param compile: as for :func:`guides.fit`; ``"auto"`` takes what pays.
     :raises OptionError: for S or ``chunk`` below 1, unknown words, several replicates, or a checkpoint of another run.
-    :raises DataError: for NaN or infinite values, or training rows under ``split="test"``.
+    :raises DataError: for values that are not finite or outside a support, or training rows under ``split="test"``.
     :raises UnsupportedModelError: for a guide without a density, or new rows that the guide cannot follow.
 
     References: Burda, Grosse & Salakhutdinov (2016), *Importance weighted autoencoders*; Owen (2013), *Monte Carlo theory,
@@ -218,11 +221,25 @@ def _checked(
             f"guide {posterior.family!r} is a point mass: it has no density, so there are no importance weights; use "
             "another guide, or score held-out data by posterior.log_likelihood"
         )
-    rows = Data.of(data, posterior.training.kwargs, posterior.device) if data else posterior.training
+    rows = rows_to_evaluate(posterior, data)
     if not rows_apart(posterior.program):
         _check_training_rows(posterior, rows)
     if split == "test":
         _check_held_out(posterior, rows)
+    return rows
+
+
+def rows_to_evaluate(posterior: Posterior, data: tuple[Any, ...]) -> Data:
+    """Return new rows, on which the model was seen to run, or the training data if there are none.
+
+    :raises DataError: for values that are not finite, or outside the support of an observed site.
+    """
+    if not data:
+        return posterior.training
+    rows = Data.of(data, posterior.training.kwargs, posterior.device)
+    if rows_apart(posterior.program):  # others are the training data, or refused
+        with isolated_store(), seeded(0):
+            check_values(posterior.model, rows, min(rows.size, _ROWS_PER_CHECK))
     return rows
 
 
