@@ -245,7 +245,8 @@ def test_divergences_of_layers_are_in_closed_form_where_the_order_of_draws_allow
     closed = replicate_estimates(guides.ELBO(), two_layers, guide, (x,), 20_000)
     drawn = replicate_estimates(guides.ELBO(kl="monte_carlo"), two_layers, guide, (x,), 20_000, seed=1)
     assert same_estimates(closed, drawn)
-    assert closed[0].var() < 0.95 * drawn[0].var()
+    at_the_same_draws, _ = replicate_estimates(guides.ELBO(kl="monte_carlo"), two_layers, guide, (x,), 20_000)
+    assert (closed[0] - at_the_same_draws).std() > 0.5  # some site was taken in closed form
 
 
 def test_sticking_the_landing_is_the_gradient_with_no_noise_at_the_optimum():
