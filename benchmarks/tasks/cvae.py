@@ -31,7 +31,7 @@ for _name, _given, _what, _dataset in (
             encoder=image_data.encoder,
             evaluate=partial(image_evaluation.completion, shape=(28, 28)),
             metrics=("log_py", "tutorial_loss", "khat_bad"),
-            fit={"epochs": 15, "batch_size": 100, "lr": 1e-3, "schedule": "cosine", "patience": 5},
+            fit={"epochs": 10, "batch_size": 200, "lr": 1e-3, "schedule": "cosine", "patience": 3},
             guides={"map": Override(model=partial(image_data.conditional_net, hidden=(500,), activation="relu"))},
             dataset=_dataset,
             target=_what,
