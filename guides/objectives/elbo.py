@@ -50,7 +50,8 @@ class ELBO(Objective):
     :param estimator: ``"pathwise"``, or ``"stl"`` (sticking the landing), which leaves out of the gradient the part that
         passes through the parameters of :math:`\log q` and not through the draw. That part is zero on average, and without
         it the gradient has no variance at the optimum of a family that contains the posterior. It implies Monte Carlo
-        divergences and runs the guide twice per step.
+        divergences and runs the guide twice per step; an inverse autoregressive flow has to be inverted for it, which is
+        slow and cannot be traced.
     :param kl_weight: :math:`\beta_t`, a number, or a function of the number of the step such as :class:`guides.Warmup` and
         :class:`guides.Cyclical`.
     :param free_bits: :math:`\lambda` in nats per latent dimension.

@@ -45,7 +45,7 @@ class IWAE(Objective):
 
     :param num_particles: K, draws per step.
     :param gradient: ``"reparameterised"``, the plain gradient, or ``"dreg"``, doubly reparameterised, which runs model and
-        guide twice per draw.
+        guide twice per draw (and inverts inverse autoregressive flows, which is slow and cannot be traced).
     :raises OptionError: for any other ``gradient``.
 
     References: Burda, Grosse & Salakhutdinov (2016), *Importance weighted autoencoders*; Tucker et al. (2019), *Doubly
