@@ -49,6 +49,7 @@ def fit(
     replicates: int = 1,
     device: str | torch.device = "auto",
     compile: str = "auto",
+    precision: str = "float32",
     progress: bool | None = None,
     checkpoint: str | Path | None = None,
     model_kwargs: dict[str, Any] | None = None,
@@ -65,7 +66,7 @@ def fit(
     :param batch_size: data points per step; all by default. Plates that follow the rows are rescaled to the full data.
     :param lr: learning rate, times the ``schedule``: ``"constant"``, ``"cosine"``, ``"linear"``, or a function of progress
         in [0, 1).
-    :param optimizer: ``"adam"`` or ``"sgd"`` (with momentum).
+    :param optimizer: ``"adam"``, ``"clipped_adam"`` (every entry of the gradient cut to ±10) or ``"sgd"`` (with momentum).
     :param clip_norm: largest gradient norm; longer gradients are shortened to it.
     :param num_particles: Monte Carlo draws per step; by default the objective's own number, one for the ELBO.
     :param validation: data to choose the best parameters by, either a fraction of ``data`` to hold out or a tuple like
@@ -77,6 +78,8 @@ def fit(
     :param device: ``"auto"`` takes a GPU if there is one.
     :param compile: ``"eager"`` runs the model at every step; ``"trace"`` replays a graph of its tensor operations, checked
         against the model; ``"inductor"`` compiles loops over that graph with a C++ compiler; ``"auto"`` takes what pays.
+    :param precision: ``"bfloat16"`` or ``"float16"`` takes matrix products and convolutions in that type during
+        optimisation; values, densities and gradients at every site stay in float32, and so does what follows the fit.
     :param progress: show a progress bar; by default if standard error is a terminal.
     :param checkpoint: a file to save the state to every 20 seconds and to continue from if it exists.
     :param model_kwargs: keyword arguments of the model, the same at every step.
@@ -123,6 +126,7 @@ def fit(
         num_particles=num_particles,
         patience=patience,
         compile=compile,
+        precision=precision,
         progress=progress,
     )
     seeds = [seed + r for r in range(replicates)]
@@ -152,7 +156,8 @@ def fit_many(
     :param validations: one tuple each, to stop early by; see :func:`fit`.
     :param seeds: one each; 0, 1, ... by default.
     :param options: ``objective``, ``steps``, ``epochs``, ``batch_size``, ``lr``, ``optimizer``, ``schedule``, ``clip_norm``,
-        ``num_particles``, ``patience``, ``compile``, ``progress``, and the arguments above: as for :func:`fit`.
+        ``num_particles``, ``patience``, ``compile``, ``precision``, ``progress``, and the arguments above: as for
+        :func:`fit`.
     :returns: one posterior per data set.
     :raises DataError: if shapes differ; all that :func:`fit` raises.
 

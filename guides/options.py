@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from guides.engine.checks import check_batch_size
 from guides.engine.data import Data
 from guides.engine.loop import COMPILE_MODES, Settings
+from guides.engine.precision import products_in
 from guides.errors import OptionError
 from guides.objectives.base import Objective
 from guides.registries import objectives
@@ -35,6 +36,7 @@ class FitOptions:
     num_particles: int | None = None
     patience: int | None = None
     compile: str = "auto"
+    precision: str = "float32"
     progress: bool | None = None
 
     def __post_init__(self) -> None:
@@ -47,6 +49,7 @@ class FitOptions:
         if self.compile not in COMPILE_MODES:
             known = ", ".join(map(repr, COMPILE_MODES))
             raise OptionError(f"compile={self.compile!r} is not known; use one of {known}")
+        products_in(self.precision)
         if self.steps is not None and self.epochs is not None:
             raise OptionError("give either steps or epochs, not both")
         if not (isinstance(self.lr, int | float) and self.lr > 0 and math.isfinite(self.lr)):
@@ -75,6 +78,7 @@ class FitOptions:
             clip_norm=self.clip_norm,
             patience=self.patience,
             compile=self.compile,
+            precision=self.precision,
             progress=sys.stderr.isatty() if self.progress is None else self.progress,
         )
 

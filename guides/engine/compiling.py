@@ -190,11 +190,11 @@ def _load(path: Path) -> Any:
     imports the whole compiler first, which takes seconds.
     """
     try:
-        return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1).run  # type: ignore[attr-defined]
+        return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1).run
     except (AttributeError, TypeError):
         from torch._inductor import aoti_load_package
 
-        return aoti_load_package(str(path)).loader.run  # type: ignore[attr-defined]
+        return aoti_load_package(str(path)).loader.run
 
 
 def _forget_oldest(folder: Path) -> None:

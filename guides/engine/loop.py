@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from guides.engine.data import Data
+from guides.engine.memory import CountElements, free_bytes, most_replicates
 from guides.engine.optimisers import make_optimiser, make_schedule
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet
@@ -44,6 +46,7 @@ class Settings:
     patience: int | None = None
     validation_samples: int = 16
     compile: str = "auto"
+    precision: str = "float32"
     progress: bool = False
 
 
@@ -75,11 +78,64 @@ def train(
     validations: Sequence[Data] | None = None,
     checkpoint: Path | None = None,
 ) -> Trained:
-    """Maximise the objective from ``initial``, shape ``(replicates, size)``.
+    """Maximise the objective from ``initial``, shape ``(replicates, size)``, as many replicates at once as memory allows.
 
+    :param checkpoint: where to save the state; a number is appended for each batch of replicates if there are several.
     :raises NonFiniteLossError: if a replicate's loss is not finite at its first step.
     """
-    replicates = Replicates(program, datasets, seeds, settings.batch_size)
+    count = len(seeds)
+    most = min(count, _most_together(program, initial, datasets, seeds, settings) or count)
+    if most == count:
+        return _train_together(program, initial, datasets, seeds, settings, validations, checkpoint)
+    parts = []
+    for number, start in enumerate(range(0, count, most)):
+        part = slice(start, start + most)
+        path = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{number}")
+        held_out = None if validations is None else validations[part]
+        parts.append(_train_together(program, initial[part], datasets[part], seeds[part], settings, held_out, path))
+    return Trained(
+        flat=torch.cat([p.flat for p in parts]),
+        losses=_stacked([p.losses for p in parts]),
+        steps=torch.cat([p.steps for p in parts]),
+        stop_reasons=tuple(reason for p in parts for reason in p.stop_reasons),
+        validation=_stacked([p.validation for p in parts]),
+    )
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    """Return tensors ``(r, n)`` below each other, the shorter ones filled up with NaN."""
+    width = max(r.shape[1] for r in rows)
+    return torch.cat([torch.nn.functional.pad(r, (0, width - r.shape[1]), value=math.nan) for r in rows])
+
+
+def _most_together(
+    program: Program, initial: Tensor, datasets: Sequence[Data], seeds: Sequence[int], settings: Settings
+) -> int | None:
+    """Return how many replicates fit into memory; ``None`` sets no limit."""
+    free = free_bytes(initial.device)
+    if len(seeds) == 1 or free is None:
+        return None
+    one = Replicates(program, datasets[:1], seeds[:1], settings.batch_size, settings.precision)
+    optimiser = make_optimiser(settings.optimizer)
+    runner = ChunkRunner(one, optimiser, settings.clip_norm, "eager")
+    state = (initial[:1], *(torch.zeros_like(initial[:1]) for _ in range(optimiser.moments)))
+    row, rate = torch.zeros(1, dtype=torch.long, device=initial.device), torch.zeros(1, device=initial.device)
+    with _undisturbed(one, seeds[0]), warnings.catch_warnings(), CountElements() as made:
+        warnings.simplefilter("ignore")  # the fit itself gives them
+        runner(state, row, one.inputs(1), rate, 0, 0)
+    return most_replicates(made.elements, free)
+
+
+def _train_together(
+    program: Program,
+    initial: Tensor,
+    datasets: Sequence[Data],
+    seeds: Sequence[int],
+    settings: Settings,
+    validations: Sequence[Data] | None,
+    checkpoint: Path | None,
+) -> Trained:
+    replicates = Replicates(program, datasets, seeds, settings.batch_size, settings.precision)
     optimiser = make_optimiser(settings.optimizer)
     schedule = make_schedule(settings.schedule)
     mode = "eager" if settings.compile == "auto" and settings.steps < _WORTH_TRACING else settings.compile

@@ -39,6 +39,16 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Opt
     return Optimiser(2, update)
 
 
+def clipped_adam(clip: float = 10.0) -> Optimiser:
+    """Adam with every entry of the gradient cut to [-clip, clip] first, as Pyro's ``ClippedAdam``."""
+    plain = adam()
+
+    def update(grad: Tensor, moments: Moments, step: Tensor) -> tuple[Tensor, Moments]:
+        return plain.update(grad.clamp(-clip, clip), moments, step)
+
+    return Optimiser(plain.moments, update)
+
+
 def sgd(momentum: float = 0.9) -> Optimiser:
     """Gradient descent with heavy-ball momentum (Polyak 1964)."""
 
@@ -49,11 +59,11 @@ def sgd(momentum: float = 0.9) -> Optimiser:
     return Optimiser(1, update)
 
 
-_OPTIMISERS: dict[str, Callable[[], Optimiser]] = {"adam": adam, "sgd": sgd}
+_OPTIMISERS: dict[str, Callable[[], Optimiser]] = {"adam": adam, "clipped_adam": clipped_adam, "sgd": sgd}
 
 
 def make_optimiser(name: str) -> Optimiser:
-    """Return the optimiser of that name, ``"adam"`` or ``"sgd"``.
+    """Return the optimiser of that name: ``"adam"``, ``"clipped_adam"`` or ``"sgd"``.
 
     :raises OptionError: for another name.
     """

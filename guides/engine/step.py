@@ -14,6 +14,7 @@ from guides.engine.batches import IndexStream
 from guides.engine.compiling import CompiledLoop, has_compiler
 from guides.engine.data import Data, stack
 from guides.engine.optimisers import Optimiser
+from guides.engine.precision import products_in
 from guides.engine.program import Program
 from guides.engine.tracing import Traced
 from guides.engine.vectorise import Vectorised
@@ -34,8 +35,16 @@ class Replicates:
     :ivar args: the model's tensors, with a first dimension R unless ``shared``.
     """
 
-    def __init__(self, program: Program, datasets: Sequence[Data], seeds: Sequence[int], batch_size: int | None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        datasets: Sequence[Data],
+        seeds: Sequence[int],
+        batch_size: int | None,
+        precision: str = "float32",
+    ) -> None:
         first = datasets[0]
+        self._precision = precision
         device = program.parameters.initial.device
         self.program = program
         self.count = len(seeds)
@@ -92,7 +101,8 @@ class Replicates:
             number, normals, uniforms, *index = inputs
             args = self.arguments(tensors, index[0] if index else None)
             step = number.squeeze(-1)
-            estimate = self.program.estimate(flat, normals, uniforms, args, self._kwargs, self.factor, step)
+            with products_in(self._precision):
+                estimate = self.program.estimate(flat, normals, uniforms, args, self._kwargs, self.factor, step)
             return estimate.surrogate, estimate.value
 
         if flat.shape[0] == 1:

@@ -14,10 +14,10 @@ import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from guides.engine.compiling import has_compiler
 from guides.engine.data import Data
+from guides.engine.memory import CountElements
 from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.program import Program
 from guides.engine.rows import row_log_weights
@@ -210,7 +210,7 @@ class WeightKernel:
         counts = []
         for rows in (1, 2) if self.apart else (1,):
             tensors = self.rows_of(torch.zeros(rows, dtype=torch.long, device=self._flat.device))
-            with _Count() as count:
+            with CountElements() as count:
                 self._record(tensors)
             counts.append(count.elements)
         return max(1, counts[-1] - counts[0] if self.apart else counts[0])
@@ -229,21 +229,6 @@ class WeightKernel:
             return self._many
         compiled = _compile(graph, inputs, expected[0]) if self.mode == "inductor" else None
         return graph if compiled is None else compiled
-
-
-class _Count(TorchDispatchMode):
-    """Count the numbers in everything that operations inside the block return."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for value in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(value, Tensor):
-                self.elements += value.numel()
-        return out
 
 
 def _compile(

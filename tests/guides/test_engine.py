@@ -10,8 +10,9 @@ import torch
 from guide_models import GENERAL, line, network, regression
 
 import guides
-from guides.engine import compiling
+from guides.engine import compiling, memory
 from guides.engine.compiling import CompiledLoop, has_compiler
+from guides.engine.optimisers import make_optimiser
 
 STEPS, LR = 40, 0.05
 CLOSE = {"rtol": 2e-4, "atol": 2e-3}
@@ -301,3 +302,49 @@ def test_a_guide_whose_draws_torch_func_cannot_differentiate_runs_eagerly():
     with pytest.warns(guides.EagerFallbackWarning):
         posterior = guides.fit(model, guide, torch.tensor([1.0, 0.0, 1.0, 1.0]), steps=1000, lr=0.05, num_particles=5)
     torch.testing.assert_close(posterior.parameters["ab"], torch.tensor([5.0, 2.0]), rtol=0.2, atol=0.0)
+
+
+def test_replicates_that_do_not_fit_into_memory_run_in_batches(data, monkeypatch, tmp_path):
+    options = {"replicates": 5, "validation": 0.2, "patience": 3, "epochs": 30, "steps": None, "compile": "trace"}
+    together = fit("mean_field", *data, **options)
+    monkeypatch.setattr("guides.engine.loop.most_replicates", lambda elements, free: 2)
+    apart = fit("mean_field", *data, checkpoint=tmp_path / "fit", **options)
+    torch.testing.assert_close(apart.flat, together.flat, **CLOSE)
+    torch.testing.assert_close(apart.losses, together.losses, equal_nan=True, **CLOSE)
+    assert apart.stop_reasons == together.stop_reasons
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fit.0", "fit.1", "fit.2"]
+
+
+def test_a_batch_of_replicates_takes_half_of_the_free_memory_at_most():
+    assert memory.most_replicates(elements=1000, free=80_000) == 10
+    assert memory.most_replicates(elements=1000, free=10) == 1
+    assert memory.most_replicates(elements=1000, free=None) is None
+    with memory.CountElements() as made:
+        torch.ones(7) + torch.ones(7)
+    assert made.elements == 21
+
+
+def test_products_in_bfloat16_leave_the_sites_in_float32(data):
+    seen = []
+
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        loc = x @ w
+        seen.append((w.dtype, loc.dtype, loc.detach() if loc.dim() == 1 else None))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(loc, 0.5), obs=y)
+
+    options = {"steps": 200, "lr": 0.05, "compile": "trace"}
+    exact = guides.fit(model, "map", *data, **options)
+    rounded = guides.fit(model, "map", *data, precision="bfloat16", **options)
+    assert {entry[:2] for entry in seen} == {(torch.float32, torch.float32)}
+    assert not torch.equal(rounded.losses, exact.losses)
+    torch.testing.assert_close(rounded.sample(1)["w"], exact.sample(1)["w"], rtol=0.03, atol=0.03)  # 8 bits of mantissa
+
+
+def test_clipped_adam_cuts_every_entry_of_the_gradient():
+    plain, clipped = make_optimiser("adam"), make_optimiser("clipped_adam")
+    grad = torch.tensor([[3.0, -200.0, 10.0]])
+    moments, step = (torch.zeros(1, 3), torch.zeros(1, 3)), torch.ones(1, 1)
+    expected = plain.update(torch.tensor([[3.0, -10.0, 10.0]]), moments, step)
+    torch.testing.assert_close(clipped.update(grad, moments, step), expected)
