@@ -139,6 +139,21 @@ _ALL = (
         "The guide's own estimate of the log evidence minus the exact one, for guides that give one.",
     ),
     Metric(
+        "energy_distance",
+        "energy distance",
+        "exact sd",
+        "down",
+        "Distance between the guide's draws and exact ones; zero for equal distributions, below it by chance.",
+    ),
+    Metric(
+        "mode_mass_error",
+        "mass error",
+        "",
+        "down",
+        "Largest difference between the mass that the guide gives a mode and the exact mass.",
+    ),
+    Metric("modes_found", "modes found", "", "up", "Modes to which the guide gives a fifth of their mass or more.", 0, 1),
+    Metric(
         "mean_error",
         "largest error of a mean",
         "exact sd",
