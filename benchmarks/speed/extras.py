@@ -59,7 +59,7 @@ def second_start(repeats: int = 3) -> dict[str, Any]:
     :returns: ``"value"``: seconds of the fit in a later process, with its steps; ``"cold"`` and ``"imports"`` likewise.
     """
     with tempfile.TemporaryDirectory() as cache:
-        environment = _environment(TORCHINDUCTOR_CACHE_DIR=cache, XDG_CACHE_HOME=cache)
+        environment = _environment(TORCHINDUCTOR_CACHE_DIR=cache, XDG_CACHE_HOME=cache, GUIDES_CACHE=f"{cache}/compiled")
         try:
             runs = [json.loads(_run([sys.executable, "-c", SCRIPT], environment)) for _ in range(1 + repeats)]
         except Failure as failure:
@@ -111,15 +111,10 @@ def table1(splits: int = 20) -> dict[str, Any]:
     """Run the suite ``table1`` in a new process with an empty cache of compiled code, and time it from start to end."""
     command = [sys.executable, "-m", "benchmarks", "run", "table1", "--splits", str(splits), "--no-report", "--quiet"]
     with tempfile.TemporaryDirectory() as folder:
-        environment = _environment(TORCHINDUCTOR_CACHE_DIR=f"{folder}/cache", XDG_CACHE_HOME=_user_cache())
+        environment = _environment(TORCHINDUCTOR_CACHE_DIR=f"{folder}/cache", GUIDES_CACHE=f"{folder}/compiled")
         start = time.perf_counter()
         try:
             _run([*command, "--out", str(Path(folder) / "results")], environment)
         except Failure as failure:
             return {"value": None, "failed": str(failure)}
         return {"value": time.perf_counter() - start, "unit": "s", "splits": splits}
-
-
-def _user_cache() -> str:
-    """Return where downloaded data is kept."""
-    return os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))

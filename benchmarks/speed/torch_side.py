@@ -121,6 +121,8 @@ class _Handwritten:
 class _Ours:
     """The engine behind ``guides.fit``, driven as ``fit`` drives it: noise and minibatches are drawn in the timed part.
 
+    Noise and minibatches are drawn for a chunk of the case's steps at a time, also where a call takes one step.
+
     :param mode: what ``fit`` calls ``compile``.
     :param steps: steps in one call.
     :param default: the family and the objective that ``fit`` takes by itself, instead of those of the others (Pyro's
@@ -144,13 +146,21 @@ class _Ours:
         self._running = torch.arange(count, device=flat.device)
         self._rates = torch.full((steps,), case.lr, device=flat.device)
         self._done = 0
+        self._drawn = max(steps, case.chunk)
+        self._inputs: tuple[Tensor, ...] = ()
         self.steps = steps
+
+    def _next_inputs(self) -> tuple[Tensor, ...]:
+        start = self._done % self._drawn
+        if start == 0:
+            self._inputs = self._replicates.inputs(self._drawn)
+        return tuple(i[:, start : start + self.steps] for i in self._inputs)
 
     def run(self, steps: int) -> list[Tensor]:
         collected = []
         with isolated_store(), quiet(), torch.enable_grad():
             for _ in range(max(1, steps // self.steps)):
-                inputs = self._replicates.inputs(self.steps)
+                inputs = self._next_inputs()
                 self._state, losses = self._runner(self._state, self._running, inputs, self._rates, self._done, left=10**9)
                 self._done += self.steps
                 collected.append(losses)
