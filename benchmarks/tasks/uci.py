@@ -46,7 +46,11 @@ for _short, _dataset, _target, _splits, (_steps, _long), _batch in SETS:
             guides={
                 **GUIDES,
                 "mean_field": Override(options={"estimator": "local"}, fit={"steps": _long}),
-                "mixture": Override(options={"components": 5, "options": {"estimator": "local"}}, fit={"steps": _long}),
+                # Weights compete only after the components have arrived; else the first to arrive takes all (validation on energy).
+                "mixture": Override(
+                    options={"components": 5, "options": {"estimator": "local"}, "warmup": int(0.7 * _long)},
+                    fit={"steps": _long, "objective": "selbo"},
+                ),
             },
             dataset=_short,
             target=_target,
