@@ -46,7 +46,7 @@ for _short, _dataset, _target, _splits, (_steps, _long), _batch in SETS:
             guides={
                 **GUIDES,
                 "mean_field": Override(options={"estimator": "local"}, fit={"steps": _long}),
-                # Weights compete only after the components have arrived; else the first to arrive takes all (validation on energy).
+                # Weights compete only after the components have arrived (chosen on validation parts of energy).
                 "mixture": Override(
                     options={"components": 5, "options": {"estimator": "local"}, "warmup": int(0.7 * _long)},
                     fit={"steps": _long, "objective": "selbo"},
