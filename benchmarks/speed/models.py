@@ -17,8 +17,6 @@ from benchmarks.speed.cases import Case
 
 __all__ = ["VAE", "model_and_guide"]
 
-AMORTIZED: Any = {"amortized": True}
-
 Callables = tuple[Callable[..., Any], Callable[..., Any]]
 
 
@@ -56,7 +54,7 @@ class VAE(nn.Module):
         pyro.module("decoder", self.decoder)
         with self._plate(len(x)):
             prior = dist.Normal(x.new_zeros(len(x), self.latents), x.new_ones(())).to_event(1)
-            z = pyro.sample("z", prior, infer=AMORTIZED)
+            z = pyro.sample("z", prior)
             logits = self.decoder["logits"](F.softplus(self.decoder["hidden"](z)))
             pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
 
@@ -66,7 +64,9 @@ class VAE(nn.Module):
         with self._plate(len(x)):
             hidden = F.softplus(self.encoder["hidden"](x))
             loc, scale = self.encoder["loc"](hidden), self.encoder["log_scale"](hidden).exp()
-            pyro.sample("z", dist.Normal(loc, scale).to_event(1), infer=AMORTIZED)
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    guide.amortized = frozenset({"z"})  # type: ignore[attr-defined]  # tells guides.fit that minibatches are fine
 
 
 def model_and_guide(case: Case, start: dict[str, Tensor], stock: bool) -> Callables:

@@ -260,17 +260,22 @@ class Program:
     def log_likelihood(
         self, flat: Tensor, noise: Noise, stratum: Tensor, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Tensor:
-        """Return the log-likelihood in nats of every data point at one draw, over all observed sites, ``(rows,)``."""
+        """Return the log-likelihood in nats of every data point at one draw, over all observed sites, ``(rows,)``.
+
+        The draw of a component of a mixture counts by the component's weight, so that the mean over strata is that over the
+        mixture.
+        """
+        log_weight = getattr(self.guide, "log_stratum_weight", lambda _: 0.0)
 
         def run() -> Tensor:
             with NoiseTape(noise), Stratum(stratum):
-                model_trace, _ = joint_traces(self.model, self.guide, tuple(args), kwargs)
+                model_trace, guide_trace = joint_traces(self.model, self.guide, tuple(args), kwargs)
             parts = []
             for site in list[Any](model_trace.nodes.values()):
                 if is_observed(site):
                     log_prob = site["fn"].log_prob(site["value"])
                     parts.append(log_prob.reshape(-1) if log_prob.dim() < 2 else log_prob.flatten(1).sum(-1))
-            return sum(parts[1:], start=parts[0])
+            return sum(parts[1:], start=parts[0]) + log_weight(guide_trace)
 
         found: Tensor = self.parameters.call(flat, run)
         return found

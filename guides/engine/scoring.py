@@ -66,9 +66,10 @@ def _predictive_score(
 ) -> Callable[[Tensor], Tensor]:
     program, arguments = replicates.program, _Arguments(validations)
     device = program.parameters.initial.device
-    normals, uniforms = _draw(program.noise, samples, [torch.Generator(device).manual_seed(s + 2**33) for s in seeds])
     strata = program.strata(device)
-    which = strata.repeat(math.ceil(samples / len(strata)))[:samples]
+    samples = len(strata) * math.ceil(samples / len(strata))  # every component as often as every other
+    normals, uniforms = _draw(program.noise, samples, [torch.Generator(device).manual_seed(s + 2**33) for s in seeds])
+    which = strata.repeat(samples // len(strata))
     over_samples, over_replicates = Vectorised("draws"), Vectorised("replicates")
 
     def one(flat: Tensor, normals: Tensor, uniforms: Tensor, *values: Tensor) -> Tensor:

@@ -55,8 +55,16 @@ class SemiAmortized(Amortized):
     **When:** the encoder cannot be made good enough, or its shortfall is to be measured. **When not:** several stochastic
     layers; when time matters: each step costs about as much as a training step without it.
 
-    :param model: as for :class:`guides.Amortized`, like all options but the last three.
-    :param encoder: one module, for all local sites.
+    :param model: a Pyro model whose local latents stand in a plate that follows the rows of the data.
+    :param encoder: one module, for all local sites; what it returns is described at :class:`guides.Amortized`, as are the
+        options from ``inputs`` to ``init_scale``.
+    :param inputs: which of the model's arguments the encoder is called with.
+    :param covariance: of each site given the data point; only ``"diagonal"`` can be refined.
+    :param rank: of a low-rank covariance.
+    :param flow: on top of the Gaussian; a flow cannot be refined.
+    :param num_flows: how many of them.
+    :param rest: family of the global latents, if there are any.
+    :param init_scale: initial standard deviation in the unconstrained space.
     :param refinements: the number k of steps.
     :param refinement_lr: the step size :math:`\eta`; 1 jumps to the optimum of a normal posterior with independent latents.
     :param gradient: ``"first_order"`` or ``"through"``.

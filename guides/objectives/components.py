@@ -11,14 +11,26 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from guides.engine.traces import nodes
+from guides.errors import OptionError
 from guides.mixtures import MixtureDensity
 
-__all__ = ["component_terms", "is_mixture", "stratum_log_weight", "weighed"]
+__all__ = ["check_no_mixture", "component_terms", "is_mixture", "stratum_log_weight", "weighed"]
 
 
 def is_mixture(guide: Any) -> bool:
     """Tell whether a guide is a mixture over global latents, such as :class:`guides.Mixture`."""
     return hasattr(guide, "component_factors")
+
+
+def check_no_mixture(guide: Any, objective: str) -> None:
+    """Refuse mixtures for an objective that gives all components the same weight.
+
+    :raises OptionError: naming the objective to use instead.
+    """
+    if hasattr(guide, "log_stratum_weight"):
+        raise OptionError(
+            f"objective {objective!r} gives every component of a mixture the same weight; use 'siwae', or 'selbo'"
+        )
 
 
 def stratum_log_weight(guide: Any, guide_trace: Trace) -> Tensor:

@@ -16,6 +16,7 @@ from guides.engine.rows import evaluate_densities, row_log_densities, row_log_we
 from guides.engine.traces import nodes
 from guides.errors import OptionError
 from guides.objectives.base import Estimate, Objective, frozen_guide_trace, joint_traces
+from guides.objectives.components import check_no_mixture
 from guides.registries import objectives
 
 __all__ = ["IWAE"]
@@ -87,6 +88,7 @@ class IWAE(Objective):
         """Return the log weights of one draw, ``(rows,)`` or ``(1,)``, and their scale; for DReG, the log joint at the draw
         as a constant too.
         """
+        check_no_mixture(guide, "iwae")
         if self.gradient == "reparameterised":
             model_trace, guide_trace = joint_traces(model, guide, args, kwargs, intercept=False)
             log_weight, scale = row_log_weights(model_trace, guide_trace)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pyro import poutine
 
 import guides
 from benchmarks import SUITES, TASKS, Override, Task
@@ -48,7 +49,7 @@ def test_task_loads_and_its_model_runs(name: str, monkeypatch: pytest.MonkeyPatc
     for part, other in zip(split.train, again.train):
         assert torch.equal(part, other), "the same index must give the same data"
         assert torch.isfinite(part.float()).all()
-    task.model(split)(*(part[:500] for part in split.train))
+    poutine.trace(task.model(split)).get_trace(*(part[:500] for part in split.train))
     if split.test is not None:
         assert len(split.test) == len(split.train)
         assert split.target_scale > 0

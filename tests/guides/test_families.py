@@ -60,14 +60,14 @@ def test_draws_lie_in_the_supports_and_have_the_sites_shapes(family, fitted):
 def test_draws_have_the_density_that_log_q_claims(family, fitted):
     """Reweighting by r / q must give a normalised r, whatever r: here a normal a little narrower than the draws."""
     posterior = fitted[family]
-    count = 4000
+    count = 100_000 if family == "mixture" else 4000  # its draws lie in lumps, so that the weights vary more
     draws = posterior.draws(count)
     z, log_det = unconstrained(posterior, {n: v[0] for n, v in draws.latents.items()})
     mean, covariance = z.mean(0), torch.cov(z.T)
     narrow = MultivariateNormal(mean, 0.8 * covariance)
     weights = (narrow.log_prob(z) - log_det - draws.log_q[0].double()).exp()
     assert abs(float(weights.mean() - 1)) < 4 * float(weights.std()) / math.sqrt(count)
-    assert float(weights.std()) < 2  # else the line above shows nothing
+    assert float(weights.std()) / math.sqrt(count) < 0.032  # else the line above shows nothing
     values = weights[:, None] * (z - mean) / covariance.diagonal().sqrt()
     assert (values.mean(0).abs() < 4.5 * values.std(0) / math.sqrt(count)).all()
     squares = weights[:, None] * ((z - mean) ** 2 / covariance.diagonal() - 0.8)

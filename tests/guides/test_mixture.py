@@ -432,3 +432,27 @@ def test_five_components_are_one_batch(data):
             graph = make_fx(value)(program.parameters.initial, noise.normals, noise.uniforms, torch.tensor(1.0))
         sizes.append(len(graph.graph.nodes))
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("objective", ["iwae", "renyi"])
+def test_objectives_that_weigh_components_alike_refuse_mixtures(objective, data):
+    with pytest.raises(guides.OptionError, match="use 'siwae'"):
+        guides.fit(regression, "mixture", *data, objective=objective, steps=2, compile="eager")
+
+
+def test_validation_weighs_components_by_their_weights(data):
+    """The score of a mixture whose weight is all on one component is that component's, whatever the others predict."""
+    x, y = data
+    program, flat = lopsided(x[:20], y[:20])
+    rows = [x[20:], y[20:]]
+    noise = program.noise.draw((1,), torch.Generator().manual_seed(0)).map(lambda n: n[0])
+    scores = torch.stack([program.log_likelihood(flat, noise, torch.tensor(k), rows, {}) for k in range(2)])
+    assert scores[1].max() < -50 < scores[0].min()
+
+
+def lopsided(x, y):
+    posterior = guides.fit(regression, ("mixture", {"components": 2}), x, y, steps=1, compile="eager")
+    values = dict(posterior.parameters)
+    name = next(n for n in values if n.endswith("logits"))
+    values[name] = torch.tensor([0.0, -70.0])
+    return posterior.program, posterior.program.parameters.flatten(values)
