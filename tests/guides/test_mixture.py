@@ -443,8 +443,8 @@ def test_objectives_that_weigh_components_alike_refuse_mixtures(objective, data)
 def test_validation_weighs_components_by_their_weights(data):
     """The score of a mixture whose weight is all on one component is that component's, whatever the others predict."""
     x, y = data
-    program, flat = lopsided(x[:20], y[:20])
-    rows = [x[20:], y[20:]]
+    program, flat = lopsided(x[:10], y[:10])
+    rows = [x[10:], y[10:]]
     noise = program.noise.draw((1,), torch.Generator().manual_seed(0)).map(lambda n: n[0])
     scores = torch.stack([program.log_likelihood(flat, noise, torch.tensor(k), rows, {}) for k in range(2)])
     assert scores[1].max() < -50 < scores[0].min()
