@@ -100,6 +100,7 @@ class CompiledLoop:
         split = (len(state), len(shared) + len(self._constants), len(self._constants))
         self._loop = _Loop(lifted, *split, self.capacity)
         self._path = cache_folder() / f"{_key(lifted, self._examples, split)}.pt2"
+        self._limit = torch.tensor(self.capacity)
         self._run: Any = None
 
     @property
@@ -115,7 +116,7 @@ class CompiledLoop:
         if self._path.exists():
             os.utime(self._path)
         else:
-            _compile(self._loop, (torch.tensor(self.capacity), *self._examples), self._path)
+            _compile(self._loop, (self._limit, *self._examples), self._path)
         self._run = _load(self._path)
         # A few steps: over many, rounding alone leads two trajectories apart.
         first = tuple(v[:, :_CHECKED_STEPS] for v in varying)
@@ -137,8 +138,8 @@ class CompiledLoop:
             varying = tuple(_padded(v, self.capacity) for v in varying)
         # The library reads memory in the order of its examples.
         inputs = [t.contiguous() for t in (*state, *shared, *self._constants, *varying)]
-        *new, losses = self._run([torch.tensor(steps), *inputs])
-        return tuple(new), losses[:, :steps]
+        *new, losses = self._run([self._limit if steps == self.capacity else torch.tensor(steps), *inputs])
+        return tuple(new), losses if steps == self.capacity else losses[:, :steps]
 
 
 def _padded(varying: Tensor, capacity: int) -> Tensor:

@@ -212,7 +212,7 @@ class ChunkRunner:
         steps, count = len(rates), len(rows)
         numbers = torch.arange(first + 1, first + steps + 1, dtype=rates.dtype, device=rates.device)
         chosen = inputs if count == self._replicates.count else tuple(i[rows] for i in inputs)
-        return (rates.expand(count, -1)[..., None], numbers.expand(count, -1)[..., None], *chosen)
+        return (rates.view(1, -1, 1).expand(count, -1, 1), numbers.view(1, -1, 1).expand(count, -1, 1), *chosen)
 
     def _check_now_and_then(self, state: Inputs, tensors: Inputs, varying: Inputs, first: int) -> None:
         """Compare graph and model again, at steps ever further apart: a branch may be taken late in a fit only."""
