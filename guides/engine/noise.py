@@ -8,7 +8,7 @@ two vectors, one of standard normals and one of uniforms. The same tape gives th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,16 @@ class NoiseLayout:
             torch.randn(*leading, self.normals, generator=generator, device=device),
             torch.rand(*leading, self.uniforms, generator=generator, device=device),
         )
+
+    def draw_each(self, leading: tuple[int, ...], generators: Sequence[torch.Generator]) -> Noise:
+        """Return what :meth:`draw` gives for each generator, stacked, without copying it together."""
+        device = generators[0].device
+        normals = torch.empty(len(generators), *leading, self.normals, device=device)
+        uniforms = torch.empty(len(generators), *leading, self.uniforms, device=device)
+        for r, generator in enumerate(generators):
+            normals[r].normal_(generator=generator)
+            uniforms[r].uniform_(generator=generator)
+        return Noise(normals, uniforms)
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,10 @@ class Replicates:
 
     def inputs(self, steps: int) -> Inputs:
         """Draw noise and minibatch indices of the next ``steps`` steps."""
-        layout, particles = self.program.noise, self.program.particles
-        drawn = [layout.draw((steps, particles), g) for g in self.noise_generators]
-        normals, uniforms = torch.stack([n.normals for n in drawn]), torch.stack([n.uniforms for n in drawn])
+        noise = self.program.noise.draw_each((steps, self.program.particles), self.noise_generators)
         if self.batch_size is None:
-            return (normals, uniforms)
-        return (normals, uniforms, torch.stack([s.take(steps) for s in self.streams]))
+            return (noise.normals, noise.uniforms)
+        return (noise.normals, noise.uniforms, torch.stack([s.take(steps) for s in self.streams]))
 
     def select(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return the model's tensors for the replicates ``rows``."""

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from guides.engine.noise import Noise, NoiseTape
+from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 
 NORMALS, UNIFORMS = torch.randn(50), torch.rand(50)
 N, U = NORMALS[:6].view(2, 3), UNIFORMS[:6].view(2, 3)
@@ -110,3 +110,11 @@ def test_a_distribution_drawn_from_the_tape_is_that_distribution(law):
         point = plain.float().quantile(level)
         share = (draws <= point).float().mean() - (plain <= point).float().mean()
         assert abs(share) < 4.5 * (2 * level * (1 - level) / count) ** 0.5
+
+
+def test_noise_of_several_generators_is_that_of_each():
+    layout = NoiseLayout(normals=5, uniforms=3)
+    each = layout.draw_each((7, 2), [torch.Generator().manual_seed(s) for s in (4, 5)])
+    for r, seed in enumerate((4, 5)):
+        alone = layout.draw((7, 2), torch.Generator().manual_seed(seed))
+        assert torch.equal(each.normals[r], alone.normals) and torch.equal(each.uniforms[r], alone.uniforms)
