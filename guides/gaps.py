@@ -254,7 +254,7 @@ class _Search:
             return -self._draws(offsets, Noise(normals, uniforms), tuple(tensors), sticking=True).mean(0).sum()
 
         gradient = torch.func.grad(loss)(offsets)
-        direction, moments = self._adam.update(gradient, (mean, square), number)
+        direction, moments = self._adam.update(gradient, (mean, square), self._adam.factors(number))
         return (offsets - rate * direction, *moments)
 
     def _both(self, *inputs: Tensor) -> tuple[Tensor, ...]:

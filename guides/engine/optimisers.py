@@ -21,42 +21,53 @@ class Optimiser:
     """A first-order optimiser over vectors, shape ``(replicates, size)``.
 
     :ivar moments: how many vectors of state it keeps, zero at the start.
-    :ivar update: from (gradient of the loss, moments, 1-based step number) to (direction to move against, moments).
+    :ivar factors: from 1-based step numbers ``(..., 1)`` to what the steps need to know of them ``(..., n)``. It is computed
+        for many steps at once, ahead of them: inside a step, a compiler would compute it again for every parameter.
+    :ivar update: from (gradient of the loss, moments, factors ``(replicates, n)``) to (direction to move against, moments).
     """
 
     moments: int
+    factors: Callable[[Tensor], Tensor]
     update: Callable[[Tensor, Moments, Tensor], tuple[Tensor, Moments]]
+
+
+def _no_factors(numbers: Tensor) -> Tensor:
+    return numbers.new_zeros((*numbers.shape[:-1], 0))
 
 
 def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Optimiser:
     """Adam (Kingma & Ba 2015)."""
 
-    def update(grad: Tensor, moments: Moments, step: Tensor) -> tuple[Tensor, Moments]:
+    def factors(numbers: Tensor) -> Tensor:
+        return torch.cat([1 / (1 - beta**numbers) for beta in (beta1, beta2)], dim=-1)
+
+    def update(grad: Tensor, moments: Moments, factors: Tensor) -> tuple[Tensor, Moments]:
         mean = torch.lerp(moments[0], grad, 1 - beta1)
         square = beta2 * moments[1] + (1 - beta2) * grad * grad
-        return mean / (1 - beta1**step) / ((square / (1 - beta2**step)).sqrt() + epsilon), (mean, square)
+        unbiased, unbiased_square = mean * factors[..., :1], square * factors[..., 1:]
+        return unbiased / (unbiased_square.sqrt() + epsilon), (mean, square)
 
-    return Optimiser(2, update)
+    return Optimiser(2, factors, update)
 
 
 def clipped_adam(clip: float = 10.0) -> Optimiser:
     """Adam with every entry of the gradient cut to [-clip, clip] first, as Pyro's ``ClippedAdam``."""
     plain = adam()
 
-    def update(grad: Tensor, moments: Moments, step: Tensor) -> tuple[Tensor, Moments]:
-        return plain.update(grad.clamp(-clip, clip), moments, step)
+    def update(grad: Tensor, moments: Moments, factors: Tensor) -> tuple[Tensor, Moments]:
+        return plain.update(grad.clamp(-clip, clip), moments, factors)
 
-    return Optimiser(plain.moments, update)
+    return Optimiser(plain.moments, plain.factors, update)
 
 
 def sgd(momentum: float = 0.9) -> Optimiser:
     """Gradient descent with heavy-ball momentum (Polyak 1964)."""
 
-    def update(grad: Tensor, moments: Moments, step: Tensor) -> tuple[Tensor, Moments]:
+    def update(grad: Tensor, moments: Moments, factors: Tensor) -> tuple[Tensor, Moments]:
         velocity = momentum * moments[0] + grad
         return velocity, (velocity,)
 
-    return Optimiser(1, update)
+    return Optimiser(1, _no_factors, update)
 
 
 _OPTIMISERS: dict[str, Callable[[], Optimiser]] = {"adam": adam, "clipped_adam": clipped_adam, "sgd": sgd}

@@ -137,11 +137,12 @@ class ChunkRunner:
         self._next_check = 0
 
     def _one_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Take flat, moments, data, learning rate, step number and the step's inputs; return state and losses."""
+        """Take flat, moments, data, the step's clock (see :meth:`_varying`) and inputs; return state and losses."""
         moments_end = 1 + self._optimiser.moments
         flat, moments = inputs[0], inputs[1:moments_end]
         data_end = moments_end + len(self._replicates.args)
-        tensors, (rate, number, *step_inputs) = inputs[moments_end:data_end], inputs[data_end:]
+        tensors, (clock, *step_inputs) = inputs[moments_end:data_end], inputs[data_end:]
+        rate, number, factors = clock[:, :1], clock[:, 1:2], clock[:, 2:]
 
         def loss(flat: Tensor) -> tuple[Tensor, Tensor]:
             surrogate, value = self._replicates.surrogate_and_value(flat, tensors, (number, *step_inputs))
@@ -153,7 +154,7 @@ class ChunkRunner:
         if self._clip_norm is not None:
             norm = grad.norm(dim=-1, keepdim=True)
             grad = grad * (self._clip_norm / norm.clamp(min=self._clip_norm))
-        direction, moments = self._optimiser.update(grad, moments, number)
+        direction, moments = self._optimiser.update(grad, moments, factors)
         return (flat - rate * direction, *moments, losses)
 
     def _gradient(self, loss: Callable[[Tensor], tuple[Tensor, Tensor]], flat: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,11 +207,14 @@ class ChunkRunner:
         return state, torch.cat(losses, dim=1) if len(losses) > 1 else losses[0]
 
     def _varying(self, rows: Tensor, inputs: Inputs, rates: Tensor, first: int) -> Inputs:
-        """Return what differs from step to step, a row for each replicate and the step second."""
+        """Return what differs from step to step, a row for each replicate and the step second: first the clock, with the
+        learning rate, the step's number from 1, and the optimiser's factors.
+        """
         steps, count = len(rates), len(rows)
-        numbers = torch.arange(first + 1, first + steps + 1, dtype=rates.dtype, device=rates.device)
+        numbers = torch.arange(first + 1, first + steps + 1, dtype=rates.dtype, device=rates.device).unsqueeze(-1)
+        clock = torch.cat([rates.unsqueeze(-1), numbers, self._optimiser.factors(numbers)], dim=-1)
         chosen = inputs if count == self._replicates.count else tuple(i[rows] for i in inputs)
-        return (rates.view(1, -1, 1).expand(count, -1, 1), numbers.view(1, -1, 1).expand(count, -1, 1), *chosen)
+        return (clock.expand(count, -1, -1), *chosen)
 
     def _check_now_and_then(self, state: Inputs, tensors: Inputs, varying: Inputs, first: int) -> None:
         """Compare graph and model again, at steps ever further apart: a branch may be taken late in a fit only."""
