@@ -234,7 +234,7 @@ class ChunkRunner:
         loop = self._loops.get(count)
         if loop is not None and loop.capacity >= capacity:
             return loop
-        if self._mode not in ("auto", "inductor") or state[0].device.type != "cpu" or not has_compiler():
+        if self._mode not in ("auto", "inductor") or state[0].device.type != "cpu":
             return None
         loop = self._candidates.get((count, capacity))
         if loop is None:
@@ -248,6 +248,8 @@ class ChunkRunner:
         if not (worth or self._mode == "inductor" or loop.ready):
             return None
         try:
+            if not (loop.ready or has_compiler()):
+                raise RuntimeError("there is no C++ compiler (g++ or clang++)")
             loop.check(state, tensors, varying)
         except Exception as error:  # compilers fail in many ways, and none of them may end a fit
             reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"

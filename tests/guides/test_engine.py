@@ -262,6 +262,14 @@ def test_a_compiler_that_fails_leaves_the_fit_traced(data, monkeypatch, tmp_path
     torch.testing.assert_close(fitted.losses, fit("mean_field", *data).losses, **CLOSE)
 
 
+def test_no_compiler_is_said_once(data, monkeypatch, tmp_path):
+    monkeypatch.setenv("GUIDES_CACHE", str(tmp_path))
+    monkeypatch.setattr("guides.engine.step.has_compiler", lambda: False)
+    with pytest.warns(guides.EagerFallbackWarning, match=r"no C\+\+ compiler") as caught:
+        fit("mean_field", *data, compile="inductor")
+    assert len(caught) == 1
+
+
 def test_a_fit_too_short_to_gain_is_not_traced(data, monkeypatch):
     monkeypatch.setattr("guides.engine.tracing.make_fx", None)  # to use it would fail, and warn
     guides.fit(regression, "mean_field", *data, steps=3)
