@@ -33,6 +33,7 @@ from guides.families import (
     LowRank,
     MeanField,
     Mixture,
+    MixtureAmortized,
     SemiAmortized,
 )
 from guides.fitting import fit, fit_many
@@ -87,6 +88,7 @@ __all__ = [
     "MeanField",
     "MinibatchScaleError",
     "Mixture",
+    "MixtureAmortized",
     "NonFiniteLossError",
     "NonFiniteLossWarning",
     "Objective",

@@ -206,9 +206,9 @@ def pairs_of(components: Any) -> Pairs:
 class MixtureDensity(TorchDistribution):
     r"""A mixture whose draws come from one component that was chosen before, and whose density is that of them all.
 
-    :param log_weights: normalised, shape ``(K,)``.
-    :param components: a distribution of batch shape ``(K,)`` over vectors.
-    :param chosen: the component to draw from, with no batch shape.
+    :param log_weights: normalised, shape ``(..., K)``.
+    :param components: a distribution of batch shape ``(..., K)`` over vectors.
+    :param chosen: the component to draw from, of batch shape ``(...)``.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -221,8 +221,16 @@ class MixtureDensity(TorchDistribution):
         self.chosen = chosen
         super().__init__(chosen.batch_shape, chosen.event_shape, validate_args=False)
 
+    def expand(self, batch_shape: Any, _instance: Any = None) -> MixtureDensity:
+        """Return the same mixture in a larger batch."""
+        batch = torch.Size(batch_shape)
+        if batch == self.batch_shape:
+            return self
+        components = self.components.expand(batch + self.components.batch_shape[-1:])
+        return MixtureDensity(self.log_weights.expand(components.batch_shape), components, self.chosen.expand(batch))
+
     def rsample(self, sample_shape: Any = _NO_SHAPE) -> Tensor:
-        """Return reparameterised draws of the chosen component, shape ``(*sample_shape, D)``."""
+        """Return reparameterised draws of the chosen component, shape ``(*sample_shape, ..., D)``."""
         draw: Tensor = self.chosen.rsample(sample_shape)
         return draw
 

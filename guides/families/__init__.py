@@ -11,6 +11,7 @@ from guides.families.low_rank import LowRank
 from guides.families.map import MAP
 from guides.families.mean_field import MeanField
 from guides.families.mixture import Mixture
+from guides.families.mixture_amortized import MixtureAmortized
 from guides.families.semi_amortized import SemiAmortized
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "LowRank",
     "MeanField",
     "Mixture",
+    "MixtureAmortized",
     "SemiAmortized",
 ]

@@ -10,15 +10,17 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from guides.engine.checks import is_observed
+from guides.engine.rows import density_sites, log_density
 from guides.engine.traces import nodes
 from guides.errors import OptionError
 from guides.mixtures import MixtureDensity
 
-__all__ = ["check_no_mixture", "component_terms", "is_mixture", "stratum_log_weight", "weighed"]
+__all__ = ["as_scaled", "check_no_mixture", "component_terms", "is_mixture", "stratum_log_weight", "weighed"]
 
 
 def is_mixture(guide: Any) -> bool:
-    """Tell whether a guide is a mixture over global latents, such as :class:`guides.Mixture`."""
+    """Tell whether a guide is a mixture, of all latents (:class:`guides.Mixture`) or of each row's."""
     return hasattr(guide, "component_factors")
 
 
@@ -53,33 +55,60 @@ def weighed(log_weight: Tensor, value: Tensor) -> Tensor:
 
 
 def component_terms(guide: Any, model_trace: Trace, guide_trace: Trace, kl: str) -> dict[str, Tensor]:
-    r"""Return what one draw of one component says about a mixture over global latents, scalars in nats.
+    r"""Return what one draw of one component says about a mixture, in nats.
+
+    For a mixture over global latents the terms are scalars. For one per row of the data, whose guide names the plate of the
+    rows by ``row_plate``, they are ``(rows,)``; terms of the model outside that plate are shared out among the rows.
 
     :param kl: ``"closed_form"`` takes expectations under normal priors exactly where the component has independent normal
         factors.
-    :returns: ``energy``, an estimate of :math:`\mathbb{E}_{q_k} \log p(x, z)` in the unconstrained space; ``entropy``, one
-        of :math:`H[q_k]`; and ``excess``, :math:`\log q(z) - \log q_k(z)`.
+    :returns: ``energy``, an estimate of :math:`\mathbb{E}_{q_k} \log p(x, z)` in the unconstrained space; of it
+        ``log_likelihood``, that of the observed sites; ``entropy``, an estimate of :math:`H[q_k]`; and ``excess``,
+        :math:`\log q(z) - \log q_k(z)`. All have the scales of a minibatch.
     """
     density: MixtureDensity = guide.density(guide_trace)
     draw = guide.flat_draw(guide_trace)
-    prior, posterior = nodes(model_trace), nodes(guide_trace)
+    plate = getattr(guide, "row_plate", None)
+    like = draw.new_zeros(draw.shape[:-1])
+    prior, posterior = density_sites(model_trace), nodes(guide_trace)
     factors = guide.component_factors(guide_trace) if kl == "closed_form" else {}
     closed = {n: q for n, (q, _) in factors.items() if _is_normal(prior[n]["fn"])}
-    model_trace.compute_log_prob(site_filter=lambda name, _: name not in closed)
-    energy = [s["log_prob_sum"] for s in prior.values() if "log_prob_sum" in s]
-    energy += [_expected_log_prior(q, prior[n]) for n, q in closed.items()]
+    seen = [_of_site(s, plate, like) for s in prior.values() if is_observed(s)]
+    latent = [_of_site(s, plate, like) for n, s in prior.items() if not is_observed(s) and n not in closed]
+    latent += [_summed(_expected_log_prior(q, prior[n]), plate) for n, q in closed.items()]
     # The guide's sites are points with the Jacobian of their transforms for a density.
-    sites = [posterior[n] for n, _ in guide.latent_sites()]
-    jacobians = [scale_and_mask(s["fn"].log_prob(s["value"]), s["scale"], s["mask"]).sum() for s in sites]
+    jacobians = [_of_site(posterior[n], plate, like) for n, _ in guide.latent_sites()]
     if factors:
-        entropy = [q.entropy().sum() if n in closed else -q.log_prob(z).sum() for n, (q, z) in factors.items()]
+        entropy = [_summed(q.entropy() if n in closed else -q.log_prob(z), plate) for n, (q, z) in factors.items()]
     else:
         entropy = [-density.chosen.log_prob(draw)]
+    log_likelihood = sum(seen, start=like)
     return {
-        "energy": torch.as_tensor(sum(energy) - sum(jacobians)),
-        "entropy": torch.as_tensor(sum(entropy)),
-        "excess": density.log_excess(draw),
+        "energy": log_likelihood + sum(latent) - sum(jacobians),
+        "log_likelihood": log_likelihood,
+        "entropy": as_scaled(guide, guide_trace, sum(entropy, start=like)),
+        "excess": as_scaled(guide, guide_trace, density.log_excess(draw)),
     }
+
+
+def as_scaled(guide: Any, guide_trace: Trace, values: Tensor) -> Tensor:
+    """Return numbers per row of a mixture, or the one of a global mixture, with the scale of its latents."""
+    site = nodes(guide_trace)[guide.latent_site]
+    scaled: Tensor = scale_and_mask(values, site["scale"], site["mask"])
+    return scaled
+
+
+def _of_site(site: Any, plate: str | None, like: Tensor) -> Tensor:
+    """Return a site's log density with scale and mask: per row, or its even share of one that has no rows."""
+    if plate is None or any(f.name == plate for f in site["cond_indep_stack"]):
+        return log_density(site, plate, scaled=True)
+    return (log_density(site, None, scaled=True) / max(1, like.numel())).expand_as(like)
+
+
+def _summed(values: Tensor, plate: str | None) -> Tensor:
+    if plate is None:
+        return values.sum()
+    return values.flatten(1).sum(-1) if values.dim() > 1 else values
 
 
 def _is_normal(fn: Any) -> bool:
@@ -89,7 +118,7 @@ def _is_normal(fn: Any) -> bool:
 
 
 def _expected_log_prior(q: Normal, site: dict[str, Any]) -> Tensor:
-    """Return E_q[log p] in nats of one site with a normal prior, scaled and masked as the site is."""
+    """Return E_q[log p] in nats of one site with a normal prior per element of its plates, scaled and masked as it is."""
     prior = site["fn"]
     event_dim = prior.event_dim
     while isinstance(prior, Independent):
@@ -97,4 +126,5 @@ def _expected_log_prior(q: Normal, site: dict[str, Any]) -> Tensor:
     shape = site["value"].shape
     expected = prior.log_prob(q.loc.reshape(shape)) - 0.5 * (q.scale.reshape(shape) / prior.scale).square()
     expected = expected.sum(tuple(range(-event_dim, 0))) if event_dim else expected
-    return scale_and_mask(expected, site["scale"], site["mask"]).sum()
+    found: Tensor = scale_and_mask(expected, site["scale"], site["mask"])
+    return found

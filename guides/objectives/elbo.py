@@ -119,8 +119,9 @@ class ELBO(Objective):
         if is_mixture(guide):
             terms = component_terms(guide, model_trace, densities, self.kl)
             total = terms["energy"] + terms["entropy"] - terms["excess"]
-            log_weight = stratum_log_weight(guide, guide_trace)
-            kl, likelihood = [weighed(log_weight, likelihood - total)], weighed(log_weight, likelihood)
+            log_weight, likelihood = stratum_log_weight(guide, guide_trace), terms["log_likelihood"]
+            kl = [weighed(log_weight, likelihood - total).sum()]
+            likelihood = weighed(log_weight, likelihood).sum()
         found = {"log_likelihood": likelihood, "kl": torch.cat([k.reshape(-1) for k in kl])}
         if sizes:
             found["size"] = torch.cat([s.expand(k.shape).reshape(-1) for k, s in zip(kl, sizes)])

@@ -12,7 +12,7 @@ from guides.engine.rows import row_log_weights
 from guides.errors import OptionError
 from guides.mixtures import BOUNDS, MixtureDensity, entropy_bound, pairs_of, weight_entropy
 from guides.objectives.base import Estimate, Objective, joint_traces
-from guides.objectives.components import component_terms, is_mixture, stratum_log_weight, weighed
+from guides.objectives.components import as_scaled, component_terms, is_mixture, stratum_log_weight, weighed
 from guides.registries import objectives
 
 __all__ = ["EntropyBoundELBO"]
@@ -97,14 +97,16 @@ class EntropyBoundELBO(Objective):
         return {
             "energy": energy,
             "log_weight": stratum_log_weight(guide, guide_trace),
-            "entropy": entropy,
-            "weight_entropy": weight_entropy(mixture.log_weights),
+            "entropy": as_scaled(guide, guide_trace, entropy),
+            "weight_entropy": as_scaled(guide, guide_trace, weight_entropy(mixture.log_weights)),
         }
 
     def combine(self, particles: dict[str, Tensor], step: Tensor) -> Estimate:
         """Sum energies by weight and add the entropy; subtract the penalty from what is differentiated."""
         sign = -1.0 if self.as_printed else 1.0
-        energy = weighed(particles["log_weight"], particles["energy"]).mean(0)
-        value = (energy + sign * particles["entropy"].mean(0)).sum()
+        # Entropies are weighed too: a row of a mixture that is done with its components is absent from the draws of others.
+        bound = weighed(particles["log_weight"], particles["energy"] + sign * particles["entropy"])
+        value = bound.mean(0).sum()
         penalty = self.penalty(step) if callable(self.penalty) else self.penalty
-        return Estimate(value.detach(), value - penalty * particles["weight_entropy"].mean(0).sum())
+        of_weights = weighed(particles["log_weight"], particles["weight_entropy"]).mean(0).sum()
+        return Estimate(value.detach(), value - penalty * of_weights)

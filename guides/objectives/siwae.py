@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from guides.engine.rows import row_log_weights
+from guides.errors import UnsupportedModelError
 from guides.objectives.base import Estimate, Objective, joint_traces
 from guides.objectives.components import stratum_log_weight
 from guides.registries import objectives
@@ -60,6 +61,11 @@ class SIWAE(Objective):
         model_trace, guide_trace = joint_traces(model, guide, args, kwargs)
         rows, scale = row_log_weights(model_trace, guide_trace)
         log_weight = stratum_log_weight(guide, guide_trace)
+        if log_weight.dim() and len(log_weight) != len(rows):
+            raise UnsupportedModelError(
+                "siwae needs every site in the plate of the rows, as each row has a mixture of its own; move the others there, "
+                "or use objective='selbo'"
+            )
         # A component whose weight has underflown adds nothing, even if its ratio is not finite.
         log_ratio = torch.where(log_weight.exp() > 0, log_weight + rows, torch.full_like(rows, -math.inf))
         return {"log_ratio": log_ratio, "scale": torch.as_tensor(scale, dtype=rows.dtype, device=rows.device)}
