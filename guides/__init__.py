@@ -35,6 +35,7 @@ from guides.families import (
     Mixture,
     MixtureAmortized,
     SemiAmortized,
+    StickBreakingRNN,
 )
 from guides.fitting import fit, fit_many
 from guides.gaps import InferenceGap, inference_gap
@@ -44,6 +45,7 @@ from guides.objectives import (
     IWAE,
     SELBO,
     SIWAE,
+    Compacted,
     Cyclical,
     EntropyBoundELBO,
     Estimate,
@@ -64,6 +66,7 @@ __all__ = [
     "SIWAE",
     "Amortized",
     "AmortizedKumaraswamy",
+    "Compacted",
     "Comparison",
     "ConjugatePosterior",
     "ConjugateStructure",
@@ -98,6 +101,7 @@ __all__ = [
     "ScoreFunction",
     "SemiAmortized",
     "Site",
+    "StickBreakingRNN",
     "UnsupportedModelError",
     "Warmup",
     "cavi",

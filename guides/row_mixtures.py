@@ -16,11 +16,12 @@ from guides.distributions import LowRankNormal
 from guides.heads import HeadOptions
 from guides.kumaraswamy import Kumaraswamy
 
-__all__ = ["WEIGHTS", "ComponentHead", "RowMixture", "log_sticks", "log_weights_of", "stick_offsets"]
+__all__ = ["WEIGHTS", "ComponentHead", "RowMixture", "log_sticks", "log_weights_of", "spread_out", "stick_offsets"]
 
 WEIGHTS = ("softmax", "logistic", "kumaraswamy", "uniform")
 
 _SMALLEST = 1e-4
+_CANDIDATES = 10
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,13 @@ class ComponentHead(nn.Module):
     """Linear maps from features to ``count`` components of a mixture.
 
     :param width: number of features.
-    :param size: D, numbers per component.
     :param weight_numbers: how many numbers decide on the weight of a component.
-    :param spread: standard deviation of the initial distances of components from each other.
+    :param starts: what to add to the means at the start, shape ``(count, D)``.
     """
 
-    def __init__(
-        self, width: int, size: int, count: int, weight_numbers: int, options: HeadOptions, spread: float, like: Tensor
-    ) -> None:
+    def __init__(self, width: int, weight_numbers: int, options: HeadOptions, starts: Tensor, like: Tensor) -> None:
         super().__init__()
+        count, size = starts.shape
         where: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         self.count, self.size, self.weight_numbers = count, size, weight_numbers
         self.covariance = options.covariance
@@ -96,7 +95,7 @@ class ComponentHead(nn.Module):
         self.rho = nn.Linear(width, count * size, **where)
         nn.init.constant_(self.rho.bias, math.log(math.expm1(options.init_scale)))
         with torch.no_grad():
-            self.loc.bias += spread * torch.randn_like(self.loc.bias)
+            self.loc.bias += starts.reshape(-1).to(self.loc.bias)
         self.factor: nn.Linear | None = None
         if options.covariance != "diagonal" and size > 1:
             rank = options.rank or max(1, round(math.sqrt(size)))
@@ -120,6 +119,20 @@ class ComponentHead(nn.Module):
         numbers = features.new_zeros(len(features), self.count, 0) if self.weight is None else self.weight(features)
         numbers = numbers.reshape(len(features), self.count, self.weight_numbers)
         return numbers, self.loc(features).reshape(shape), softplus(self.rho(features)).reshape(shape), factor
+
+
+def spread_out(count: int, size: int, spread: float) -> Tensor:
+    """Return ``count`` points ``(count, size)`` apart from each other: each is that of ten draws from a normal of standard
+    deviation ``spread`` which is farthest from the points before it. A single one is at zero.
+    """
+    if count == 1:
+        return torch.zeros(1, size)
+    points = torch.randn(1, size)
+    for _ in range(count - 1):
+        candidates = torch.randn(_CANDIDATES, size)
+        distance = torch.cdist(candidates, points).amin(-1)
+        points = torch.cat([points, candidates[distance.argmax()].unsqueeze(0)])
+    return spread * points
 
 
 def stick_offsets(components: int, like: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from guides.families.mean_field import MeanField
 from guides.families.mixture import Mixture
 from guides.families.mixture_amortized import MixtureAmortized
 from guides.families.semi_amortized import SemiAmortized
+from guides.families.stick_breaking_rnn import StickBreakingRNN
 
 __all__ = [
     "MAP",
@@ -30,4 +31,5 @@ __all__ = [
     "Mixture",
     "MixtureAmortized",
     "SemiAmortized",
+    "StickBreakingRNN",
 ]

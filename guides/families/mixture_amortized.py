@@ -22,7 +22,7 @@ from guides.families.amortized import Amortized
 from guides.local_sites import LocalSite
 from guides.mixtures import MixtureDensity
 from guides.registries import families
-from guides.row_mixtures import WEIGHTS, ComponentHead, RowMixture, log_weights_of
+from guides.row_mixtures import WEIGHTS, ComponentHead, RowMixture, log_weights_of, spread_out
 
 __all__ = ["MixtureAmortized"]
 
@@ -65,7 +65,8 @@ class MixtureAmortized(Amortized):
     :param covariance: of each component: ``"diagonal"``, ``"low_rank"`` or ``"full"``.
     :param rank: columns of a low-rank factor; by default about the root of the number of latents of a row.
     :param init_scale: initial standard deviation of each component in the unconstrained space.
-    :param init_spread: standard deviation of the means of the components around a common one at the start.
+    :param init_spread: standard deviation of the numbers by which the means of components differ at the start. They are drawn
+        so as to be apart, ten for each component.
     :raises OptionError: for K below 1 or other than the number of encoders, or options that do not go together.
     :raises GuideMismatchError: if an encoder does not return features.
     :raises UnsupportedModelError: if no latent has one value per row, some latent is shared by the rows, or stands in other
@@ -120,7 +121,7 @@ class MixtureAmortized(Amortized):
         self.num_strata = count
         self.one_hot = one_hot
         self.weights = weights
-        self._init_spread = init_spread if count > 1 else 0.0
+        self._init_spread = init_spread
         self._held: RowMixture | None = None
 
     @property
@@ -162,10 +163,15 @@ class MixtureAmortized(Amortized):
     def _make_heads(self, inputs: list[Any]) -> None:
         numbers, self._log_weights = log_weights_of(self.weights)
         size = sum(site.size for site in self._sites.values())
-        joint = self.num_strata if len(self.encoders) == 1 and not self.one_hot else 1
+        starts = spread_out(self.num_strata, size, self._init_spread)
+        found = self._features(inputs)
+        if self.one_hot:  # one head for all components, which start apart by a number of their own
+            self.starts = nn.Parameter(starts.to(found[0]))
+            parts = [torch.zeros_like(starts[:1])]
+        else:
+            parts = [starts] if len(found) == 1 else list(starts.unsqueeze(1))
         self.heads = nn.ModuleList(
-            ComponentHead(f.shape[1], size, joint, numbers, self.head_options, self._init_spread, f)
-            for f in self._features(inputs)
+            ComponentHead(f.shape[1], numbers, self.head_options, part, f) for f, part in zip(found, parts)
         )
 
     def _features(self, inputs: list[Any]) -> list[Tensor]:
@@ -187,6 +193,7 @@ class MixtureAmortized(Amortized):
             parts = [None if some[0] is None else torch.cat(some, 1) for some in zip(*found)]
         numbers, loc, scale, factor = parts
         assert numbers is not None and loc is not None and scale is not None
+        loc = loc + self.starts if self.one_hot else loc
         covariance = "diagonal" if factor is None else self.head_options.covariance
         return RowMixture(self._log_weights(numbers), loc, scale, factor, covariance)
 
@@ -196,10 +203,13 @@ class MixtureAmortized(Amortized):
         :param args: arguments of the model.
         :raises OptionError: if the encoder's inputs are not among them.
         """
+        return self._mixture(self._given(args, kwargs))
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         inputs = self._encoder_inputs(args, kwargs)
         if inputs is None:
             raise OptionError(f"the encoder's inputs (arguments {', '.join(map(repr, self._inputs))}) are needed; give all")
-        return self._mixture(inputs)
+        return inputs
 
     @contextmanager
     def holding(self, mixture: RowMixture) -> Iterator[None]:

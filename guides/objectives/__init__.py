@@ -1,6 +1,7 @@
 """Objectives, one file each; importing this package registers them."""
 
 from guides.objectives.base import Estimate, Objective
+from guides.objectives.compacted import Compacted
 from guides.objectives.elbo import ELBO
 from guides.objectives.entropy_bound import EntropyBoundELBO
 from guides.objectives.iwae import IWAE
@@ -15,6 +16,7 @@ __all__ = [
     "IWAE",
     "SELBO",
     "SIWAE",
+    "Compacted",
     "Cyclical",
     "EntropyBoundELBO",
     "Estimate",
