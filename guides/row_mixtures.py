@@ -61,12 +61,9 @@ class RowMixture:
 
     def rows(self, index: Tensor) -> RowMixture:
         """Return the mixtures of some rows."""
-        parts = (None if part is None else part.index_select(0, index) for part in self._parts)
-        return RowMixture(*parts, self.covariance)  # type: ignore[arg-type]
-
-    @property
-    def _parts(self) -> tuple[Tensor | None, ...]:
-        return self.log_weights, self.loc, self.scale, self.factor
+        log_weights, loc, scale = (part.index_select(0, index) for part in (self.log_weights, self.loc, self.scale))
+        factor = None if self.factor is None else self.factor.index_select(0, index)
+        return RowMixture(log_weights, loc, scale, factor, self.covariance)
 
 
 def _normal(loc: Tensor, scale: Tensor, factor: Tensor | None, covariance: str) -> Any:
@@ -95,11 +92,12 @@ class ComponentHead(nn.Module):
         self.rho = nn.Linear(width, count * size, **where)
         nn.init.constant_(self.rho.bias, math.log(math.expm1(options.init_scale)))
         with torch.no_grad():
-            self.loc.bias += starts.reshape(-1).to(self.loc.bias)
+            self.loc.bias.add_(starts.reshape(-1).to(self.loc.bias))
         self.factor: nn.Linear | None = None
         if options.covariance != "diagonal" and size > 1:
             rank = options.rank or max(1, round(math.sqrt(size)))
             columns = rank if options.covariance == "low_rank" else size
+            self._columns = columns
             self.factor = nn.Linear(width, count * size * columns, **where)
             nn.init.normal_(self.factor.weight, std=0.01)
             nn.init.normal_(self.factor.bias, std=0.01)
@@ -113,7 +111,7 @@ class ComponentHead(nn.Module):
         shape = (len(features), self.count, self.size)
         factor = None
         if self.factor is not None:
-            factor = self.factor(features).reshape(*shape, -1)
+            factor = self.factor(features).reshape(*shape, self._columns)
             if self.covariance == "full":
                 factor = factor.tril(-1) + torch.eye(self.size, dtype=factor.dtype, device=factor.device)
         numbers = features.new_zeros(len(features), self.count, 0) if self.weight is None else self.weight(features)

@@ -48,9 +48,9 @@ class MixtureAmortized(Amortized):
     Weights: ``"softmax"`` of K numbers; ``"logistic"``, sticks :math:`v_k = \operatorname{sigmoid}(\cdot)` broken one after
     the other, :math:`\pi_k = v_k \prod_{j<k} (1 - v_j)`; ``"kumaraswamy"``, sticks that are random,
     :math:`v_k \sim \mathrm{Kumaraswamy}(a_k, b_k)`, whose weights average to
-    :math:`\mathbb{E}\pi_k = \mathbb{E} v_k \prod_{j<k} (1 - \mathbb{E} v_j)`, those of the mixture that z has when the sticks
-    are integrated out; or ``"uniform"``. The last stick takes the remainder, and all start at equal weights. A weight that
-    underflows to zero takes its component out of the objective for that row.
+    :math:`\mathbb{E}\pi_k = \mathbb{E} v_k \prod_{j<k} (1 - \mathbb{E} v_j)`, those of the mixture that z has with the
+    sticks integrated out; or ``"uniform"``. The last stick takes the remainder, and all start at equal weights. A weight
+    that underflows to zero takes its component out of the objective for that row.
 
     **When:** posteriors of single data points have several modes or a shape that no normal has. **When not:** one mode,
     which ``amortized`` describes; latents shared by the rows (use ``mixture``).
@@ -65,8 +65,8 @@ class MixtureAmortized(Amortized):
     :param covariance: of each component: ``"diagonal"``, ``"low_rank"`` or ``"full"``.
     :param rank: columns of a low-rank factor; by default about the root of the number of latents of a row.
     :param init_scale: initial standard deviation of each component in the unconstrained space.
-    :param init_spread: standard deviation of the numbers by which the means of components differ at the start. They are drawn
-        so as to be apart, ten for each component.
+    :param init_spread: standard deviation of the numbers by which the means of components differ at the start. They
+        are drawn so as to be apart, ten for each component.
     :raises OptionError: for K below 1 or other than the number of encoders, or options that do not go together.
     :raises GuideMismatchError: if an encoder does not return features.
     :raises UnsupportedModelError: if no latent has one value per row, some latent is shared by the rows, or stands in other
@@ -111,7 +111,7 @@ class MixtureAmortized(Amortized):
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise OptionError(f"components must be a whole number of 1 or more, not {components!r}")
         if several and count != len(self.encoders):
-            raise OptionError(f"components={count} and {len(self.encoders)} encoders; give one encoder, or one per component")
+            raise OptionError(f"components={count} and {len(self.encoders)} encoders; give one encoder or one per component")
         if several and one_hot:
             raise OptionError("one_hot=True is for one encoder that serves all components; give one encoder")
         if weights not in WEIGHTS:
@@ -147,16 +147,16 @@ class MixtureAmortized(Amortized):
         shared = [n for n, s in nodes(self.prototype_trace).items() if is_latent(s) and n not in self._sites]
         if shared:
             raise UnsupportedModelError(
-                f"latent site {shared[0]!r} is shared by all rows, and mixture_amortized is for latents of rows alone; make it "
-                "a parameter, or use 'amortized', which takes another family for such latents by rest="
+                f"latent site {shared[0]!r} is shared by all rows, and mixture_amortized is for latents of rows alone; make "
+                "it a parameter, or use 'amortized', which takes another family for such latents by rest="
             )
         plates = {s.row_plate for s in self._sites.values()}
         for site in self._sites.values():
             if len(plates) > 1 or site.batch_dims != 1 or site.row_dim != -1:
                 raise UnsupportedModelError(
                     f"latent site {site.name!r} stands in other plates than the one of the rows, plates "
-                    f"{', '.join(sorted({f.name for f in site.frames} | plates))}; mixture_amortized needs one plate, so make "
-                    "the others dimensions of the event (to_event)"
+                    f"{', '.join(sorted({f.name for f in site.frames} | plates))}; mixture_amortized needs one plate, so "
+                    "make the others dimensions of the event (to_event)"
                 )
         return [list(self._sites)]
 
@@ -318,7 +318,7 @@ def _checked(features: Any, rows: int, number: int) -> Tensor:
     if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != rows or not features.shape[1]:
         found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
         raise GuideMismatchError(
-            f"encoder {number} returns {found}; mixture_amortized needs features ({rows}, F), one vector per row, from which "
-            "it takes weights, means and scales"
+            f"encoder {number} returns {found}; mixture_amortized needs features ({rows}, F), one vector per row, from "
+            "which it takes weights, means and scales"
         )
     return features

@@ -14,7 +14,7 @@ from guides.errors import OptionError
 from guides.families.mixture_amortized import MixtureAmortized
 from guides.local_sites import LocalSite
 from guides.registries import families
-from guides.row_mixtures import ComponentHead, RowMixture, stick_offsets
+from guides.row_mixtures import ComponentHead, RowMixture
 
 __all__ = ["StickBreakingRNN"]
 
@@ -29,17 +29,17 @@ class StickBreakingRNN(MixtureAmortized):
         h_k = \mathrm{LSTM}(h_{k-1}, x), \quad (\mu_k, \sigma_k, \gamma_k) = \mathrm{heads}(h_k), \quad
         \pi_k = \gamma_k \prod_{j<k} (1 - \gamma_j)
 
-    A data point is done when what remains of its stick, :math:`\prod_{j \le k} (1 - \gamma_j)`, is below :math:`\epsilon`, or
-    after K steps; the last component that ran takes the remainder, so that weights sum to one at any :math:`\epsilon`. (The
-    report drops the remainder, and has :math:`h_k` depend on itself in its equation 63.) Sticks start at equal weights for K
-    components. :meth:`components_run` says how many a data point has.
+    A data point is done when what remains of its stick, :math:`\prod_{j \le k} (1 - \gamma_j)`, is below :math:`\epsilon`,
+    or after K steps; the last component that ran takes the remainder, so that weights sum to one at any :math:`\epsilon`.
+    (The report drops the remainder, and has :math:`h_k` depend on itself in its equation 63.)
+    :meth:`components_run` says how many a data point has.
 
     In the compiled engine, whose shapes are fixed, K components are computed and the model is run on K draws for every row;
     those after the last have weight zero. ``guides.Compacted(objective)``, with Pyro's own SVI, runs both on the rows alone
     that are not done, to the same values and gradients.
 
-    Fewer components come from ``guides.EntropyBoundELBO(penalty=...)``, which takes :math:`\lambda H[\pi]` off the objective.
-    Let it start from zero (a schedule): a data point that stops at its first step has no gradient with respect to
+    Fewer components come from ``guides.EntropyBoundELBO(penalty=...)``, which takes :math:`\lambda H[\pi]` off the
+    objective. Let it start from zero (a schedule): a data point that stops at its first step has no gradient with respect to
     :math:`\gamma_1` any more, and goes on only if what the network learns from other data points makes it.
 
     **When:** data points differ in how difficult their posteriors are, and components are expensive. **When not:** all need
@@ -56,7 +56,11 @@ class StickBreakingRNN(MixtureAmortized):
     :param covariance: of each component: ``"diagonal"``, ``"low_rank"`` or ``"full"``.
     :param rank: columns of a low-rank factor.
     :param init_scale: initial standard deviation of each component in the unconstrained space.
-    :raises OptionError: for K or ``hidden`` below 1, epsilon outside (0, 1), or another cell.
+    :param init_fraction: the fraction of its stick that a step takes at the start, in (0, 1). With fractions of a half,
+        early components begin with more weight than late ones. That matters under a penalty: the entropy of the weights is the
+        same whichever component takes them all, and where that is the last, all of them run.
+    :raises OptionError: for K or ``hidden`` below 1, epsilon outside (0, 1), ``init_fraction`` outside (0, 1), or
+        another cell.
     :raises GuideMismatchError: if the encoder does not return features.
     :raises UnsupportedModelError: as for :class:`guides.MixtureAmortized`.
 
@@ -72,7 +76,8 @@ class StickBreakingRNN(MixtureAmortized):
         ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
         ...         pyro.sample("x", dist.Normal(z**2, 0.3), obs=x)
         >>> options = {"components": 3, "hidden": 8, "epsilon": 0.01}
-        >>> posterior = guides.fit(model, ("stick_breaking_rnn", options), torch.rand(40), objective="entropy_bound", steps=50)
+        >>> x = torch.rand(40)
+        >>> posterior = guides.fit(model, ("stick_breaking_rnn", options), x, objective="entropy_bound", steps=50)
         >>> posterior.guide.components_run(torch.rand(5)).shape
         torch.Size([5])
     """
@@ -89,6 +94,7 @@ class StickBreakingRNN(MixtureAmortized):
         covariance: str = "diagonal",
         rank: int | None = None,
         init_scale: float = 0.1,
+        init_fraction: float = 0.5,
     ) -> None:
         if encoder is not None and (not isinstance(encoder, nn.Module) or isinstance(encoder, nn.ModuleList)):
             raise OptionError(f"encoder must be one torch.nn.Module, not {type(encoder).__name__}")
@@ -98,6 +104,8 @@ class StickBreakingRNN(MixtureAmortized):
             raise OptionError(f"hidden must be a whole number of at least 1, not {hidden!r}")
         if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
             raise OptionError(f"epsilon must be in (0, 1), not {epsilon!r}")
+        if not isinstance(init_fraction, int | float) or not 0 < init_fraction < 1:
+            raise OptionError(f"init_fraction must be in (0, 1), not {init_fraction!r}")
         super().__init__(
             model,
             _Row() if encoder is None else encoder,
@@ -108,6 +116,7 @@ class StickBreakingRNN(MixtureAmortized):
             init_scale=init_scale,
         )
         self.cell, self.hidden, self.epsilon = cell, hidden, float(epsilon)
+        self._logit = math.log(init_fraction / (1 - init_fraction))
 
     @property
     def local_sites(self) -> dict[str, LocalSite]:
@@ -167,7 +176,7 @@ class StickBreakingRNN(MixtureAmortized):
         """
         if k == self.num_strata - 1:
             return torch.where(running, remaining, -math.inf), remaining, torch.zeros_like(running)
-        logit = number + stick_offsets(self.num_strata, number)[k]
+        logit = number + self._logit
         left = remaining + logsigmoid(-logit)
         goes_on = running & (left >= math.log(self.epsilon))
         weight = torch.where(goes_on, remaining + logsigmoid(logit), remaining)
@@ -175,9 +184,9 @@ class StickBreakingRNN(MixtureAmortized):
 
     def _stacked(self, steps: list[tuple[Tensor | None, ...]]) -> RowMixture:
         log_weights, loc, scale, factor = zip(*steps)
-        parts = [None if p[0] is None else torch.cat(p, 1) for p in (loc, scale, factor)]
-        covariance = "diagonal" if parts[2] is None else self.head_options.covariance
-        return RowMixture(torch.stack(log_weights, 1), *parts, covariance)  # type: ignore[arg-type]
+        factors = None if factor[0] is None else torch.cat(factor, 1)
+        covariance = "diagonal" if factors is None else self.head_options.covariance
+        return RowMixture(torch.stack(log_weights, 1), torch.cat(loc, 1), torch.cat(scale, 1), factors, covariance)
 
     def compact_mixture(self, *args: Any, **kwargs: Any) -> RowMixture:
         """Return the mixtures as :meth:`mixture` does, with every step run on the rows alone that are not done.
@@ -200,7 +209,9 @@ class StickBreakingRNN(MixtureAmortized):
                 state = tuple(s.index_select(0, kept) for s in state)
         return self._stacked(steps)
 
-    def _filled(self, weight: Tensor, component: list[Tensor | None], active: Tensor, rows: int) -> tuple[Tensor | None, ...]:
+    def _filled(
+        self, weight: Tensor, component: list[Tensor | None], active: Tensor, rows: int
+    ) -> tuple[Tensor | None, ...]:
         """Return the weight and the component of some rows as those of all rows."""
 
         def fill(values: Tensor | None, like: Tensor | float) -> Tensor | None:

@@ -25,8 +25,8 @@ class Compacted(Objective):
 
     Value and gradient are those of ``objective``; but component k of the guide is evaluated, and the model run on its draws,
     for the rows alone that have a k-th component. How many they are is known only as the numbers arrive, so this is for
-    Pyro's own :class:`pyro.infer.SVI` and for evaluation (:meth:`~guides.Objective.estimate`): in ``guides.fit``, which needs
-    the shapes of all tensors beforehand, every component is run for every row, with the same values.
+    Pyro's own :class:`pyro.infer.SVI` and for evaluation (:meth:`~guides.Objective.estimate`): in ``guides.fit``, which
+    needs the shapes of all tensors beforehand, every component is run for every row, with the same values.
 
     :param objective: a :class:`guides.EntropyBoundELBO`, :class:`guides.SELBO` or :class:`guides.SIWAE`.
     :ivar rows_run: rows that the model was run on in the last estimate.
@@ -56,10 +56,10 @@ class Compacted(Objective):
     def __init__(self, objective: Objective) -> None:
         if not isinstance(objective, EntropyBoundELBO | SELBO | SIWAE):
             raise OptionError(
-                f"Compacted takes an EntropyBoundELBO, SELBO or SIWAE, not {type(objective).__name__}: they weigh every row's "
-                "components"
+                f"Compacted takes an EntropyBoundELBO, SELBO or SIWAE, not {type(objective).__name__}: they weigh every "
+                "row's components"
             )
-        if getattr(objective, "warmup", 0):
+        if isinstance(objective, SELBO) and objective.warmup:
             raise OptionError(f"warmup={objective.warmup} fits all components of all rows, which leaves nothing to spare")
         super().__init__(objective.num_particles)
         self.objective = objective
@@ -95,8 +95,8 @@ class Compacted(Objective):
             guide(*args, **kwargs)
         if not hasattr(guide, "compact_mixture"):
             raise UnsupportedModelError(
-                f"Compacted is for guides whose rows differ in their number of components, such as 'stick_breaking_rnn', not "
-                f"{type(guide).__name__}"
+                f"Compacted is for guides whose rows differ in their number of components, such as 'stick_breaking_rnn', "
+                f"not {type(guide).__name__}"
             )
         if any(site.whole is not None for site in guide.local_sites.values()):
             raise UnsupportedModelError(

@@ -63,8 +63,8 @@ class SIWAE(Objective):
         log_weight = stratum_log_weight(guide, guide_trace)
         if log_weight.dim() and len(log_weight) != len(rows):
             raise UnsupportedModelError(
-                "siwae needs every site in the plate of the rows, as each row has a mixture of its own; move the others there, "
-                "or use objective='selbo'"
+                "siwae needs every site in the plate of the rows, as each row has a mixture of its own; move the others "
+                "there, or use objective='selbo'"
             )
         # A component whose weight has underflown adds nothing, even if its ratio is not finite.
         log_ratio = torch.where(log_weight.exp() > 0, log_weight + rows, torch.full_like(rows, -math.inf))

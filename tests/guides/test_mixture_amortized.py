@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pyro
 import pyro.distributions as dist
@@ -136,7 +137,7 @@ def test_bounds_are_in_order(weights, covariance):
     objectives = guides.EntropyBoundELBO(), guides.SELBO(), guides.SIWAE(1), guides.SIWAE(5)
     found = [mean_value(o, model, guide, x, 200) for o in objectives]
     values = [*found, (float(evidence(slopes, x).sum()), 0.0)]
-    for (low, low_error), (high, high_error) in zip(values, values[1:]):
+    for (low, low_error), (high, high_error) in pairwise(values):
         assert low < high + 3 * math.hypot(low_error, high_error)
     assert values[0][0] < values[1][0] - 3 * math.hypot(found[0][1], found[1][1])
     assert values[1][0] < values[2][0] - 3 * math.hypot(found[1][1], found[2][1])
@@ -149,23 +150,20 @@ def test_log_marginal_is_the_evidence(denominator):
     slopes = skewed_loadings()
     new = rows_of(slopes, 6, seed=9)
     options = options_of("heads", init_scale=0.7, init_spread=0.1)
-    posterior = guides.fit(
-        pca(slopes), ("mixture_amortized", options), rows_of(slopes), steps=200, lr=0.03, compile="trace"
-    )
+    posterior = guides.fit(pca(slopes), ("mixture_amortized", options), rows_of(slopes), steps=200, lr=0.03, compile="trace")
     found = guides.log_marginal(posterior, new, num_samples=4000, denominator=denominator, split="test")
     exact = evidence(slopes, new)
     assert ((found.values - exact).abs() < 4.5 * found.standard_error + 0.05).all()
 
 
-@pytest.mark.parametrize("sharing", ["heads", "encoders", "one_hot"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("sharing", "objective"), [("heads", "elbo"), ("heads", "siwae"), ("encoders", "selbo"), ("one_hot", "entropy_bound")]
+)
 def test_traced_and_eager_steps_agree_in_minibatches_and_replicates(sharing, objective):
     weights = skewed_loadings()
     x, common = rows_of(weights), {"steps": 6, "lr": 0.02, "batch_size": 20, "replicates": 2}
     eager, traced = (
-        guides.fit(
-            pca(weights), ("mixture_amortized", options_of(sharing)), x, objective=objective, compile=mode, **common
-        )
+        guides.fit(pca(weights), ("mixture_amortized", options_of(sharing)), x, objective=objective, compile=mode, **common)
         for mode in ("eager", "trace")
     )
     torch.testing.assert_close(traced.losses, eager.losses, **CLOSE)
@@ -305,7 +303,7 @@ def test_what_it_refuses():
             z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0))
             pyro.sample("x", dist.Normal(z, NOISE), obs=x)
 
-    with pytest.raises(guides.UnsupportedModelError, match=r"stands in other plates than the one of the rows, plates data, pix"):
+    with pytest.raises(guides.UnsupportedModelError, match=r"stands in other plates .* plates data, pixels"):
         guides.MixtureAmortized(grid, encoder())(x)
     for objective in ("iwae", "renyi"):
         with pytest.raises(guides.OptionError, match="gives every component of a mixture the same weight"):
