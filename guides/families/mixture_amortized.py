@@ -52,6 +52,9 @@ class MixtureAmortized(Amortized):
     sticks integrated out; or ``"uniform"``. The last stick takes the remainder, and all start at equal weights. A weight
     that underflows to zero takes its component out of the objective for that row.
 
+    A component that is ahead by chance takes the weight of others before they have arrived anywhere;
+    ``guides.SELBO(warmup=...)`` fits each by itself at first, and finds modes that are lost without it.
+
     **When:** posteriors of single data points have several modes or a shape that no normal has. **When not:** one mode,
     which ``amortized`` describes; latents shared by the rows (use ``mixture``).
 

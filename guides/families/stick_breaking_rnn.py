@@ -57,8 +57,8 @@ class StickBreakingRNN(MixtureAmortized):
     :param rank: columns of a low-rank factor.
     :param init_scale: initial standard deviation of each component in the unconstrained space.
     :param init_fraction: the fraction of its stick that a step takes at the start, in (0, 1). With fractions of a half,
-        early components begin with more weight than late ones. That matters under a penalty: the entropy of the weights is the
-        same whichever component takes them all, and where that is the last, all of them run.
+        early components begin with more weight than late ones. That matters under a penalty: the entropy of the weights is
+        the same whichever component takes them all, and where that is the last, all of them run.
     :raises OptionError: for K or ``hidden`` below 1, epsilon outside (0, 1), ``init_fraction`` outside (0, 1), or
         another cell.
     :raises GuideMismatchError: if the encoder does not return features.

@@ -82,8 +82,8 @@ def estimate(objective, model, guide, x, seed=3):
     return found.value, {n: p.grad.clone() for n, p in guide.named_parameters() if p.grad is not None}
 
 
-def mean_value(objective, model, guide, x, count, factor=1.0):
-    """Mean of independent estimates, and its standard error."""
+def values_of(objective, model, guide, x, count, factor=1.0):
+    """Independent estimates ``(count,)``, of the same draws for every objective with as many."""
     program = Program.build(model, guide, objective, Data.of((x,)), batch_size=None, seed=0)
     noise = program.noise.draw((count, program.particles), torch.Generator().manual_seed(0))
     plates = replace(program, follows=replace(program.follows, rescaled=frozenset({"data"})))
@@ -93,7 +93,12 @@ def mean_value(objective, model, guide, x, count, factor=1.0):
         return plates.estimate(initial, normals, uniforms, (x,), {}, factor, torch.tensor(math.inf)).value
 
     with quiet(), isolated_store(), torch.no_grad():
-        values = torch.vmap(one, randomness="different")(noise.normals, noise.uniforms).double()
+        return torch.vmap(one, randomness="different")(noise.normals, noise.uniforms).double()
+
+
+def mean_value(*inputs, **factor):
+    """Mean of independent estimates, and its standard error."""
+    values, count = values_of(*inputs, **factor), inputs[-1]
     return float(values.mean()), float(values.std()) / math.sqrt(count)
 
 
@@ -134,25 +139,30 @@ def test_bounds_are_in_order(weights, covariance):
     with torch.no_grad():
         for head in guide.heads:
             head.weight.bias += torch.linspace(-0.6, 0.6, head.weight.bias.numel())
-    objectives = guides.EntropyBoundELBO(), guides.SELBO(), guides.SIWAE(1), guides.SIWAE(5)
-    found = [mean_value(o, model, guide, x, 200) for o in objectives]
-    values = [*found, (float(evidence(slopes, x).sum()), 0.0)]
-    for (low, low_error), (high, high_error) in pairwise(values):
-        assert low < high + 3 * math.hypot(low_error, high_error)
-    assert values[0][0] < values[1][0] - 3 * math.hypot(found[0][1], found[1][1])
-    assert values[1][0] < values[2][0] - 3 * math.hypot(found[1][1], found[2][1])
-    closed = mean_value(guides.SELBO(kl="monte_carlo"), model, guide, x, 400)
-    assert abs(closed[0] - found[1][0]) < 4 * math.hypot(closed[1], found[1][1])
+    found = [
+        values_of(objective, model, guide, x, 1000)
+        for objective in (guides.EntropyBoundELBO(), guides.SELBO(), guides.SIWAE(1), guides.SIWAE(5))
+    ]
+    exact = float(evidence(slopes, x).sum())
+    for low, high in pairwise(found):
+        apart = high - low
+        assert float(apart.mean()) > 4 * float(apart.std()) / math.sqrt(1000)
+    assert float(found[-1].mean()) < exact + 4 * float(found[-1].std()) / math.sqrt(1000)
+    apart = values_of(guides.SELBO(kl="monte_carlo"), model, guide, x, 1000) - found[1]
+    assert abs(float(apart.mean())) < 4 * float(apart.std()) / math.sqrt(1000) + 1e-3
 
 
-@pytest.mark.parametrize("denominator", ["full", "component"])
-def test_log_marginal_is_the_evidence(denominator):
+def test_log_marginal_is_the_evidence():
     slopes = skewed_loadings()
     new = rows_of(slopes, 6, seed=9)
     options = options_of("heads", init_scale=0.7, init_spread=0.1)
     posterior = guides.fit(pca(slopes), ("mixture_amortized", options), rows_of(slopes), steps=200, lr=0.03, compile="trace")
-    found = guides.log_marginal(posterior, new, num_samples=4000, denominator=denominator, split="test")
+    found, by_component = (
+        guides.log_marginal(posterior, new, num_samples=4000, denominator=d, split="test") for d in ("full", "component")
+    )
     exact = evidence(slopes, new)
+    assert by_component.mean < exact.mean() + 4.5 * by_component.mean_standard_error
+    assert (by_component.values - found.values).abs().max() > 1e-3
     assert ((found.values - exact).abs() < 4.5 * found.standard_error + 0.05).all()
 
 
@@ -196,9 +206,11 @@ def test_both_modes_of_every_row(sharing):
             z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.5))
             pyro.sample("x", dist.Normal(z.abs().unsqueeze(-1), 0.2).expand([len(x), PIXELS]).to_event(1), obs=x)
 
+    torch.manual_seed(0)
     x = (0.8 + torch.rand(100, 1)).expand(-1, PIXELS) + 0.2 * torch.randn(100, PIXELS)
-    options = options_of(sharing, init_spread=1.5)
-    posterior = guides.fit(model, ("mixture_amortized", options), x, steps=400, lr=0.02, compile="trace", batch_size=50)
+    guide = ("mixture_amortized", options_of(sharing, init_spread=1.5))
+    fit = {"steps": 600, "lr": 0.02, "compile": "trace", "batch_size": 50}
+    posterior = guides.fit(model, guide, x, objective=guides.SELBO(warmup=300), **fit)
     draws = posterior.draws(2000, x[:5]).latents["z"][0]
     share = (draws > 0).float().mean(0)
     assert (share - 0.5).abs().max() < 0.1
