@@ -88,8 +88,9 @@ class MixtureAmortized(Amortized):
         ...         pyro.sample("x", dist.Normal(z**2, 0.3), obs=x)
         >>> x = torch.randn(200) ** 2
         >>> encoder = torch.nn.Sequential(torch.nn.Unflatten(0, (-1, 1)), torch.nn.Linear(1, 8), torch.nn.Tanh())
-        >>> options = {"encoder": encoder, "components": 2}
-        >>> posterior = guides.fit(model, ("mixture_amortized", options), x, batch_size=50, steps=500, lr=0.02)
+        >>> guide = ("mixture_amortized", {"encoder": encoder, "components": 3, "init_spread": 1.0})
+        >>> objective = guides.SELBO(warmup=300)
+        >>> posterior = guides.fit(model, guide, x, objective=objective, batch_size=50, steps=600, lr=0.02)
         >>> draws = posterior.draws(1000, torch.tensor([1.0])).latents["z"]  # of a new data point: near 1 and -1
         >>> 0.2 < float((draws > 0).float().mean()) < 0.8
         True
