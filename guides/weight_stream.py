@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +10,12 @@ import torch
 from torch import Tensor
 
 from guides.diagnostics.psis import MIN_DRAWS, float_tolerance, tail_length, tail_shape
+from guides.engine.state_file import StateFile
 from guides.engine.weights import WeightKernel
-from guides.errors import OptionError
 
 __all__ = ["State", "StreamCheckpoint", "Sums", "WeightStream"]
 
 _DRAWS_PER_GROUP = 1024  # between two looks at the largest weights, and two chances to save
-_SECONDS_BETWEEN_SAVES = 20.0
 
 Results = tuple[Tensor, Tensor, Tensor]
 """Value, standard error and k-hat of some rows."""
@@ -120,43 +117,30 @@ class StreamCheckpoint:
     """A file that an evaluation saves its state to now and then, and continues from."""
 
     def __init__(self, path: Path, fingerprint: str) -> None:
-        self._path, self._fingerprint = path, fingerprint
-        self._last = time.monotonic()
+        self._file = StateFile(path, fingerprint, "a run with other data, parameters, num_samples or options")
 
     def restore(self, run: WeightStream) -> None:
         """Continue from the file, if there is one.
 
         :raises OptionError: if it belongs to another run, or is damaged.
         """
-        if not self._path.exists():
-            return
-        try:
-            saved = torch.load(self._path, weights_only=True, map_location=run.state.sums.first.device)
-        except Exception as error:  # torch reports a damaged file by many kinds of error
-            raise OptionError(f"checkpoint {self._path} is damaged ({error}); delete it") from error
-        if not isinstance(saved, dict) or saved.get("fingerprint") != self._fingerprint:
-            raise OptionError(
-                f"checkpoint {self._path} belongs to a run with other data, parameters, num_samples or options; delete it "
-                "or give another path"
-            )
-        finished = tuple((v.cpu(), e.cpu(), k.cpu()) for v, e, k in saved["finished"])
-        run.state = State(finished, saved["chunk"], Sums(*saved["sums"]))
+        saved = self._file.read(run.state.sums.first.device)
+        if saved is not None:
+            finished = tuple((v.cpu(), e.cpu(), k.cpu()) for v, e, k in saved["finished"])
+            run.state = State(finished, saved["chunk"], Sums(*saved["sums"]))
 
     def save_sometimes(self, run: WeightStream) -> None:
         """Save if the last time is long enough ago."""
-        if time.monotonic() - self._last > _SECONDS_BETWEEN_SAVES:
+        if self._file.due:
             self.save(run)
 
     def save(self, run: WeightStream) -> None:
-        """Write the state under a temporary name and rename it."""
-        self._last = time.monotonic()
+        """Save the state."""
         state, sums = run.state, run.state.sums
-        content = {
-            "fingerprint": self._fingerprint,
-            "finished": state.finished,
-            "chunk": state.chunk,
-            "sums": (sums.count, sums.first, sums.second, sums.largest),
-        }
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        torch.save(content, temporary)
-        os.replace(temporary, self._path)
+        self._file.write(
+            {
+                "finished": state.finished,
+                "chunk": state.chunk,
+                "sums": (sums.count, sums.first, sums.second, sums.largest),
+            }
+        )

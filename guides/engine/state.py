@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from guides.engine.state_file import StateFile
 from guides.engine.step import Replicates
-from guides.errors import OptionError
 
 __all__ = ["Checkpoint", "State"]
-
-_SECONDS_BETWEEN = 20.0
 
 
 @dataclass
@@ -75,25 +71,16 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
-        self._path = path
-        self._fingerprint = fingerprint
-        self._last = time.monotonic()
+        self._file = StateFile(path, fingerprint, "a fit with other options, data or model")
 
     def restore(self, state: State, replicates: Replicates) -> None:
         """Fill ``state`` from the file, if there is one.
 
         :raises OptionError: if the file belongs to another fit.
         """
-        if not self._path.exists():
+        saved = self._file.read()
+        if saved is None:
             return
-        try:
-            saved = torch.load(self._path, weights_only=True)
-        except Exception as error:  # torch reports a damaged file by many kinds of error
-            raise OptionError(f"checkpoint {self._path} is damaged ({error}); delete it") from error
-        if saved["fingerprint"] != self._fingerprint:
-            raise OptionError(
-                f"checkpoint {self._path} belongs to a fit with other options, data or model; delete it or give another path"
-            )
         for name, value in saved["state"].items():
             setattr(state, name, value)
         for generator, old in zip(replicates.noise_generators, saved["noise"]):
@@ -103,18 +90,15 @@ class Checkpoint:
 
     def save_sometimes(self, state: State, replicates: Replicates) -> None:
         """Save if the last time is long enough ago."""
-        if time.monotonic() - self._last > _SECONDS_BETWEEN:
+        if self._file.due:
             self.save(state, replicates)
 
     def save(self, state: State, replicates: Replicates) -> None:
-        """Write the state under a temporary name and rename it."""
-        self._last = time.monotonic()
-        content = {
-            "fingerprint": self._fingerprint,
-            "state": dict(vars(state)),
-            "noise": [g.get_state() for g in replicates.noise_generators],
-            "streams": [s.state() for s in replicates.streams],
-        }
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        torch.save(content, temporary)
-        os.replace(temporary, self._path)
+        """Save the state."""
+        self._file.write(
+            {
+                "state": dict(vars(state)),
+                "noise": [g.get_state() for g in replicates.noise_generators],
+                "streams": [s.state() for s in replicates.streams],
+            }
+        )
