@@ -182,6 +182,7 @@ def run(
     """
     from benchmarks import runner
     from benchmarks.report import build, sections
+    from benchmarks.workers import WorkerError
 
     if epochs is not None and epochs < 1:
         raise _UsageError(f"--epochs {epochs}: give a number of 1 or more")
@@ -202,6 +203,8 @@ def run(
         )
     except ValueError as error:
         raise _UsageError(str(error)) from error
+    except WorkerError as error:
+        raise click.ClickException(f"{error}; finished cells are kept, go on with --resume (and --jobs 1)") from error
     except KeyboardInterrupt:
         where = out or Path("results") / target
         click.echo(f"\nInterrupted; finished cells are kept. Go on with the same command and --resume ({where}).", err=True)

@@ -177,16 +177,24 @@ def _on_paper(images: Any) -> Any:
     return np.repeat(1 - images[..., None] / 255.0, 3, axis=-1)
 
 
+def _panels(names: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a panel for each task, three in a row."""
+    rows, columns = grid(len(names), 3)
+    figure = new_figure(figsize=(min(11.5, 1.0 + 3.5 * columns), 0.9 + height * rows))
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    return figure, panels
+
+
 def _rate_distortion(records: Sequence[Record], folder: Path) -> Figure | None:
     having = [record for record in done(records) if record["metrics"].get("rate") is not None]
     names = tasks_of(having)
     if not names:
         return None
-    rows, columns = grid(len(names), 3)
-    figure = new_figure(figsize=(min(11.5, 1.0 + 3.5 * columns), 0.9 + 3.0 * rows))
-    panels = figure.subplots(rows, columns, squeeze=False)
+    figure, panels = _panels(names, height=3.0)
     handles: dict[str, Any] = {}
-    for axes, name in zip(panels.flat, names):
+    for axes, name in zip(panels, names):
         for record in having:
             if record["task"] == name:
                 guide = record["guide"]
@@ -195,8 +203,6 @@ def _rate_distortion(records: Sequence[Record], folder: Path) -> Figure | None:
                 handles.setdefault(guide, mark)
         _equal_elbos(axes)
         axes.set(title=name, xlabel="rate (nats)", ylabel="distortion (nats)")
-    for axes in panels.flat[len(names) :]:
-        axes.set_axis_off()
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 3))
     return figure
 
@@ -233,11 +239,9 @@ def _active_units(records: Sequence[Record], folder: Path) -> Figure | None:
     names = tasks_of(having)
     if not names:
         return None
-    rows, columns = grid(len(names), 3)
-    figure = new_figure(figsize=(min(11.5, 1.0 + 3.5 * columns), 0.9 + 2.8 * rows))
-    panels = figure.subplots(rows, columns, squeeze=False)
+    figure, panels = _panels(names, height=2.8)
     handles: dict[str, Any] = {}
-    for axes, name in zip(panels.flat, names):
+    for axes, name in zip(panels, names):
         seen = set()
         for record in having:
             guide = record["guide"]
@@ -251,8 +255,6 @@ def _active_units(records: Sequence[Record], folder: Path) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.axhline(ACTIVE, color=INK, lw=0.9, ls=(0, (4, 2)))
         axes.set(yscale="log", title=name, xlabel="latent, most active first", ylabel="variance of E[z | x] over x")
-    for axes in panels.flat[len(names) :]:
-        axes.set_axis_off()
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 3))
     return figure
 

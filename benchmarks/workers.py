@@ -11,9 +11,13 @@ from typing import Any
 
 import torch
 
-__all__ = ["in_processes", "picklable", "usable_cores"]
+__all__ = ["WorkerError", "in_processes", "picklable", "usable_cores"]
 
 _POLL_SECONDS = 1.0
+
+
+class WorkerError(RuntimeError):
+    """A process that ran cells ended before its work was done; the message says how."""
 
 
 def usable_cores() -> int:
@@ -37,7 +41,7 @@ def in_processes(
 
     :param work: a generator function of a module; its results must be picklable.
     :returns: pairs of i and a result.
-    :raises RuntimeError: if a process dies (killed for want of memory, say); what the others yielded came before.
+    :raises WorkerError: if a process dies (killed for want of memory, say); what the others yielded came before.
     """
     count = min(jobs, len(arguments))
     if not count:
@@ -59,10 +63,11 @@ def in_processes(
             except queue.Empty:
                 dead = [process for process in processes if process.exitcode not in (None, 0)]
                 if dead:
-                    raise RuntimeError(f"a worker process ended with status {dead[0].exitcode}") from None
+                    status = dead[0].exitcode
+                    raise WorkerError(f"a worker process ended with status {status} (-9: killed, for memory?)") from None
                 continue
             if error is not None:
-                raise RuntimeError(error)
+                raise WorkerError(error)
             if index is None:
                 working -= 1
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -130,7 +131,10 @@ def _faster(tick: Any, shorter: Effort, usual: Effort, what: str, count: int) ->
 def _sides(numpyro: str | None, result: dict[str, Any]) -> Iterator[Mapping[str, Ask]]:
     """Start the processes and note their versions."""
     with ExitStack() as stack:
-        sides: dict[str, Ask] = {"torch": stack.enter_context(torch_side())}
+        # Caches of their own and empty: what was compiled before would make "s to start" too short.
+        cache = stack.enter_context(tempfile.TemporaryDirectory())
+        environment = {"GUIDES_CACHE": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
+        sides: dict[str, Ask] = {"torch": stack.enter_context(torch_side(environment))}
         if numpyro:
             sides["numpyro"] = stack.enter_context(numpyro_side(numpyro))
         facts = {name: side("facts") for name, side in sides.items()}
