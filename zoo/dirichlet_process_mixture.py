@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pyro
 import pyro.distributions as dist
 import torch
@@ -62,33 +60,13 @@ class DirichletProcessMixture(GaussianMixture):
         torch.Size([8, 2])
     """
 
-    def __init__(
-        self,
-        num_components: int,
-        in_features: int,
-        covariance: str = "full",
-        concentration: float = 1.0,
-        mean: float | Sequence[float] | Tensor = 0.0,
-        mean_precision: float = 1.0,
-        degrees_of_freedom: float | None = None,
-        scatter: float | Sequence[float] | Tensor = 1.0,
-        data_size: int | None = None,
-    ) -> None:
-        super().__init__(
-            num_components,
-            in_features,
-            covariance,
-            concentration,
-            mean,
-            mean_precision,
-            degrees_of_freedom,
-            scatter,
-            data_size,
-        )
-        if num_components < 2:
+    @classmethod
+    def _check_components(cls, num_components: int) -> int:
+        if super()._check_components(num_components) < 2:
             raise ValueError(
                 f"num_components={num_components} leaves no stick to break; use 2 or more, or zoo.GaussianMixture"
             )
+        return num_components
 
     @classmethod
     def example(cls) -> tuple[DirichletProcessMixture, tuple[Tensor]]:

@@ -86,7 +86,7 @@ class GaussianMixture(nn.Module):
         data_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.num_components = _count("num_components", num_components)
+        self.num_components = self._check_components(num_components)
         self.in_features = _count("in_features", in_features)
         self.covariance = one_of("covariance", covariance, ("diagonal", "full"))
         self.concentration = check_positive("concentration", concentration)
@@ -101,6 +101,10 @@ class GaussianMixture(nn.Module):
         self.register_buffer("prior_mean", _vector("mean", mean, in_features), persistent=False)
         self.register_buffer("prior_scatter", _scatter(scatter, in_features, self.covariance), persistent=False)
         self.register_buffer("bartlett", bartlett_index(in_features), persistent=False)
+
+    @classmethod
+    def _check_components(cls, num_components: int) -> int:
+        return _count("num_components", num_components)
 
     @classmethod
     def example(cls) -> tuple[GaussianMixture, tuple[Tensor]]:
