@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 
 from guides.engine.tracing import close
 
-__all__ = ["CompiledLoop", "cache_folder", "has_compiler"]
+__all__ = ["CompiledLoop", "cache_folder", "has_compiler", "silent_compiler"]
 
 Inputs = tuple[Tensor, ...]
 
@@ -87,26 +87,22 @@ class CompiledLoop:
     :func:`cache_folder`; another process loads it in milliseconds.
 
     :param graph: from (state..., shared tensors..., this step's tensors...) to (new state..., losses ``(R,)``).
-    :param state: example of what is carried from step to step.
-    :param shared: example of what is the same at every step.
-    :param varying: example of the tensors of all steps, shape ``(R, capacity, ...)`` each.
+    :param state: what is carried from step to step; only its shapes count, here and below.
+    :param shared: what is the same at every step.
+    :param varying: the tensors of all steps, shape ``(R, capacity, ...)`` each.
+    :ivar ready: the library is there, so that nothing has to be compiled.
     """
 
     def __init__(self, graph: GraphModule, state: Inputs, shared: Inputs, varying: Inputs) -> None:
         self.capacity = varying[0].shape[1]
         self._graph = graph
         lifted, self._constants = _with_constants_as_inputs(graph)
-        self._examples = tuple(t.contiguous() for t in (*state, *shared, *self._constants, *varying))
         split = (len(state), len(shared) + len(self._constants), len(self._constants))
         self._loop = _Loop(lifted, *split, self.capacity)
-        self._path = cache_folder() / f"{_key(lifted, self._examples, split)}.pt2"
+        self._path = cache_folder() / f"{_key(lifted, (*state, *shared, *self._constants, *varying), split)}.pt2"
+        self.ready = self._path.exists()
         self._limit = torch.tensor(self.capacity)
         self._run: Any = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether the library is there, so that nothing has to be compiled."""
-        return self._run is not None or self._path.exists()
 
     def check(self, state: Inputs, shared: Inputs, varying: Inputs) -> None:
         """Compile the library or load it, and see that it does what the graph does.
@@ -116,7 +112,7 @@ class CompiledLoop:
         if self._path.exists():
             os.utime(self._path)
         else:
-            _compile(self._loop, (self._limit, *self._examples), self._path)
+            _compile(self._loop, (self._limit, *self._inputs(state, shared, varying)), self._path)
         self._run = _load(self._path)
         # A few steps: over many, rounding alone leads two trajectories apart.
         first = tuple(v[:, :_CHECKED_STEPS] for v in varying)
@@ -134,12 +130,15 @@ class CompiledLoop:
         :param varying: the tensors of the steps, shape ``(R, steps, ...)`` each, with at most ``capacity`` steps.
         """
         steps = varying[0].shape[1]
-        if steps < self.capacity:
-            varying = tuple(_padded(v, self.capacity) for v in varying)
-        # The library reads memory in the order of its examples.
-        inputs = [t.contiguous() for t in (*state, *shared, *self._constants, *varying)]
+        inputs = self._inputs(state, shared, varying)
         *new, losses = self._run([self._limit if steps == self.capacity else torch.tensor(steps), *inputs])
         return tuple(new), losses if steps == self.capacity else losses[:, :steps]
+
+    def _inputs(self, state: Inputs, shared: Inputs, varying: Inputs) -> Inputs:
+        """Return what the library takes: as many steps as it has room for, in memory in the order of its examples."""
+        if varying[0].shape[1] < self.capacity:
+            varying = tuple(_padded(v, self.capacity) for v in varying)
+        return tuple(t.contiguous() for t in (*state, *shared, *self._constants, *varying))
 
 
 def _padded(varying: Tensor, capacity: int) -> Tensor:
@@ -176,7 +175,7 @@ def _compile(loop: _Loop, examples: Inputs, path: Path) -> None:
     from torch._inductor import aoti_compile_and_package
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="compiling-") as folder, _silence():
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="compiling-") as folder, silent_compiler():
         with torch.no_grad():
             exported = torch.export.export(loop, tuple(e.clone() for e in examples))
             made = aoti_compile_and_package(exported, package_path=str(Path(folder) / "loop.pt2"))
@@ -205,7 +204,7 @@ def _forget_oldest(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _silence() -> Any:
+def silent_compiler() -> Iterator[None]:
     """Keep the compiler's remarks off the caller's terminal."""
     logs = [logging.getLogger(name) for name in ("torch._inductor", "torch._export", "torch.export")]
     levels = [log.level for log in logs]

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from guides.engine.scoring import validation_score
 from guides.engine.state import Checkpoint, State
 from guides.engine.step import ChunkRunner, Replicates
 from guides.engine.stopping import Chunk, early_stopping, rewind
+from guides.engine.vectorise import Vectorised
 
 __all__ = ["COMPILE_MODES", "Settings", "Trained", "train"]
 
@@ -115,7 +116,9 @@ def _most_together(
     free = free_bytes(initial.device)
     if len(seeds) == 1 or free is None:
         return None
-    one = Replicates(program, datasets[:1], seeds[:1], settings.batch_size, settings.precision)
+    # Particles of its own: that they cannot be vectorised is said once, and must not be said where nobody hears it.
+    apart = replace(program, over_particles=Vectorised("particles"))
+    one = Replicates(apart, datasets[:1], seeds[:1], settings.batch_size, settings.precision)
     optimiser = make_optimiser(settings.optimizer)
     runner = ChunkRunner(one, optimiser, settings.clip_norm, "eager")
     state = (initial[:1], *(torch.zeros_like(initial[:1]) for _ in range(optimiser.moments)))

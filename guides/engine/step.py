@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from guides.engine.data import Data, stack
 from guides.engine.optimisers import Optimiser
 from guides.engine.precision import products_in
 from guides.engine.program import Program
-from guides.engine.tracing import Traced
+from guides.engine.tracing import Traced, said
 from guides.engine.vectorise import Vectorised
 from guides.errors import EagerFallbackWarning
 
@@ -133,7 +135,7 @@ class ChunkRunner:
         self._step = Traced(self._one_step, "the model", enabled=mode != "eager")
         self._loops: dict[int, CompiledLoop] = {}
         self._candidates: dict[tuple[int, int], CompiledLoop] = {}
-        self._seconds: dict[int, list[float]] = {}
+        self._timings: dict[int, _Timing] = {}
         self._next_check = 0
 
     def _one_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -192,15 +194,14 @@ class ChunkRunner:
         losses: list[Tensor] = []
         done = 0
         while done < steps:
-            rest = tuple(v[:, done:] for v in varying) if done else varying
-            loop = self._loop(state, tensors, rest, steps, steps - done + left)
+            loop = self._loop(state, tensors, varying, done, left)
             if loop is not None:
-                state, run = loop(state, tensors, rest)
+                state, run = loop(state, tensors, tuple(v[:, done:] for v in varying) if done else varying)
                 losses.append(run)
                 break
             start = time.perf_counter()
             *new, loss = self._step(*state, *tensors, *(v[:, done] for v in varying))
-            self._seconds.setdefault(count, []).append(time.perf_counter() - start)
+            self._timings.setdefault(count, _Timing()).add(time.perf_counter() - start)
             state = tuple(s.detach() for s in new)
             losses.append(loss.detach().unsqueeze(1))
             done += 1
@@ -224,13 +225,13 @@ class ChunkRunner:
                 self._mode = "eager"
                 self._loops.clear()
 
-    def _loop(self, state: Inputs, tensors: Inputs, varying: Inputs, capacity: int, left: int) -> CompiledLoop | None:
+    def _loop(self, state: Inputs, tensors: Inputs, varying: Inputs, done: int, left: int) -> CompiledLoop | None:
         """Return the compiled loop for these replicates, compiling it if that pays.
 
-        :param varying: the steps that it would run first.
-        :param left: steps still to come.
+        :param varying: the steps of the chunk, of which ``done`` have been taken.
+        :param left: steps still to come after the chunk.
         """
-        count = len(state[0])
+        count, capacity = len(state[0]), varying[0].shape[1]
         loop = self._loops.get(count)
         if loop is not None and loop.capacity >= capacity:
             return loop
@@ -241,20 +242,35 @@ class ChunkRunner:
             graph = self._step.graph(*state, *tensors, *(v[:, 0] for v in varying))
             if graph is None:
                 return None
-            widest = tuple(v.new_zeros((count, capacity, *v.shape[2:])) for v in varying)
-            loop = self._candidates[count, capacity] = CompiledLoop(graph, state, tensors, widest)
-        measured = self._seconds.get(count, [])[_UNTYPICAL:]
-        worth = len(measured) >= _MEASURED and _GAIN * min(measured) * left > _COMPILE_SECONDS
+            loop = self._candidates[count, capacity] = CompiledLoop(graph, state, tensors, varying)
+        timing = self._timings.get(count, _Timing())
+        worth = timing.settled and _GAIN * timing.best * (capacity - done + left) > _COMPILE_SECONDS
         if not (worth or self._mode == "inductor" or loop.ready):
             return None
         try:
             if not (loop.ready or has_compiler()):
                 raise RuntimeError("there is no C++ compiler (g++ or clang++)")
-            loop.check(state, tensors, varying)
+            loop.check(state, tensors, tuple(v[:, done:] for v in varying))
         except Exception as error:  # compilers fail in many ways, and none of them may end a fit
-            reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
-            warnings.warn(f"the model runs traced, not compiled: {reason}", EagerFallbackWarning, stacklevel=5)
+            warnings.warn(f"the model runs traced, not compiled: {said(error)}", EagerFallbackWarning, stacklevel=5)
             self._mode = "trace"
             return None
         self._loops[count] = loop
         return loop
+
+
+@dataclass
+class _Timing:
+    """How long a step takes: the shortest of those after the first ones, which trace and check."""
+
+    steps: int = 0
+    best: float = math.inf
+
+    def add(self, seconds: float) -> None:
+        self.steps += 1
+        if self.steps > _UNTYPICAL:
+            self.best = min(self.best, seconds)
+
+    @property
+    def settled(self) -> bool:
+        return self.steps >= _UNTYPICAL + _MEASURED

@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from guides.errors import EagerFallbackWarning
 
-__all__ = ["Traced", "close"]
+__all__ = ["Traced", "close", "said"]
 
 Inputs = tuple[Tensor, ...]
 Function = Callable[..., Inputs]
@@ -44,7 +44,7 @@ class Traced:
         """Return what the function returns."""
         if not self.enabled:
             return self._function(*inputs)
-        key = tuple((i.shape, i.dtype) for i in inputs)
+        key = _shapes(inputs)
         if key not in self._graphs:
             return self._trace(key, inputs)
         if key not in self._checked:
@@ -53,7 +53,7 @@ class Traced:
 
     def graph(self, *inputs: Tensor) -> GraphModule | None:
         """Return the checked graph for inputs of these shapes, or ``None``."""
-        key = tuple((i.shape, i.dtype) for i in inputs)
+        key = _shapes(inputs)
         return self._graphs[key] if self.enabled and key in self._checked else None
 
     def _trace(self, key: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -68,14 +68,14 @@ class Traced:
                 warnings.simplefilter("ignore")
                 self._graphs[key] = _simplified(make_fx(self._function)(*(i.detach() for i in inputs)))
         except Exception as error:  # whatever tracing cannot follow, the function itself just did
-            self._fall_back(f"it cannot be traced ({type(error).__name__}: {str(error).strip().splitlines()[0]})")
+            self._fall_back(f"it cannot be traced ({said(error)})")
         finally:
             torch.set_rng_state(after)
         return result
 
     def check(self, *inputs: Tensor) -> bool:
         """Tell whether the function still does what its graph does, on these inputs; warn and stop using it if not."""
-        key = tuple((i.shape, i.dtype) for i in inputs)
+        key = _shapes(inputs)
         if self.enabled and key in self._checked:
             self._check(key, inputs)
         return self.enabled
@@ -96,6 +96,15 @@ class Traced:
     def _fall_back(self, reason: str) -> None:
         self.enabled = False
         warnings.warn(f"{self._what} runs without acceleration: {reason}", EagerFallbackWarning, stacklevel=4)
+
+
+def _shapes(inputs: Sequence[Tensor]) -> Any:
+    return tuple((i.shape, i.dtype) for i in inputs)
+
+
+def said(error: Exception) -> str:
+    """Return the kind of an error and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
 
 
 def _simplified(graph: GraphModule) -> GraphModule:

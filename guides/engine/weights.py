@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from collections.abc import Callable
@@ -15,14 +14,14 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.engine.compiling import has_compiler
+from guides.engine.compiling import has_compiler, silent_compiler
 from guides.engine.data import Data
 from guides.engine.memory import CountElements
 from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.program import Program
 from guides.engine.rows import row_log_weights
 from guides.engine.traces import nodes
-from guides.engine.tracing import Traced
+from guides.engine.tracing import Traced, said
 from guides.engine.vectorise import Vectorised
 from guides.errors import EagerFallbackWarning, OptionError, UnsupportedModelError
 
@@ -235,21 +234,15 @@ def _compile(
     graph: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...], expected: Tensor
 ) -> Callable[..., tuple[Tensor, ...]] | None:
     """Return the graph compiled, if that works and gives the same numbers."""
-    log = logging.getLogger("torch._inductor")
-    level = log.level
-    log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silent_compiler():
             compiled = torch.compile(graph, dynamic=False)
             found = compiled(*inputs)[0]
     except Exception as error:  # compilers fail in many ways, and none of them may end an evaluation
-        reason = f"compiling it failed ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        reason = f"compiling it failed ({said(error)})"
     else:
         if torch.allclose(found, expected, rtol=1e-4, atol=1e-3, equal_nan=True):
             return compiled
         reason = "compiled, it gives other numbers"
-    finally:
-        log.setLevel(level)
     warnings.warn(f"the model runs traced, not compiled: {reason}", EagerFallbackWarning, stacklevel=6)
     return None
