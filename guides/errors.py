@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 __all__ = [
     "DataError",
     "DiscreteLatentError",
@@ -12,6 +15,8 @@ __all__ = [
     "NonFiniteLossWarning",
     "OptionError",
     "UnsupportedModelError",
+    "check_known",
+    "check_whole",
 ]
 
 
@@ -49,3 +54,23 @@ class NonFiniteLossError(RuntimeError):
 
 class NonFiniteLossWarning(RuntimeWarning):
     """A loss that turned NaN or infinite during a fit; the last finite parameters were kept."""
+
+
+def check_known(name: str, value: Any, known: Iterable[Any]) -> None:
+    """Check that an option is one of the words (or other values) that it may be.
+
+    :raises OptionError: listing them.
+    """
+    if value not in known:
+        raise OptionError(f"{name}={value!r} is not known; use one of {', '.join(map(repr, known))}")
+
+
+def check_whole(name: str, value: Any, least: int | None = None) -> None:
+    """Check that an option is a whole number, and large enough.
+
+    :raises OptionError: saying what it is instead.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise OptionError(f"{name} must be a whole number, not {value!r}")
+    if least is not None and value < least:
+        raise OptionError(f"{name} must be at least {least}, not {value!r}")

@@ -18,7 +18,7 @@ from guides.engine.data import Data
 from guides.engine.loop import Trained, train
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, seeded
-from guides.errors import DataError, NonFiniteLossWarning, OptionError
+from guides.errors import DataError, NonFiniteLossWarning, OptionError, check_whole
 from guides.families.base import Family, FitContext
 from guides.objectives.base import Objective
 from guides.options import FitOptions, make_objective
@@ -103,8 +103,8 @@ def fit(
     """
     if guide is not None and not _is_guide(guide):
         guide, data = None, (guide, *data)
-    _whole("replicates", replicates, least=1)
-    _whole("seed", seed)
+    check_whole("replicates", replicates, least=1)
+    check_whole("seed", seed)
     where = _device(device)
     training = Data.of(data, model_kwargs, where)
     held_out = None
@@ -185,7 +185,7 @@ def fit_many(
     if len(seeds) != len(datasets):
         raise OptionError(f"{len(seeds)} seeds for {len(datasets)} data sets; pass one each")
     for seed in seeds:
-        _whole("every seed", seed)
+        check_whole("every seed", seed)
     try:
         chosen = FitOptions(**options)
     except TypeError as error:
@@ -329,18 +329,6 @@ def _check_validates(program: Program) -> None:
             f"latent site {name!r} has one value per data point, so there is none to score validation data with; "
             "fit without validation, or with a guide that computes it from the data ('amortized')"
         )
-
-
-def _whole(name: str, value: Any, least: int | None = None) -> int:
-    """Return an option that has to be a whole number.
-
-    :raises OptionError: if it is not one, or too small.
-    """
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise OptionError(f"{name} must be a whole number, not {value!r}")
-    if least is not None and value < least:
-        raise OptionError(f"{name} must be at least {least}, not {value!r}")
-    return value
 
 
 def _validation(value: Any, training: Data, model_kwargs: dict[str, Any] | None, device: torch.device) -> Data:

@@ -13,7 +13,7 @@ from torch.distributions.transforms import ReshapeTransform
 from torch.nn.functional import softplus
 
 from guides.distributions import LowRankNormal
-from guides.errors import GuideMismatchError, OptionError
+from guides.errors import GuideMismatchError, OptionError, check_known
 from guides.flows import FLOWS, conditional_flow
 from guides.local_sites import LocalSite
 
@@ -36,8 +36,7 @@ class HeadOptions:
     init_scale: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.covariance not in COVARIANCES:
-            raise OptionError(f"covariance={self.covariance!r} is not known; use one of {', '.join(map(repr, COVARIANCES))}")
+        check_known("covariance", self.covariance, COVARIANCES)
         if self.flow is not None and self.flow not in FLOWS:
             raise OptionError(f"flow={self.flow!r} is not known; use None, {' or '.join(map(repr, FLOWS))}")
         if self.rank is not None and self.covariance != "low_rank":

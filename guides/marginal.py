@@ -20,7 +20,7 @@ from guides.engine.parameters import isolated_store
 from guides.engine.program import quiet, seeded
 from guides.engine.row_keys import row_keys
 from guides.engine.weights import WeightKernel, rows_apart
-from guides.errors import DataError, OptionError, UnsupportedModelError
+from guides.errors import DataError, OptionError, UnsupportedModelError, check_known
 from guides.posterior import Posterior
 from guides.weight_stream import StreamCheckpoint, WeightStream
 
@@ -211,9 +211,8 @@ def _checked(
     for name, value in (("num_samples", num_samples), ("chunk", chunk)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise OptionError(f"{name} must be a whole number of at least 1, not {value!r}")
-    for name, word, known in (("split", split, ("test", "train", None)), ("compile", compile, COMPILE_MODES)):
-        if word not in known:
-            raise OptionError(f"{name}={word!r} is not known; use one of {', '.join(map(repr, known))}")
+    check_known("split", split, ("test", "train", None))
+    check_known("compile", compile, COMPILE_MODES)
     if posterior.replicates > 1:
         raise OptionError(f"this posterior holds {posterior.replicates} fits; take one: posterior.replicate(0)")
     if getattr(posterior.guide, "is_point_mass", False):

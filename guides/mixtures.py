@@ -15,7 +15,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, constraints
 
-from guides.errors import OptionError
+from guides.errors import OptionError, check_known
 
 __all__ = [
     "BOUNDS",
@@ -129,13 +129,12 @@ def entropy_bound(log_weights: Tensor, pairs: Pairs, bound: str = "jensen") -> T
     :param pairs: of the components.
     :raises OptionError: for an unknown ``bound``.
     """
+    check_known("bound", bound, BOUNDS)
     log_weights = log_weights.double()
     if bound == "jensen":
         return -weighted_sum(log_weights, log_density(log_weights.unsqueeze(-2), pairs.log_overlap))
-    if bound == "bhattacharyya":
-        apart = pairs.entropy - log_density(log_weights.unsqueeze(-2), pairs.log_affinity)
-        return weighted_sum(log_weights, apart)
-    raise OptionError(f"bound={bound!r} is not known; use one of {', '.join(map(repr, BOUNDS))}")
+    apart = pairs.entropy - log_density(log_weights.unsqueeze(-2), pairs.log_affinity)
+    return weighted_sum(log_weights, apart)
 
 
 def pairwise_diagonal(loc: Tensor, scale: Tensor) -> Pairs:

@@ -11,7 +11,7 @@ from guides.engine.checks import check_batch_size
 from guides.engine.data import Data
 from guides.engine.loop import COMPILE_MODES, Settings
 from guides.engine.precision import products_in
-from guides.errors import OptionError
+from guides.errors import OptionError, check_known, check_whole
 from guides.objectives.base import Objective
 from guides.registries import objectives
 
@@ -42,13 +42,9 @@ class FitOptions:
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "patience", "num_particles"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, int):
-                raise OptionError(f"{name} must be a whole number, not {value!r}")
-            if value is not None and value < 1:
-                raise OptionError(f"{name} must be at least 1, not {value!r}")
-        if self.compile not in COMPILE_MODES:
-            known = ", ".join(map(repr, COMPILE_MODES))
-            raise OptionError(f"compile={self.compile!r} is not known; use one of {known}")
+            if value is not None:
+                check_whole(name, value, least=1)
+        check_known("compile", self.compile, COMPILE_MODES)
         products_in(self.precision)
         if self.steps is not None and self.epochs is not None:
             raise OptionError("give either steps or epochs, not both")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guides.errors import OptionError
+from guides.errors import OptionError, check_known
 
 __all__ = ["Optimiser", "adam", "make_optimiser", "make_schedule"]
 
@@ -78,8 +78,7 @@ def make_optimiser(name: str) -> Optimiser:
 
     :raises OptionError: for another name.
     """
-    if name not in _OPTIMISERS:
-        raise OptionError(f"optimizer={name!r} is not known; use one of {', '.join(map(repr, _OPTIMISERS))}")
+    check_known("optimizer", name, _OPTIMISERS)
     return _OPTIMISERS[name]()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from guides.errors import OptionError
+from guides.errors import check_known
 
 __all__ = ["ReducedPrecision", "products_in"]
 
@@ -65,7 +65,6 @@ def products_in(precision: str) -> AbstractContextManager[Any]:
 
     :raises OptionError: for another name.
     """
-    if precision not in _DTYPES:
-        raise OptionError(f"precision={precision!r} is not known; use one of {', '.join(map(repr, _DTYPES))}")
+    check_known("precision", precision, _DTYPES)
     dtype = _DTYPES[precision]
     return nullcontext() if dtype is None else ReducedPrecision(dtype)

@@ -30,6 +30,7 @@ from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.parameters import ParameterLayout, isolated_store
 from guides.engine.vectorise import Vectorised
 from guides.objectives.base import OWN_MODULE, Estimate, Objective, Stratum, joint_traces, num_strata
+from guides.objectives.components import stratum_log_weight
 
 __all__ = ["Program", "RescalePlates", "quiet", "seeded"]
 
@@ -265,7 +266,6 @@ class Program:
         The draw of a component of a mixture counts by the component's weight, so that the mean over strata is that over the
         mixture.
         """
-        log_weight = getattr(self.guide, "log_stratum_weight", lambda _: 0.0)
 
         def run() -> Tensor:
             with NoiseTape(noise), Stratum(stratum):
@@ -275,7 +275,7 @@ class Program:
                 if is_observed(site):
                     log_prob = site["fn"].log_prob(site["value"])
                     parts.append(log_prob.reshape(-1) if log_prob.dim() < 2 else log_prob.flatten(1).sum(-1))
-            return sum(parts[1:], start=parts[0]) + log_weight(guide_trace)
+            return sum(parts[1:], start=parts[0]) + stratum_log_weight(self.guide, guide_trace)
 
         found: Tensor = self.parameters.call(flat, run)
         return found

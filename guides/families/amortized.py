@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from guides.conditional import check_ladder, conditional_prior, precision_weighted
 from guides.engine.checks import is_latent
 from guides.engine.traces import nodes
-from guides.errors import DataError, GuideMismatchError, OptionError
+from guides.errors import DataError, GuideMismatchError, OptionError, check_known
 from guides.families.base import Family
 from guides.heads import Gaussian, Head, HeadOptions, check_encoded
 from guides.local_sites import LocalSite, find_local_sites
@@ -109,8 +109,7 @@ class Amortized(Family):
     ) -> None:
         options = HeadOptions(covariance, rank, flow, num_flows, init_scale)
         encoders = _encoders(encoder)
-        if order not in _ORDERS:
-            raise OptionError(f"order={order!r} is not known; use one of {', '.join(map(repr, _ORDERS))}")
+        check_known("order", order, _ORDERS)
         if order == "ladder" and covariance != "diagonal":
             raise OptionError(f"order='ladder' weighs independent normals; covariance={covariance!r} does not go with it")
         if not inputs or isinstance(inputs, str) or not all(isinstance(i, int | str) for i in inputs):

@@ -17,7 +17,7 @@ from guides.distributions import Block, BlockNormal
 from guides.engine.data import Data
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, seeded
-from guides.errors import OptionError, UnsupportedModelError
+from guides.errors import OptionError, UnsupportedModelError, check_known
 from guides.families.base import Finished, FitContext, FlatFamily, init_function, is_unconstrained
 from guides.linear import LinearUse
 from guides.objectives.elbo import ELBO
@@ -103,10 +103,9 @@ class Laplace(FlatFamily):
         marginal_likelihood: int = 0,
         init: str | Callable[..., Any] = "median",
     ) -> None:
-        if curvature not in _CURVATURES:
-            raise OptionError(f"curvature={curvature!r} is not known; use one of {', '.join(map(repr, _CURVATURES))}")
-        if predictive is not None and predictive not in _PREDICTIVES:
-            raise OptionError(f"predictive={predictive!r} is not known; use one of {', '.join(map(repr, _PREDICTIVES))}")
+        check_known("curvature", curvature, _CURVATURES)
+        if predictive is not None:
+            check_known("predictive", predictive, _PREDICTIVES)
         if floor is not None and not floor > 0:
             raise OptionError(f"floor must be positive, not {floor!r}")
         if marginal_likelihood and (curvature != "ggn" or sites != "all"):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from guides.engine.traces import nodes
-from guides.errors import OptionError
+from guides.errors import OptionError, check_known
 from guides.families.base import FlatFamily, init_function, is_unconstrained
 from guides.linear import LinearRules, flipout, local_reparameterisation, once
 from guides.registries import families
@@ -72,8 +72,7 @@ class MeanField(FlatFamily, AutoDiagonalNormal):
         init: str | Callable[..., Any] = "median",
         estimator: str = "weights",
     ) -> None:
-        if estimator not in _ESTIMATORS:
-            raise OptionError(f"estimator={estimator!r} is not known; use one of {', '.join(map(repr, _ESTIMATORS))}")
+        check_known("estimator", estimator, _ESTIMATORS)
         if not init_scale > 0:
             raise OptionError(f"init_scale must be positive, not {init_scale!r}")
         super().__init__(model, init_loc_fn=init_function(init), init_scale=float(init_scale))

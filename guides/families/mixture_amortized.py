@@ -17,7 +17,7 @@ from torch.distributions import Normal
 
 from guides.engine.checks import is_latent
 from guides.engine.traces import nodes
-from guides.errors import GuideMismatchError, OptionError, UnsupportedModelError
+from guides.errors import GuideMismatchError, OptionError, UnsupportedModelError, check_known
 from guides.families.amortized import Amortized
 from guides.local_sites import LocalSite
 from guides.mixtures import MixtureDensity
@@ -118,8 +118,7 @@ class MixtureAmortized(Amortized):
             raise OptionError(f"components={count} and {len(self.encoders)} encoders; give one encoder or one per component")
         if several and one_hot:
             raise OptionError("one_hot=True is for one encoder that serves all components; give one encoder")
-        if weights not in WEIGHTS:
-            raise OptionError(f"weights={weights!r} is not known; use one of {', '.join(map(repr, WEIGHTS))}")
+        check_known("weights", weights, WEIGHTS)
         if not 0 <= init_spread < math.inf:
             raise OptionError(f"init_spread must be 0 or more, not {init_spread!r}")
         self.num_strata = count

@@ -14,7 +14,7 @@ from torch.distributions import TransformedDistribution
 
 from guides.engine.checks import is_observed
 from guides.engine.rows import density_sites, log_density
-from guides.errors import OptionError
+from guides.errors import OptionError, check_known
 from guides.families.amortized import Amortized
 from guides.heads import Gaussian
 from guides.registries import families
@@ -113,8 +113,7 @@ class SemiAmortized(Amortized):
             raise OptionError(f"refinements must be a whole number of at least 0, not {refinements!r}")
         if not 0 < refinement_lr <= 1:
             raise OptionError(f"refinement_lr must be in (0, 1], not {refinement_lr!r}")
-        if gradient not in _GRADIENTS:
-            raise OptionError(f"gradient={gradient!r} is not known; use one of {', '.join(map(repr, _GRADIENTS))}")
+        check_known("gradient", gradient, _GRADIENTS)
         super().__init__(
             model,
             encoder,

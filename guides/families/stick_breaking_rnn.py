@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from guides.errors import OptionError
+from guides.errors import OptionError, check_known
 from guides.families.mixture_amortized import MixtureAmortized
 from guides.local_sites import LocalSite
 from guides.registries import families
@@ -98,8 +98,7 @@ class StickBreakingRNN(MixtureAmortized):
     ) -> None:
         if encoder is not None and (not isinstance(encoder, nn.Module) or isinstance(encoder, nn.ModuleList)):
             raise OptionError(f"encoder must be one torch.nn.Module, not {type(encoder).__name__}")
-        if cell not in CELLS:
-            raise OptionError(f"cell={cell!r} is not known; use one of {', '.join(map(repr, CELLS))}")
+        check_known("cell", cell, CELLS)
         if not isinstance(hidden, int) or hidden < 1:
             raise OptionError(f"hidden must be a whole number of at least 1, not {hidden!r}")
         if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:

@@ -136,9 +136,7 @@ def conditional_entropy(
     per_nat(unit)
 
     def at(z: Tensor) -> Tensor:
-        x_given_z = _conditional(conditional, z, given)
-        value = _registered_entropy(x_given_z)
-        return -_log_prob(x_given_z, x_given_z.sample()) if value is None else value
+        return _entropy_or_draw(_conditional(conditional, z, given))
 
     return Measure.of_draws(_at_draws(at, given, num_samples, seed), unit)
 
@@ -166,10 +164,7 @@ def joint_entropy(
     own = _registered_entropy(given)
 
     def at(z: Tensor) -> Tensor:
-        x_given_z = _conditional(conditional, z, given)
-        value = _registered_entropy(x_given_z)
-        value = -_log_prob(x_given_z, x_given_z.sample()) if value is None else value
-        return value + (-_log_prob(given, z) if own is None else own)
+        return _entropy_or_draw(_conditional(conditional, z, given)) + (-_log_prob(given, z) if own is None else own)
 
     return Measure.of_draws(_at_draws(at, given, num_samples, seed), unit)
 
@@ -218,6 +213,12 @@ def mutual_information(
         return _log_prob(x_given_z, x) - _log_prob(marginal, x)
 
     return Measure.of_draws(_at_draws(at, given, num_samples, seed), unit)
+
+
+def _entropy_or_draw(p: Distribution) -> Tensor:
+    """Return the entropy in nats where it has a closed form, and one draw's estimate of it elsewhere."""
+    value = _registered_entropy(p)
+    return -_log_prob(p, p.sample()) if value is None else value
 
 
 def _registered_entropy(p: Any) -> Tensor | None:

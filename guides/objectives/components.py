@@ -29,7 +29,7 @@ def check_no_mixture(guide: Any, objective: str) -> None:
 
     :raises OptionError: naming the objective to use instead.
     """
-    if hasattr(guide, "log_stratum_weight"):
+    if is_mixture(guide):
         raise OptionError(
             f"objective {objective!r} gives every component of a mixture the same weight; use 'siwae', or 'selbo'"
         )

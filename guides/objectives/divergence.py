@@ -14,11 +14,21 @@ from torch.distributions.kl import kl_divergence
 
 from guides.engine.checks import is_latent, is_observed
 from guides.engine.rows import density_sites, log_density, same_scale
+from guides.errors import OptionError
 
-__all__ = ["Factors", "closed_form_kl", "divergences", "log_likelihood"]
+__all__ = ["Factors", "check_kl", "closed_form_kl", "divergences", "log_likelihood"]
 
 Factors = dict[str, tuple[Normal, Tensor]]
 """Per site, the guide's normal factor over its unconstrained value, and the draw of it."""
+
+
+def check_kl(kl: str) -> None:
+    """Check how an objective is asked to take divergences.
+
+    :raises OptionError: for another word.
+    """
+    if kl not in ("closed_form", "monte_carlo"):
+        raise OptionError(f"kl must be 'closed_form' or 'monte_carlo', not {kl!r}")
 
 
 def log_likelihood(model_trace: Trace) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from guides.errors import OptionError
 from guides.objectives.base import Estimate, Objective, frozen_guide_trace, joint_traces
 from guides.objectives.components import component_terms, is_mixture, stratum_log_weight, weighed
-from guides.objectives.divergence import divergences, log_likelihood
+from guides.objectives.divergence import check_kl, divergences, log_likelihood
 from guides.objectives.schedules import Schedule, check_weight, weight_at
 from guides.registries import objectives
 
@@ -87,8 +87,7 @@ class ELBO(Objective):
         kl_weight: float | Schedule = 1.0,
         free_bits: float = 0.0,
     ) -> None:
-        if kl not in ("closed_form", "monte_carlo"):
-            raise OptionError(f"kl must be 'closed_form' or 'monte_carlo', not {kl!r}")
+        check_kl(kl)
         if estimator not in ("pathwise", "stl"):
             raise OptionError(f"estimator must be 'pathwise' or 'stl', not {estimator!r}")
         if not callable(kl_weight):

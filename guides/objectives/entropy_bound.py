@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from guides.engine.rows import row_log_weights
-from guides.errors import OptionError
+from guides.errors import OptionError, check_known
 from guides.mixtures import BOUNDS, MixtureDensity, entropy_bound, pairs_of, weight_entropy
 from guides.objectives.base import Estimate, Objective, joint_traces
 from guides.objectives.components import as_scaled, component_terms, is_mixture, stratum_log_weight, weighed
+from guides.objectives.divergence import check_kl
 from guides.registries import objectives
 
 __all__ = ["EntropyBoundELBO"]
@@ -66,10 +67,8 @@ class EntropyBoundELBO(Objective):
         kl: str = "closed_form",
         as_printed: bool = False,
     ) -> None:
-        if bound not in BOUNDS:
-            raise OptionError(f"bound={bound!r} is not known; use one of {', '.join(map(repr, BOUNDS))}")
-        if kl not in ("closed_form", "monte_carlo"):
-            raise OptionError(f"kl must be 'closed_form' or 'monte_carlo', not {kl!r}")
+        check_known("bound", bound, BOUNDS)
+        check_kl(kl)
         if not callable(penalty) and not penalty >= 0:
             raise OptionError(f"penalty must be 0 or more, or a function of the step, not {penalty!r}")
         super().__init__(num_particles)

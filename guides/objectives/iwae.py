@@ -19,7 +19,7 @@ from guides.objectives.base import Estimate, Objective, frozen_guide_trace, join
 from guides.objectives.components import check_no_mixture
 from guides.registries import objectives
 
-__all__ = ["IWAE"]
+__all__ = ["IWAE", "log_weights"]
 
 
 @objectives.register("iwae")
@@ -90,21 +90,14 @@ class IWAE(Objective):
         """
         check_no_mixture(guide, "iwae")
         if self.gradient == "reparameterised":
-            model_trace, guide_trace = joint_traces(model, guide, args, kwargs, intercept=False)
-            log_weight, scale = row_log_weights(model_trace, guide_trace)
-            return {"log_weight": log_weight, "scale": torch.as_tensor(scale).to(log_weight)}
+            return log_weights(*joint_traces(model, guide, args, kwargs, intercept=False))
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         densities = frozen_guide_trace(guide, guide_trace, args, kwargs)
         with detached_parameters(model):
             of_draw = evaluate_densities(poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs))
         of_parameters = poutine.trace(poutine.replay(model, trace=_constant(guide_trace))).get_trace(*args, **kwargs)
-        log_weight, scale = row_log_weights(of_draw, densities)
         log_joint, _, _ = row_log_densities(of_parameters, guide_trace)
-        return {
-            "log_weight": log_weight,
-            "log_joint": log_joint,
-            "scale": torch.as_tensor(scale).to(log_weight),
-        }
+        return {"log_joint": log_joint, **log_weights(of_draw, densities)}
 
     def combine(self, particles: dict[str, Tensor], step: Tensor) -> Estimate:
         """Take the logarithm of the mean weight, and sum over rows."""
@@ -115,6 +108,12 @@ class IWAE(Objective):
         share = torch.softmax(log_weight.detach(), 0)
         surrogate = scale * (share * particles["log_joint"] + share.square() * log_weight).sum()
         return Estimate(value.detach(), surrogate)
+
+
+def log_weights(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
+    """Return the log weights of one draw in nats, ``(rows,)`` or ``(1,)``, and their scale, as particles."""
+    log_weight, scale = row_log_weights(model_trace, guide_trace)
+    return {"log_weight": log_weight, "scale": torch.as_tensor(scale).to(log_weight)}
 
 
 def _constant(trace: Trace) -> Trace:

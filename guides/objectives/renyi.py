@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from guides.engine.rows import row_log_weights
 from guides.errors import OptionError
 from guides.objectives.base import Estimate, Objective, joint_traces
 from guides.objectives.components import check_no_mixture
+from guides.objectives.iwae import log_weights
 from guides.registries import objectives
 
 __all__ = ["Renyi"]
@@ -68,9 +68,7 @@ class Renyi(Objective):
     ) -> dict[str, Tensor]:
         """Return the log weights of one draw, ``(rows,)`` or ``(1,)``, and their scale."""
         check_no_mixture(guide, "renyi")
-        model_trace, guide_trace = joint_traces(model, guide, args, kwargs, intercept=False)
-        log_weight, scale = row_log_weights(model_trace, guide_trace)
-        return {"log_weight": log_weight, "scale": torch.as_tensor(scale).to(log_weight)}
+        return log_weights(*joint_traces(model, guide, args, kwargs, intercept=False))
 
     def combine(self, particles: dict[str, Tensor], step: Tensor) -> Estimate:
         """Take the power mean of the weights, and sum over rows."""

@@ -12,6 +12,7 @@ from guides.engine.rows import row_log_weights
 from guides.errors import OptionError
 from guides.objectives.base import Estimate, Objective, joint_traces
 from guides.objectives.components import component_terms, is_mixture, stratum_log_weight, weighed
+from guides.objectives.divergence import check_kl
 from guides.registries import objectives
 
 __all__ = ["SELBO"]
@@ -55,8 +56,7 @@ class SELBO(Objective):
     bounds: ClassVar[str] = "log evidence, from below"
 
     def __init__(self, num_particles: int = 1, kl: str = "closed_form", warmup: int = 0) -> None:
-        if kl not in ("closed_form", "monte_carlo"):
-            raise OptionError(f"kl must be 'closed_form' or 'monte_carlo', not {kl!r}")
+        check_kl(kl)
         if not warmup >= 0:
             raise OptionError(f"warmup must be a number of steps, 0 or more, not {warmup!r}")
         super().__init__(num_particles)
