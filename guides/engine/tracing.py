@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from guides.engine.simplifying import simplified, with_constants_computed
 from guides.errors import EagerFallbackWarning
 
 __all__ = ["Traced", "close", "said"]
@@ -38,6 +39,7 @@ class Traced:
         self._what = what
         self.enabled = enabled
         self._graphs: dict[Any, GraphModule] = {}
+        self._replays: dict[Any, GraphModule] = {}
         self._checked: set[Any] = set()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -49,7 +51,7 @@ class Traced:
             return self._trace(key, inputs)
         if key not in self._checked:
             return self._check(key, inputs)
-        return self._graphs[key](*inputs)
+        return self._replays[key](*inputs)
 
     def graph(self, *inputs: Tensor) -> GraphModule | None:
         """Return the checked graph for inputs of these shapes, or ``None``."""
@@ -66,7 +68,8 @@ class Traced:
             torch.set_rng_state(state)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._graphs[key] = _simplified(make_fx(self._function)(*(i.detach() for i in inputs)))
+                graph = simplified(make_fx(self._function)(*(i.detach() for i in inputs)))
+                self._graphs[key], self._replays[key] = graph, with_constants_computed(graph)
         except Exception as error:  # whatever tracing cannot follow, the function itself just did
             self._fall_back(f"it cannot be traced ({said(error)})")
         finally:
@@ -82,7 +85,7 @@ class Traced:
 
     def _check(self, key: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         state = torch.get_rng_state()
-        replayed = self._graphs[key](*inputs)
+        replayed = self._replays[key](*inputs)
         torch.set_rng_state(state)
         result = self._function(*inputs)
         if not all(close(a, b) for a, b in zip(replayed, result)):
@@ -105,43 +108,6 @@ def _shapes(inputs: Sequence[Tensor]) -> Any:
 def said(error: Exception) -> str:
     """Return the kind of an error and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
-
-
-def _simplified(graph: GraphModule) -> GraphModule:
-    """Return the graph without operations that do nothing, that nobody needs, or that repeat another one."""
-    nodes = graph.graph.nodes
-    for node in nodes:
-        if node.target in _IDENTITIES:
-            node.replace_all_uses_with(node.args[0])
-    graph.graph.eliminate_dead_code()
-    if not any(_writes(node) for node in nodes):
-        first: dict[Any, Node] = {}
-        for node in nodes:
-            if node.op == "call_function" and _repeatable(node):
-                original = first.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
-                if original is not node:
-                    node.replace_all_uses_with(original)
-        graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
-
-
-_IDENTITIES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
-
-
-def _writes(node: Node) -> bool:
-    """Tell whether a node changes a tensor that others may see; filling fresh memory is how constants are made."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return False
-    fresh = isinstance(node.args[0], Node) and "empty" in str(node.args[0].target)
-    return not (node.target is torch.ops.aten.fill_.Scalar and fresh)
-
-
-def _repeatable(node: Node) -> bool:
-    """Tell whether the same arguments give the same result, in memory that nobody writes to."""
-    tags = getattr(node.target, "tags", ())
-    return not (torch.Tag.nondeterministic_seeded in tags or "empty" in str(node.target) or "_." in str(node.target))
 
 
 def close(a: Tensor, b: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -164,6 +164,24 @@ class FlatFamily(Family, AutoContinuous):
             found[name] = slice(position, position + size)
             position += size
         return found
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return every site's part of a flat vector ``(..., D)``, shape ``(..., *unconstrained shape)``.
+
+        One split, whose gradient is put together in one piece; slices would each add theirs to a vector of zeros.
+        """
+        shapes = {name: self._unconstrained_shapes[name] for name, _ in self.latent_sites()}
+        parts = flat.split([shape.numel() for shape in shapes.values()], dim=-1)
+        return {name: part.reshape(flat.shape[:-1] + shape) for (name, shape), part in zip(shapes.items(), parts)}
+
+    def _unpack_latent(self, latent: Tensor) -> Iterator[tuple[Any, Tensor]]:
+        """Yield every site's prototype and unconstrained value; Pyro's own takes slices, see :meth:`split`."""
+        batch = latent.shape[:-1]
+        for name, value in self.split(latent).items():
+            site = self.latent_site_prototype(name)
+            shape = self._unconstrained_shapes[name]
+            event_dim = site["fn"].event_dim + len(shape) - site["value"].dim()
+            yield site, value.reshape(torch.broadcast_shapes(shape, batch + (1,) * event_dim))
 
     def unconstrained_shape(self, name: str) -> torch.Size:
         """Return the shape of one site's unconstrained value."""

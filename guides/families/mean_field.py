@@ -81,13 +81,8 @@ class MeanField(FlatFamily, AutoDiagonalNormal):
     def unconstrained_factors(self, guide_trace: Trace) -> dict[str, tuple[Normal, Tensor]]:
         """Return, per site, its normal factor over the unconstrained value and the draw in ``guide_trace``."""
         q = nodes(guide_trace)[self.latent_site]["fn"].base_dist
-        draw = self.flat_draw(guide_trace)
-        found = {}
-        for name, part in self.slices().items():
-            shape = (*draw.shape[:-1], *self.unconstrained_shape(name))
-            factor = Normal(q.loc[..., part].reshape(shape), q.scale[..., part].reshape(shape), validate_args=False)
-            found[name] = (factor, draw[..., part].reshape(shape))
-        return found
+        loc, scale, draw = map(self.split, (q.loc, q.scale, self.flat_draw(guide_trace)))
+        return {name: (Normal(loc[name], scale[name], validate_args=False), draw[name]) for name in draw}
 
     def around_model(self, guide_trace: Trace) -> AbstractContextManager[Any]:
         """Return the context in which the model multiplies by the drawn weights; see ``estimator``."""
