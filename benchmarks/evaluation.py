@@ -60,7 +60,8 @@ def trust(posterior: Any, *, num_samples: int, seed: int) -> Evaluation:
         judge: Any = diagnostics.convergence
         found = judge(posterior, None)  # it reads no draws, and draws for all training rows would be many
         return Evaluation({"converged": float(found.status == "converged")} if hasattr(found, "status") else {})
-    diagnosis = posterior.diagnose(num_samples=num_samples, seed=seed)
+    judges = [name for name in diagnostics.diagnostics_registry if name != "elpd_loo"]  # cells are scored on held-out data
+    diagnosis = posterior.diagnose(num_samples=num_samples, seed=seed, only=judges)
     metrics: dict[str, float] = {}
     weights = getattr(diagnosis.findings.get("pareto_k"), "log_weights", None)
     if isinstance(weights, Tensor):
