@@ -40,7 +40,8 @@ class DeepMixtureAmortized(Amortized):
 
     The weights of the mixture that a code is drawn from are the very weights that the model's prior of the code has: the
     guide of a deep latent Gaussian mixture model. Concentrations a and b stay between 0.1 and 100 and scales between 1e-3
-    and 1e3, by a smooth map, and weights are logarithms throughout, so that no step can reach a number that is not finite.
+    and 1e3, by a smooth map, and weights are logarithms throughout, so that weights, scales and divergences are finite, and
+    their gradients too, whatever numbers the heads arrive at.
 
     A step draws every component once for every row: all :math:`K^L` paths through the layers, or those through the lowest
     ``enumerated`` layers, with the components of the layers above drawn at random, half of them by the weights and half
