@@ -19,6 +19,7 @@ __all__ = [
     "completion",
     "conditional_net",
     "conditional_vae",
+    "deep_latent_gaussian_mixture",
     "deep_vae",
     "digits",
     "encoder",
@@ -147,6 +148,28 @@ def deep_vae(split: Split, *, hidden: Sequence[Sequence[int]], latent_dims: Sequ
     ]
     decoder = mlp((latent_dims[0], *reversed(hidden[0]), size), activation)
     return zoo.VAE(decoder, latent_dim=latent_dims, layers=layers, encoder=encoders)
+
+
+def deep_latent_gaussian_mixture(
+    split: Split, *, hidden: Sequence[int], latent_dim: int, components: int, concentration: float, activation: str
+) -> Any:
+    """Return a deep latent Gaussian mixture model of one layer of latents with the networks of :func:`vae`.
+
+    :param split: gives the number of pixels.
+    :param hidden: widths of the encoder's hidden layers, image side first.
+    :param latent_dim: latents for each image.
+    :param components: of the mixture.
+    :param concentration: of the Dirichlet prior on the weights.
+    :param activation: of the hidden layers.
+    """
+    size = split.train[0].shape[-1]
+    return zoo.DeepLatentGaussianMixture(
+        mlp((latent_dim, *reversed(hidden), size), activation),
+        latent_dim=latent_dim,
+        num_components=components,
+        concentration=concentration,
+        encoder=mlp((size, *hidden), activation, output_activation=activation),
+    )
 
 
 def stick_breaking_vae(

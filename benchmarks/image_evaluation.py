@@ -156,7 +156,7 @@ def _drawings(posterior: Any, data: tuple[Tensor, ...], seed: int) -> dict[str, 
     def code(images: Tensor) -> Tensor:
         draws = posterior.draws(MANY, images, seed=seed)
         found = draws.latents | draws.deterministic
-        taken = next(name for name in ("weights", "z", "z_1") if name in found)  # what the decoder is given
+        taken = next(name for name in ("z", "z_1", "weights") if name in found)  # what the decoder is given
         return found[taken][0].mean(0)
 
     found = {"samples": _with_parameters(posterior, lambda: model.generate(SAMPLES, seed=seed)).flatten(1)}

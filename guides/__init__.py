@@ -24,6 +24,7 @@ from guides.families import (
     MAP,
     Amortized,
     AmortizedKumaraswamy,
+    DeepMixtureAmortized,
     Dropout,
     Ensemble,
     Family,
@@ -41,6 +42,7 @@ from guides.fitting import fit, fit_many
 from guides.gaps import InferenceGap, inference_gap
 from guides.marginal import LogMarginal, log_marginal
 from guides.objectives import (
+    DLGMMELBO,
     ELBO,
     IWAE,
     SELBO,
@@ -59,6 +61,7 @@ from guides.prior import sample_prior
 from guides.registries import families, objectives
 
 __all__ = [
+    "DLGMMELBO",
     "ELBO",
     "IWAE",
     "MAP",
@@ -72,6 +75,7 @@ __all__ = [
     "ConjugateStructure",
     "Cyclical",
     "DataError",
+    "DeepMixtureAmortized",
     "Diagnosis",
     "DiscreteLatentError",
     "Draws",

@@ -49,15 +49,17 @@ class Kumaraswamy(TorchDistribution):
         return Kumaraswamy(self.a.expand(batch_shape), self.b.expand(batch_shape), validate_args=False)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw by the inverse of the distribution function, away from 0 and 1 by a rounding."""
+        """Draw by the inverse of the distribution function, away from 1 by a rounding, and from 0 far enough for the
+        gradient of a draw's logarithm.
+        """
         like = self.a
-        tiny = torch.finfo(like.dtype).tiny
         eps = torch.finfo(like.dtype).eps
+        smallest = torch.finfo(like.dtype).tiny / eps
         u = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=like.dtype, device=like.device).clamp(
             eps, 1 - eps
         )
         rest = (u.log() / self.b).clamp(max=-eps)  # log (1 - v^a)
-        return (torch.log(-torch.expm1(rest)) / self.a).exp().clamp(tiny, 1 - eps)
+        return (torch.log(-torch.expm1(rest)) / self.a).exp().clamp(smallest, 1 - eps)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density in nats."""
@@ -68,8 +70,13 @@ class Kumaraswamy(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """The mean."""
+        return self.log_mean.exp()
+
+    @property
+    def log_mean(self) -> Tensor:
+        """The logarithm of the mean, finite where the mean underflows."""
         one = 1 + 1 / self.a
-        return (self.b.log() + torch.lgamma(one) + torch.lgamma(self.b) - torch.lgamma(one + self.b)).exp()
+        return self.b.log() + torch.lgamma(one) + torch.lgamma(self.b) - torch.lgamma(one + self.b)
 
     def mean_log_rest(self) -> Tensor:
         r"""Return :math:`E[\log(1 - v)]`, minus the series above."""

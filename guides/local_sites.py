@@ -18,7 +18,7 @@ from guides.engine.traces import nodes
 from guides.errors import UnsupportedModelError
 from guides.families.base import is_unconstrained
 
-__all__ = ["LocalSite", "find_local_sites"]
+__all__ = ["LocalSite", "check_rows_alone", "find_local_sites"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,29 @@ def find_local_sites(
             'is nothing to amortise; put such a site in pyro.plate("data", len(x)), or use another guide'
         )
     return found
+
+
+def check_rows_alone(prototype: Trace | None, sites: dict[str, LocalSite], family: str) -> None:
+    """Check that all latents of a model are of rows, in one plate.
+
+    :param sites: the latents of rows.
+    :param family: what needs that, for errors.
+    :raises UnsupportedModelError: naming a site that is not.
+    """
+    shared = [n for n, s in nodes(prototype).items() if is_latent(s) and n not in sites]
+    if shared:
+        raise UnsupportedModelError(
+            f"latent site {shared[0]!r} is shared by all rows, and {family} is for latents of rows alone; make it a "
+            "parameter, or use 'amortized', which takes another family for such latents by rest="
+        )
+    plates = {s.row_plate for s in sites.values()}
+    for site in sites.values():
+        if len(plates) > 1 or site.batch_dims != 1 or site.row_dim != -1:
+            raise UnsupportedModelError(
+                f"latent site {site.name!r} stands in other plates than the one of the rows, plates "
+                f"{', '.join(sorted({f.name for f in site.frames} | plates))}; {family} needs one plate, so make the others "
+                "dimensions of the event (to_event)"
+            )
 
 
 def _local_site(name: str, site: Any, one: Any, following: frozenset[str]) -> LocalSite:

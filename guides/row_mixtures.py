@@ -13,10 +13,22 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
 from guides.distributions import LowRankNormal
+from guides.errors import GuideMismatchError
 from guides.heads import HeadOptions
 from guides.kumaraswamy import Kumaraswamy
 
-__all__ = ["WEIGHTS", "ComponentHead", "RowMixture", "log_sticks", "log_weights_of", "spread_out", "stick_offsets"]
+__all__ = [
+    "WEIGHTS",
+    "ComponentChoice",
+    "ComponentHead",
+    "RowMixture",
+    "checked_features",
+    "log_sticks",
+    "log_weights_of",
+    "of_component",
+    "spread_out",
+    "stick_offsets",
+]
 
 WEIGHTS = ("softmax", "logistic", "kumaraswamy", "uniform")
 
@@ -49,15 +61,8 @@ class RowMixture:
 
         :param index: a scalar, the same component for all rows, or ``(rows,)``.
         """
-
-        def pick(values: Tensor) -> Tensor:
-            if index.dim() == 0:
-                return values.index_select(1, index.reshape(1)).squeeze(1)
-            wide = index.reshape(-1, *[1] * (values.dim() - 1)).expand(-1, 1, *values.shape[2:])
-            return values.gather(1, wide).squeeze(1)
-
-        factor = None if self.factor is None else pick(self.factor)
-        return _normal(pick(self.loc), pick(self.scale), factor, self.covariance)
+        factor = None if self.factor is None else of_component(self.factor, index)
+        return _normal(of_component(self.loc, index), of_component(self.scale, index), factor, self.covariance)
 
     def rows(self, index: Tensor) -> RowMixture:
         """Return the mixtures of some rows."""
@@ -72,6 +77,28 @@ def _normal(loc: Tensor, scale: Tensor, factor: Tensor | None, covariance: str) 
     if covariance == "full":
         return dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * factor)
     return LowRankNormal(loc, scale.unsqueeze(-1) * factor, scale * scale)
+
+
+def of_component(values: Tensor, index: Tensor) -> Tensor:
+    """Return the part of one component of every row, ``(rows, ...)``.
+
+    :param values: shape ``(rows, K, ...)``.
+    :param index: a scalar, the same component for all rows, or ``(rows,)``.
+    """
+    if index.dim() == 0:
+        return values.index_select(1, index.reshape(1)).squeeze(1)
+    wide = index.reshape(-1, *[1] * (values.dim() - 1)).expand(-1, 1, *values.shape[2:])
+    return values.gather(1, wide).squeeze(1)
+
+
+class ComponentChoice(dist.Categorical):
+    """The choice of components. Its probability is a part of the mixture's density, so it counts for nothing by itself; its
+    gradient is there for estimators of the score-function kind."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return zeros whose gradient is that of the log probability."""
+        found = super().log_prob(value)
+        return found - found.detach()
 
 
 class ComponentHead(nn.Module):
@@ -117,6 +144,21 @@ class ComponentHead(nn.Module):
         numbers = features.new_zeros(len(features), self.count, 0) if self.weight is None else self.weight(features)
         numbers = numbers.reshape(len(features), self.count, self.weight_numbers)
         return numbers, self.loc(features).reshape(shape), softplus(self.rho(features)).reshape(shape), factor
+
+
+def checked_features(features: Any, rows: int, number: int, family: str) -> Tensor:
+    """Return what an encoder said, if it is one vector of features per row.
+
+    :param number: of the encoder, from 1.
+    :raises GuideMismatchError: if it is not.
+    """
+    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != rows or not features.shape[1]:
+        found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
+        raise GuideMismatchError(
+            f"encoder {number} returns {found}; {family} needs features ({rows}, F), one vector per row, from which it "
+            "takes weights, means and scales"
+        )
+    return features
 
 
 def spread_out(count: int, size: int, spread: float) -> Tensor:

@@ -7,6 +7,7 @@ themselves are called ``model(x)``. ``zoo.models`` is the registry of models, ``
 from zoo import datasets, networks, pixels
 from zoo._registries import models
 from zoo.cvae import ConditionalRegressor, ConditionalVAE
+from zoo.deep_latent_gaussian_mixture import DeepLatentGaussianMixture
 from zoo.dirichlet_process_mixture import DirichletProcessMixture
 from zoo.eight_schools import EightSchools
 from zoo.gaussian_mixture import GaussianMixture
@@ -27,6 +28,7 @@ __all__ = [
     "BayesianModule",
     "ConditionalRegressor",
     "ConditionalVAE",
+    "DeepLatentGaussianMixture",
     "DirichletProcessMixture",
     "EightSchools",
     "EvidenceMaximum",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from zoo._registries import models
+from zoo._sticks import log_stick_weights, stick_prior
 from zoo.conjugate import StickWeights, Weights
 from zoo.gaussian_mixture import GaussianMixture
 
@@ -74,11 +74,8 @@ class DirichletProcessMixture(GaussianMixture):
         return cls(3, 2, covariance="diagonal", degrees_of_freedom=4.0), GaussianMixture.example()[1]
 
     def _weights(self, like: Tensor) -> Tensor:
-        ones = like.new_ones(self.num_components - 1)
-        sticks = pyro.sample("sticks", dist.Beta(ones, self.concentration * ones).to_event(1))
-        one = torch.ones_like(sticks[..., :1])
-        weights = torch.cat([sticks, one], -1) * torch.cat([one, (1 - sticks).cumprod(-1)], -1)
-        return pyro.deterministic("weights", weights, event_dim=1)
+        sticks = pyro.sample("sticks", stick_prior("gem", self.concentration, self.num_components, like))
+        return pyro.deterministic("weights", log_stick_weights(sticks).exp(), event_dim=1)
 
     def _conjugate_weights(self, like: Tensor) -> Weights:
         alpha = torch.tensor(self.concentration, dtype=torch.float64, device=like.device)

@@ -6,12 +6,12 @@ from itertools import chain
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from zoo._checks import check_positive
 from zoo._registries import models
+from zoo._sticks import log_stick_weights, stick_prior
 from zoo.networks import mlp
 from zoo.pixels import PixelLikelihood
 from zoo.vae import VAE
@@ -93,12 +93,9 @@ class StickBreakingVAE(VAE):
     def prior(self) -> Any:
         """Return the prior of the sticks of one data point, of event shape ``(K - 1,)``."""
         like = next(chain(self.parameters(), self.buffers()), torch.empty(()))
-        ones = like.new_ones(self.num_components - 1)
-        return dist.Beta(ones, self.concentration * ones).to_event(1)
+        return stick_prior("gem", self.concentration, self.num_components, like)
 
     def _codes(self) -> Tensor:
         """Draw the weights."""
         sticks = pyro.sample("sticks", self.prior())
-        one = torch.ones_like(sticks[..., :1])
-        weights = torch.cat([sticks, one], -1) * torch.cat([one, (1 - sticks).cumprod(-1)], -1)
-        return pyro.deterministic("weights", weights, event_dim=1)
+        return pyro.deterministic("weights", log_stick_weights(sticks).exp(), event_dim=1)

@@ -20,11 +20,12 @@ SUITES.add(
             "mnist_vae": ("amortized", IWAE, FLOW),
             "mnist_dlgm": ("amortized",),
             "mnist_vamp": ("amortized",),
+            "mnist_dlgmm": ("deep_mixture_amortized",),
             "mnist_plane": ("amortized",),
             "mnist_burda": ("amortized", "amortized:objective=iwae:num_particles=50"),
             "mnist_burda_two": ("amortized:objective=iwae:num_particles=50",),
         },
-        optional=("mnist_burda", "mnist_burda_two", "mnist_plane"),
+        optional=("mnist_burda", "mnist_burda_two", "mnist_dlgmm", "mnist_plane"),
         sections=sections,
     ),
 )

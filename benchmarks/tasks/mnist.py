@@ -75,6 +75,26 @@ TASKS.add(
 )
 
 TASKS.add(
+    "mnist_dlgmm",
+    Task(
+        name="mnist_dlgmm",
+        summary="Deep latent Gaussian mixture 784-500-25, three components",
+        model=partial(
+            image_data.deep_latent_gaussian_mixture,
+            hidden=(500,),
+            latent_dim=25,
+            components=3,
+            concentration=1.0,
+            activation="relu",
+        ),
+        fit={**AUTHORS_FIT, "objective": "dlgmm"},
+        dataset="mnist_500_25",
+        source=f"{AUTHORS} The means and scales of the prior's components are learned here; theirs are all 0 and 1.",
+        **COMMON,
+    ),
+)
+
+TASKS.add(
     "mnist_plane",
     Task(
         name="mnist_plane",

@@ -3,6 +3,7 @@
 from guides.families.amortized import Amortized
 from guides.families.amortized_kumaraswamy import AmortizedKumaraswamy
 from guides.families.base import Family, FlatFamily
+from guides.families.deep_mixture_amortized import DeepMixtureAmortized
 from guides.families.dropout import Dropout
 from guides.families.ensemble import Ensemble
 from guides.families.full_rank import FullRank
@@ -19,6 +20,7 @@ __all__ = [
     "MAP",
     "Amortized",
     "AmortizedKumaraswamy",
+    "DeepMixtureAmortized",
     "Dropout",
     "Ensemble",
     "Family",

@@ -15,14 +15,22 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from guides.engine.checks import is_latent
 from guides.engine.traces import nodes
-from guides.errors import GuideMismatchError, OptionError, UnsupportedModelError, check_known
+from guides.errors import OptionError, check_known
 from guides.families.amortized import Amortized
-from guides.local_sites import LocalSite
+from guides.local_sites import LocalSite, check_rows_alone
 from guides.mixtures import MixtureDensity
 from guides.registries import families
-from guides.row_mixtures import WEIGHTS, ComponentHead, RowMixture, log_weights_of, spread_out
+from guides.row_mixtures import (
+    WEIGHTS,
+    ComponentChoice,
+    ComponentHead,
+    RowMixture,
+    checked_features,
+    log_weights_of,
+    of_component,
+    spread_out,
+)
 
 __all__ = ["MixtureAmortized"]
 
@@ -147,20 +155,7 @@ class MixtureAmortized(Amortized):
 
     def _arrange_layers(self) -> list[list[str]]:
         """Check that all latents are of rows, and take them together."""
-        shared = [n for n, s in nodes(self.prototype_trace).items() if is_latent(s) and n not in self._sites]
-        if shared:
-            raise UnsupportedModelError(
-                f"latent site {shared[0]!r} is shared by all rows, and mixture_amortized is for latents of rows alone; make "
-                "it a parameter, or use 'amortized', which takes another family for such latents by rest="
-            )
-        plates = {s.row_plate for s in self._sites.values()}
-        for site in self._sites.values():
-            if len(plates) > 1 or site.batch_dims != 1 or site.row_dim != -1:
-                raise UnsupportedModelError(
-                    f"latent site {site.name!r} stands in other plates than the one of the rows, plates "
-                    f"{', '.join(sorted({f.name for f in site.frames} | plates))}; mixture_amortized needs one plate, so "
-                    "make the others dimensions of the event (to_event)"
-                )
+        check_rows_alone(self.prototype_trace, self._sites, "mixture_amortized")
         return [list(self._sites)]
 
     def _make_heads(self, inputs: list[Any]) -> None:
@@ -181,11 +176,13 @@ class MixtureAmortized(Amortized):
         """Return what each encoder says."""
         rows, count = _rows_of(inputs), self.num_strata
         if not self.one_hot:
-            return [_checked(e(*inputs), rows, number + 1) for number, e in enumerate(self.encoders)]
+            return [
+                checked_features(e(*inputs), rows, number + 1, "mixture_amortized") for number, e in enumerate(self.encoders)
+            ]
         like = next(i for i in inputs if isinstance(i, Tensor) and i.dim() > 0)
         which = torch.eye(count, dtype=torch.get_default_dtype(), device=like.device).repeat_interleave(rows, 0)
         tall = [i.repeat(count, *[1] * (i.dim() - 1)) if _has_rows(i, rows) else i for i in inputs]
-        return [_checked(self.encoders[0](*tall, which), count * rows, 1)]
+        return [checked_features(self.encoders[0](*tall, which), count * rows, 1, "mixture_amortized")]
 
     def _mixture(self, inputs: list[Any]) -> RowMixture:
         """Return the mixtures that the encoders compute."""
@@ -234,7 +231,7 @@ class MixtureAmortized(Amortized):
         mixture = self._mixture(inputs) if self._held is None else self._held
         with self.plates[self.row_plate]:
             infer: Any = {"is_auxiliary": True, "stratum": True}
-            index = pyro.sample(self._choice_site, _Choice(logits=mixture.log_weights), infer=infer)
+            index = pyro.sample(self._choice_site, ComponentChoice(logits=mixture.log_weights), infer=infer)
             density = MixtureDensity(mixture.log_weights, mixture.components(), mixture.chosen(index))
             flat = pyro.sample(self.latent_site, density, infer={"is_auxiliary": True})
             return {name: pyro.sample(name, self._point(site, flat)) for name, site in self._sites.items()}
@@ -269,10 +266,7 @@ class MixtureAmortized(Amortized):
     def log_stratum_weight(self, guide_trace: Trace) -> Tensor:
         r"""Return :math:`\log (K \pi_{nk})` of every row n and the component k that a trace drew from, ``(rows,)``."""
         index = nodes(guide_trace)[self._choice_site]["value"]
-        log_weights = self.density(guide_trace).log_weights
-        if index.dim() == 0:
-            return log_weights.index_select(-1, index.reshape(1)).squeeze(-1) + math.log(self.num_strata)
-        return log_weights.gather(-1, index.unsqueeze(-1)).squeeze(-1) + math.log(self.num_strata)
+        return of_component(self.density(guide_trace).log_weights, index) + math.log(self.num_strata)
 
     def component_factors(self, guide_trace: Trace) -> dict[str, tuple[Normal, Tensor]]:
         """Return, per site, the drawn component's normal factor of every row and its draw, if components have such."""
@@ -295,15 +289,6 @@ class MixtureAmortized(Amortized):
         return {self.latent_site: torch.cat(parts, -1)}
 
 
-class _Choice(dist.Categorical):
-    """The choice of components. Its probability is a part of the mixture's density, so it counts for nothing by itself; its
-    gradient is there for estimators of the score-function kind."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        found = super().log_prob(value)
-        return found - found.detach()
-
-
 def _rows_of(inputs: list[Any]) -> int:
     return next(len(i) for i in inputs if isinstance(i, Tensor) and i.dim() > 0)
 
@@ -315,13 +300,3 @@ def _has_rows(value: Any, rows: int) -> bool:
 def _by_row(part: Tensor | None, count: int) -> Tensor | None:
     """Return ``(K * rows, 1, ...)``, component by component, as ``(rows, K, ...)``."""
     return None if part is None else part.squeeze(1).unflatten(0, (count, -1)).movedim(0, 1)
-
-
-def _checked(features: Any, rows: int, number: int) -> Tensor:
-    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != rows or not features.shape[1]:
-        found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
-        raise GuideMismatchError(
-            f"encoder {number} returns {found}; mixture_amortized needs features ({rows}, F), one vector per row, from "
-            "which it takes weights, means and scales"
-        )
-    return features

@@ -2,6 +2,7 @@
 
 from guides.objectives.base import Estimate, Objective
 from guides.objectives.compacted import Compacted
+from guides.objectives.dlgmm import DLGMMELBO
 from guides.objectives.elbo import ELBO
 from guides.objectives.entropy_bound import EntropyBoundELBO
 from guides.objectives.iwae import IWAE
@@ -12,6 +13,7 @@ from guides.objectives.selbo import SELBO
 from guides.objectives.siwae import SIWAE
 
 __all__ = [
+    "DLGMMELBO",
     "ELBO",
     "IWAE",
     "SELBO",

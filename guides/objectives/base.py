@@ -45,9 +45,11 @@ class Stratum(Messenger):
     """Fix the stratum that a stratified guide would otherwise choose at random.
 
     A guide with several components marks the site that chooses one with ``infer={"stratum": True}``; drawing every
-    component once instead of a random one removes that part of the gradient's variance.
+    component once instead of a random one removes that part of the gradient's variance. Where several sites choose, so that
+    a stratum is a path, each says which digit of the stratum's number it is: ``{"stratum": (place, base)}`` stands for
+    ``index // place % base``. ``{"stratum": "drawn"}`` marks one that is drawn at random even so.
 
-    :param index: scalar integer tensor, the component to use.
+    :param index: scalar integer tensor, the stratum to use.
     """
 
     def __init__(self, index: Tensor) -> None:
@@ -55,8 +57,9 @@ class Stratum(Messenger):
         self._index = index
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["infer"].get("stratum"):
-            msg["value"] = self._index
+        digit = msg["infer"].get("stratum")
+        if digit and digit != "drawn":
+            msg["value"] = self._index if digit is True else self._index // digit[0] % digit[1]
             msg["done"] = True
             msg["mask"] = False  # a choice that is not made at random has no density
 

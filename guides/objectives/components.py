@@ -16,7 +16,16 @@ from guides.engine.traces import nodes
 from guides.errors import OptionError
 from guides.mixtures import MixtureDensity
 
-__all__ = ["as_scaled", "check_no_mixture", "component_terms", "is_mixture", "stratum_log_weight", "weighed"]
+__all__ = [
+    "as_scaled",
+    "check_no_mixture",
+    "component_terms",
+    "has_layers",
+    "is_mixture",
+    "of_site",
+    "stratum_log_weight",
+    "weighed",
+]
 
 
 def is_mixture(guide: Any) -> bool:
@@ -24,12 +33,17 @@ def is_mixture(guide: Any) -> bool:
     return hasattr(guide, "component_factors")
 
 
+def has_layers(guide: Any) -> bool:
+    """Tell whether a guide is made of layers of mixtures with random weights (:class:`guides.DeepMixtureAmortized`)."""
+    return hasattr(guide, "mixture_layers")
+
+
 def check_no_mixture(guide: Any, objective: str) -> None:
     """Refuse mixtures for an objective that gives all components the same weight.
 
     :raises OptionError: naming the objective to use instead.
     """
-    if is_mixture(guide):
+    if is_mixture(guide) or has_layers(guide):
         raise OptionError(
             f"objective {objective!r} gives every component of a mixture the same weight; use 'siwae', or 'selbo'"
         )
@@ -73,11 +87,11 @@ def component_terms(guide: Any, model_trace: Trace, guide_trace: Trace, kl: str)
     prior, posterior = density_sites(model_trace), nodes(guide_trace)
     factors = guide.component_factors(guide_trace) if kl == "closed_form" else {}
     closed = {n: q for n, (q, _) in factors.items() if _is_normal(prior[n]["fn"])}
-    seen = [_of_site(s, plate, like) for s in prior.values() if is_observed(s)]
-    latent = [_of_site(s, plate, like) for n, s in prior.items() if not is_observed(s) and n not in closed]
+    seen = [of_site(s, plate, like) for s in prior.values() if is_observed(s)]
+    latent = [of_site(s, plate, like) for n, s in prior.items() if not is_observed(s) and n not in closed]
     latent += [_summed(_expected_log_prior(q, prior[n]), plate) for n, q in closed.items()]
     # The guide's sites are points with the Jacobian of their transforms for a density.
-    jacobians = [_of_site(posterior[n], plate, like) for n, _ in guide.latent_sites()]
+    jacobians = [of_site(posterior[n], plate, like) for n, _ in guide.latent_sites()]
     if factors:
         entropy = [_summed(q.entropy() if n in closed else -q.log_prob(z), plate) for n, (q, z) in factors.items()]
     else:
@@ -98,7 +112,7 @@ def as_scaled(guide: Any, guide_trace: Trace, values: Tensor) -> Tensor:
     return scaled
 
 
-def _of_site(site: Any, plate: str | None, like: Tensor) -> Tensor:
+def of_site(site: Any, plate: str | None, like: Tensor) -> Tensor:
     """Return a site's log density with scale and mask: per row, or its even share of one that has no rows."""
     if plate is None or any(f.name == plate for f in site["cond_indep_stack"]):
         return log_density(site, plate, scaled=True)

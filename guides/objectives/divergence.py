@@ -16,7 +16,7 @@ from guides.engine.checks import is_latent, is_observed
 from guides.engine.rows import density_sites, log_density, same_scale
 from guides.errors import OptionError
 
-__all__ = ["Factors", "check_kl", "closed_form_kl", "divergences", "log_likelihood"]
+__all__ = ["Factors", "check_kl", "closed_form_kl", "divergences", "log_likelihood", "site_kl"]
 
 Factors = dict[str, tuple[Normal, Tensor]]
 """Per site, the guide's normal factor over its unconstrained value, and the draw of it."""
@@ -87,6 +87,18 @@ def closed_form_kl(q: Normal, site: dict[str, Any]) -> Tensor:
     kl = _kl(_shaped(q, site), site)
     assert kl is not None
     return _summed(kl, site, per_dimension=False)
+
+
+def site_kl(posterior: Any, site: Any) -> Tensor | None:
+    """Return KL(guide's site || model's site) in nats for every element of their plates, scaled and masked as they are, or
+    ``None`` where torch has no closed form.
+    """
+    kl = _pair_kl(posterior, site)
+    if kl is None:
+        return None
+    inner = site["fn"].event_dim - len(_base(site["fn"]).event_shape)
+    found: Tensor = scale_and_mask(kl.sum(tuple(range(-inner, 0))) if inner else kl, site["scale"], site["mask"])
+    return found
 
 
 def _base(fn: Any) -> Any:

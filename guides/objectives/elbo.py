@@ -10,8 +10,9 @@ from torch import Tensor
 
 from guides.errors import OptionError
 from guides.objectives.base import Estimate, Objective, frozen_guide_trace, joint_traces
-from guides.objectives.components import component_terms, is_mixture, stratum_log_weight, weighed
+from guides.objectives.components import component_terms, has_layers, is_mixture, stratum_log_weight, weighed
 from guides.objectives.divergence import check_kl, divergences, log_likelihood
+from guides.objectives.layers import layer_terms
 from guides.objectives.schedules import Schedule, check_weight, weight_at
 from guides.registries import objectives
 
@@ -29,7 +30,7 @@ class ELBO(Objective):
     The divergence of a site's guide from its prior is taken in closed form, instead of from the draw, where torch has one:
     for guides with independent normal factors and normal priors, and for guides that draw the site itself, such as an
     encoder, provided that the draws which the prior depends on do not come after the site in the guide.
-    For a mixture it is the :class:`guides.SELBO`.
+    For a mixture it is the :class:`guides.SELBO`, for layers of them the :class:`guides.DLGMMELBO` with drawn weights.
     For a guide that is a point mass the value is the log joint density at the point: maximising it gives the MAP.
 
     **Value and surrogate.** The value is always an estimate of the bound above. Weights and free bits change only the
@@ -113,7 +114,8 @@ class ELBO(Objective):
         if self.kl == "closed_form" and hasattr(guide, "unconstrained_factors"):
             factors = guide.unconstrained_factors(guide_trace)
         likelihood = log_likelihood(model_trace)
-        closed_form, sized = self.kl == "closed_form" and not is_mixture(guide), self.free_bits > 0
+        mixed = is_mixture(guide) or has_layers(guide)
+        closed_form, sized = self.kl == "closed_form" and not mixed, self.free_bits > 0
         kl, sizes = divergences(model_trace, densities, factors, closed_form, per_dimension=sized)
         if is_mixture(guide):
             terms = component_terms(guide, model_trace, densities, self.kl)
@@ -121,6 +123,9 @@ class ELBO(Objective):
             log_weight, likelihood = stratum_log_weight(guide, guide_trace), terms["log_likelihood"]
             kl = [weighed(log_weight, likelihood - total).sum()]
             likelihood = weighed(log_weight, likelihood).sum()
+        elif has_layers(guide):
+            terms = layer_terms(guide, model_trace, guide_trace, densities, self.kl, "drawn")
+            kl, likelihood = [terms["kl"].sum()], terms["log_likelihood"].sum()
         found = {"log_likelihood": likelihood, "kl": torch.cat([k.reshape(-1) for k in kl])}
         if sizes:
             found["size"] = torch.cat([s.expand(k.shape).reshape(-1) for k, s in zip(kl, sizes)])

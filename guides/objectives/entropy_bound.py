@@ -14,6 +14,7 @@ from guides.mixtures import BOUNDS, MixtureDensity, entropy_bound, pairs_of, wei
 from guides.objectives.base import Estimate, Objective, joint_traces
 from guides.objectives.components import as_scaled, component_terms, is_mixture, stratum_log_weight, weighed
 from guides.objectives.divergence import check_kl
+from guides.objectives.layers import check_no_layers
 from guides.registries import objectives
 
 __all__ = ["EntropyBoundELBO"]
@@ -85,6 +86,7 @@ class EntropyBoundELBO(Objective):
         kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
         """Return one component's energy and weight, and the bound on the entropy, which all draws share."""
+        check_no_layers(guide, "entropy_bound")
         model_trace, guide_trace = joint_traces(model, guide, args, kwargs)
         if not is_mixture(guide):
             rows, scale = row_log_weights(model_trace, guide_trace)

@@ -13,6 +13,7 @@ from guides.engine.checks import is_latent
 from guides.engine.rows import density_sites, log_density, outermost_plate
 from guides.errors import DataError, OptionError
 from guides.objectives.base import OWN_MODULE, Estimate, Objective, joint_traces
+from guides.objectives.layers import check_no_layers
 from guides.registries import objectives
 
 __all__ = ["ScoreFunction"]
@@ -87,6 +88,7 @@ class ScoreFunction(Objective):
         kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
         """Return the log weight of one draw and, for each site without ``rsample``, its log density and learning signal."""
+        check_no_layers(guide, "score_function")
         model_trace, guide_trace = joint_traces(model, guide, args, kwargs)
         log_p, log_q = density_sites(model_trace), density_sites(guide_trace)
         scored = {n: s for n, s in log_q.items() if _is_scored(s)}

@@ -288,3 +288,22 @@ def test_image_tasks_are_sound() -> None:
         task: Task = TASKS[name]
         assert task.replicates == 1, "networks of a vectorised chunk would all start alike"
         assert task.keep_draws == 0
+
+
+def test_a_mixture_of_codes_is_scored_and_drawn_by_its_code() -> None:
+    task = TASKS["mnist_dlgmm"]
+    assert {entry.method for entry in published("mnist", task.dataset)} >= {"DLGMM K=3, 500 hidden, S=50"}
+    black_and_white = tuple((part[0] > 0.5).float() for part in (few_digits(0).train, few_digits(0).test))
+    split = Split(train=black_and_white[:1], test=black_and_white[1:])
+    torch.manual_seed(0)
+    model = image_data.deep_latent_gaussian_mixture(
+        split, hidden=(16,), latent_dim=3, components=3, concentration=1.0, activation="relu"
+    )
+    (label,) = SUITES["mnist"].guides["mnist_dlgmm"]
+    setting = task.setting(label)
+    fit = setting.fit_arguments() | SHORT | {"progress": False, "validation": 0.2}
+    posterior = guides.fit(model, setting.guide(model), *split.train, **fit)
+    found = image_evaluation.generation(posterior, split, num_samples=30, seed=0, shape=(8, 8))
+    assert (posterior.objective, posterior.family) == ("dlgmm", label)
+    assert found.metrics["elbo_test"] < found.metrics["log_px"] < 0
+    assert found.images["reconstructions"].shape == (20, 8, 8)
