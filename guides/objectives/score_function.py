@@ -13,7 +13,7 @@ from guides.engine.checks import is_latent
 from guides.engine.rows import density_sites, log_density, outermost_plate
 from guides.errors import DataError, OptionError
 from guides.objectives.base import OWN_MODULE, Estimate, Objective, joint_traces
-from guides.objectives.layers import check_no_layers
+from guides.objectives.components import check_no_mixture
 from guides.registries import objectives
 
 __all__ = ["ScoreFunction"]
@@ -40,7 +40,7 @@ class ScoreFunction(Objective):
     :param baseline: ``"leave_one_out"``, the mean signal of the other particles, which needs no parameters but at least two
         particles; ``"none"``; or an ``nn.Module`` that predicts the signal of each row from the data (neural variational
         inference and learning). Called with the model's arguments, it returns a tensor of shape ``(rows,)`` or a number, in
-        nats per row, for all such sites, or a dict with one for each; it is trained along, by its squared error.
+    :raises OptionError: for another ``baseline``, one particle with ``"leave_one_out"``, or, in use, a mixture guide.
     :raises OptionError: for another ``baseline``, or one particle with ``"leave_one_out"``.
 
     References: Williams (1992), *Simple statistical gradient-following algorithms for connectionist reinforcement
@@ -88,7 +88,7 @@ class ScoreFunction(Objective):
         kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
         """Return the log weight of one draw and, for each site without ``rsample``, its log density and learning signal."""
-        check_no_layers(guide, "score_function")
+        check_no_mixture(guide, "score_function")
         model_trace, guide_trace = joint_traces(model, guide, args, kwargs)
         log_p, log_q = density_sites(model_trace), density_sites(guide_trace)
         scored = {n: s for n, s in log_q.items() if _is_scored(s)}

@@ -374,7 +374,7 @@ def test_a_zoo_model_and_a_guide_with_another_number_of_components():
     ("objective", "message"),
     [
         ("entropy_bound", "objective 'entropy_bound' knows one mixture .* use 'dlgmm'"),
-        ("score_function", "objective 'score_function' knows one mixture"),
+        ("score_function", "gives every component of a mixture the same weight"),
         ("iwae", "gives every component of a mixture the same weight"),
         ("renyi", "gives every component of a mixture the same weight"),
     ],

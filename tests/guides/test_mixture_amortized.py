@@ -317,7 +317,7 @@ def test_what_it_refuses():
 
     with pytest.raises(guides.UnsupportedModelError, match=r"stands in other plates .* plates data, pixels"):
         guides.MixtureAmortized(grid, encoder())(x)
-    for objective in ("iwae", "renyi"):
+    for objective in ("iwae", "renyi", "score_function"):
         with pytest.raises(guides.OptionError, match="gives every component of a mixture the same weight"):
             guides.fit(model, ("mixture_amortized", options_of("heads")), x, objective=objective, steps=1)
 
