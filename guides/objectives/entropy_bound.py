@@ -37,8 +37,6 @@ class EntropyBoundELBO(Objective):
     :param penalty: :math:`\lambda`, a number or a function of the step (a scalar tensor, from 1) that returns one: the
         surrogate is the bound minus :math:`\lambda H[\pi]`, so that fewer components are used. The value leaves it out.
     :param kl: as for :class:`guides.SELBO`.
-    :param as_printed: add the logarithm instead of subtracting it, as equations 62 and 69 of the report print it, to
-        reproduce the report. That is a bound on nothing.
     :raises OptionError: for an unknown ``bound`` or ``kl``, a negative penalty, or components that are not normal.
 
     References: Huber et al. (2008), *On entropy approximation for Gaussian mixture random vectors*; Gershman, Hoffman & Blei
@@ -65,7 +63,6 @@ class EntropyBoundELBO(Objective):
         bound: str = "jensen",
         penalty: float | Callable[[Tensor], Tensor] = 0.0,
         kl: str = "closed_form",
-        as_printed: bool = False,
     ) -> None:
         check_known("bound", bound, BOUNDS)
         check_kl(kl)
@@ -75,7 +72,6 @@ class EntropyBoundELBO(Objective):
         self.bound = bound
         self.penalty = penalty
         self.kl = kl
-        self.as_printed = as_printed
 
     def particle(
         self,
@@ -102,9 +98,8 @@ class EntropyBoundELBO(Objective):
 
     def combine(self, particles: dict[str, Tensor], step: Tensor) -> Estimate:
         """Sum energies by weight and add the entropy; subtract the penalty from what is differentiated."""
-        sign = -1.0 if self.as_printed else 1.0
         # Entropies are weighed too: a row of a mixture that is done with its components is absent from the draws of others.
-        bound = weighed(particles["log_weight"], particles["energy"] + sign * particles["entropy"])
+        bound = weighed(particles["log_weight"], particles["energy"] + particles["entropy"])
         value = bound.mean(0).sum()
         penalty = self.penalty(step) if callable(self.penalty) else self.penalty
         of_weights = weighed(particles["log_weight"], particles["weight_entropy"]).mean(0).sum()
