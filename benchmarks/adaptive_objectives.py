@@ -39,17 +39,18 @@ class Rising:
 
 
 def penalised(
-    num_particles: int = 1, penalty: float = 0.0, wait: int = 0, rise: int = 1000, bound: str = "jensen"
+    num_particles: int = 1, penalty: float = 0.0, warmup: int = 0, rise: int = 1000, bound: str = "jensen"
 ) -> guides.Objective:
     r"""Return the entropy bound minus :math:`\lambda H[\pi]`, with a weight that starts from zero.
 
     :param num_particles: draws of every component per step.
     :param penalty: where :math:`\lambda` ends.
-    :param wait: steps before it rises.
+    :param warmup: steps in which every component is fitted by itself, before :math:`\lambda` rises.
     :param rise: steps until it is there.
     :param bound: on the entropy of the mixture; see :class:`guides.EntropyBoundELBO`.
     """
-    return guides.EntropyBoundELBO(num_particles, bound, Rising(penalty, wait, rise) if penalty else 0.0)
+    weight = Rising(penalty, warmup, rise) if penalty else 0.0
+    return guides.EntropyBoundELBO(num_particles, bound, weight, warmup=warmup)
 
 
 class AsPrinted(guides.EntropyBoundELBO):

@@ -225,10 +225,12 @@ def test_both_modes_are_found_with_their_mass(name, family):
     assert min((single > 0).float().mean(), (single < 0).float().mean()) < 0.01
 
 
-def test_a_warmup_fits_components_by_themselves(data):
+@pytest.mark.parametrize(
+    "objective", [guides.SELBO(warmup=3), guides.EntropyBoundELBO(penalty=5.0, warmup=3)], ids=["selbo", "entropy_bound"]
+)
+def test_a_warmup_fits_components_by_themselves(data, objective):
     """Until it ends, weights stay equal and the objective is the mean of the components' own ELBOs."""
     guide = overlapping(linear, data)
-    objective = guides.SELBO(warmup=3)
     pyro.set_rng_seed(1)
     during = objective.estimate(linear, guide, data, {}, step=3)
     assert torch.autograd.grad(during.surrogate, guide.logits, allow_unused=True)[0].abs().max() == 0
@@ -395,6 +397,7 @@ def test_components_that_differ_in_their_sites_are_refused():
     [
         (lambda: guides.SELBO(kl="exact"), "kl must be 'closed_form' or 'monte_carlo'"),
         (lambda: guides.SELBO(warmup=-1), "warmup must be a number of steps"),
+        (lambda: guides.EntropyBoundELBO(warmup=-1), "warmup must be a number of steps"),
         (lambda: guides.EntropyBoundELBO(bound="huber"), "bound='huber' is not known"),
         (lambda: guides.EntropyBoundELBO(kl="exact"), "kl must be"),
         (lambda: guides.EntropyBoundELBO(penalty=-1.0), "penalty must be 0 or more"),
