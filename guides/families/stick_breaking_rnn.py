@@ -52,9 +52,9 @@ class StickBreakingRNN(MixtureAmortized):
     :param cell: ``"lstm"`` or ``"gru"``.
     :param hidden: size of the network's state.
     :param epsilon: the remainder of a stick, in (0, 1), at which a data point is done.
-    :param skip: let the heads see the encoder's features beside the state, :math:`\mathrm{heads}(h_k, f(x))`. Components then
-        start alike and differ by what the state adds. Gates pass on only a part of a signal, which costs many epochs where
-        an encoder has something to say.
+    :param skip: let the heads see the encoder's features beside the state, :math:`\mathrm{heads}(h_k, f(x))`. Components
+        then start alike and differ by what the state adds. Gates pass on only a part of a signal, which costs many epochs
+        where an encoder has something to say.
     :param inputs: which of the model's arguments the encoder is called with: positions, or names of keyword arguments.
     :param covariance: of each component: ``"diagonal"``, ``"low_rank"`` or ``"full"``.
     :param rank: columns of a low-rank factor.
