@@ -76,7 +76,7 @@ class Override:
     :param fit: given to ``guides.fit``, on top of the task's own settings; ``None`` as a value drops a setting.
     :param model: another model than the task's, such as the plain net that stands beside a conditional VAE.
     :param objective: builds the objective, from the options that it has, instead of the registry's entry of the name in
-        ``fit``: one that belongs to a benchmark alone.
+        ``fit``: one that belongs to a benchmark alone. A label that names an objective gets that one.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -269,6 +269,8 @@ class Task:
             fit |= layer.fit
             model = layer.model or model
             build_objective = layer.objective or build_objective
+        if "objective" in written:
+            build_objective = None
         options, of_fit, objective = sort_options(family, {**options, **written}, fit, build_objective)
         fit |= of_fit
         fit |= overrides or {}

@@ -17,7 +17,7 @@ from benchmarks.task import SUITES, Suite
 
 __all__ = ["sections"]
 
-TASK, PRINTED = "adaptive_mnist", "adaptive_as_printed"
+TASK, PRINTED = "mnist_adaptive", "mnist_as_printed"
 SINGLE, FIXED, RNN = "amortized", "mixture_amortized", "stick_breaking_rnn"
 SHOWN = (
     "importance_samples",
@@ -172,9 +172,9 @@ SUITES.add(
                 FIXED,
                 f"{FIXED}:objective=entropy_bound",
                 RNN,
-                f"{RNN}:penalty=0.5",
-                f"{RNN}:penalty=1.0",
-                f"{RNN}:penalty=0.5:epsilon=0.1",
+                f"{RNN}:penalty=0.05",
+                f"{RNN}:penalty=0.05:epsilon=0.1",
+                f"{RNN}:penalty=0.2",
             ),
             PRINTED: (RNN,),
         },
