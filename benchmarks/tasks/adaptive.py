@@ -37,7 +37,7 @@ COMMON: Any = {
     "encoder": image_data.encoder,
     "evaluate": partial(adaptive, shape=(28, 28), most=COMPONENTS),
     "metrics": METRICS,
-    "fit": {"epochs": 600, "batch_size": 100, "lr": 1e-3, "schedule": "cosine", "patience": 25},
+    "fit": {"epochs": 600, "batch_size": 100, "lr": 2e-3, "schedule": "cosine", "patience": 25},
     "target": "images",
     "num_samples": 100,
     "keep_draws": 0,
