@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from benchmarks.evaluation import Evaluation
 from benchmarks.image_evaluation import generation, spread, with_parameters
@@ -65,7 +65,7 @@ def adaptive(posterior: Any, split: Split, *, num_samples: int, seed: int, shape
         modes = _modes(posterior, images[probed], seed)
         curves["modes"] = {"modes": modes.tolist(), "run": ran[probed].tolist(), "effective": effective[probed].tolist()}
         metrics["modes"] = float(modes.double().mean())
-    drawn, curves["ambiguous"] = _drawings(posterior, images, split.labels, seed)
+    drawn, curves["ambiguous"] = _drawings(posterior, images, split.labels, seed, most)
     drawn = {name: image.unflatten(-1, shape) for name, image in drawn.items()}
     return Evaluation(found.metrics | metrics, found.curves | curves, found.verdict, found.images | drawn)
 
@@ -123,31 +123,35 @@ def _modes(posterior: Any, images: Tensor, seed: int) -> Tensor:
     return counted.cpu()
 
 
-def _drawings(posterior: Any, images: Tensor, labels: Tensor, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _drawings(
+    posterior: Any, images: Tensor, labels: Tensor, seed: int, most: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return what components draw of test images, and of images between a one and a seven, with the weights there.
 
     ``component_samples`` has for each image the image itself, then a decoded draw of every component; ``ambiguous`` a one,
-    a seven, the image between them, then the decoded mean of every component. A component that did not run is black.
+    the seven nearest to it, an image between them, then the decoded mean of every component. Components that did not run are
+    black, up to ``most`` of them.
     """
     generator = torch.Generator().manual_seed(seed)
-    decode = partial(_decoded, posterior)
     shown = spread(images, SHOWN)
     mixture = _mixture(posterior, shown, seed)
     noise = torch.randn(mixture.loc.shape, generator=generator).to(mixture.loc)
-    drawn = decode(mixture, mixture.loc + mixture.scale * noise)
+    drawn = _decoded(posterior, mixture, mixture.loc + mixture.scale * noise, most)
     found = {"component_samples": torch.cat([shown.unsqueeze(1), drawn], 1)}
-    ones, sevens = (images[(labels == label).to(images.device)][:PAIRS] for label in BETWEEN)
-    pairs = min(len(ones), len(sevens))
-    if not pairs:
+    ones, sevens = (images[(labels == label).to(images.device)] for label in BETWEEN)
+    if not len(ones) or not len(sevens):
         return found, {}
-    ones, sevens = ones[:pairs], sevens[:pairs]
+    ones = spread(ones, PAIRS)
+    sevens = sevens[torch.cdist(ones, sevens).argmin(1)]
     between = torch.bernoulli(((ones + sevens) / 2).cpu(), generator=generator).to(images)
     mixture = _mixture(posterior, between, seed)
-    found["ambiguous"] = torch.cat([torch.stack([ones, sevens, between], 1), decode(mixture, mixture.loc)], 1)
+    means = _decoded(posterior, mixture, mixture.loc, most)
+    found["ambiguous"] = torch.cat([torch.stack([ones, sevens, between], 1), means], 1)
     return found, {"weights": mixture.log_weights.exp().tolist()}
 
 
-def _decoded(posterior: Any, mixture: RowMixture, codes: Tensor) -> Tensor:
-    """Return mean images ``(N, K, pixels)`` of codes ``(N, K, D)``, black where a component did not run."""
+def _decoded(posterior: Any, mixture: RowMixture, codes: Tensor, most: int) -> Tensor:
+    """Return mean images ``(N, most, pixels)`` of codes ``(N, K, D)``, black where a component did not run."""
     images = with_parameters(posterior, lambda: posterior.model.decode(codes).mean)
-    return images * (mixture.log_weights > -torch.inf).unsqueeze(-1)
+    images = images * (mixture.log_weights > -torch.inf).unsqueeze(-1)
+    return pad(images, (0, 0, 0, most - images.shape[1]))

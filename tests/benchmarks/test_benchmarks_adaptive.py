@@ -76,6 +76,7 @@ def test_a_run_measures_draws_and_reports(tiny: None, tmp_path: Path, monkeypatc
         assert metrics["importance_samples"] == 30
     assert single["objective_test"] == pytest.approx(single["elbo_test"], abs=1.0)
     assert fixed["objective_test"] == pytest.approx(fixed["elbo_test"], abs=1.0)
+    assert read_images(folder.path / records["amortized"]["images"])["ambiguous"].shape[1:] == (3 + 3, 8, 8)
     for label in LABELS[1:]:
         curves = records[label]["curves"]
         assert curves["components"]["classes"] == list(range(10))
