@@ -97,9 +97,9 @@ ADAPTIVE_PICTURES: tuple[Picture, ...] = (
     Picture(
         "ambiguous",
         "Half a one and half a seven",
-        "Each row: a one, the seven nearest to it, and an image between them, with every pixel that differs taken from either "
-        "with probability one half; then the decoded mean of every component of its posterior. A single normal has one "
-        "answer.",
+        "Each row: a one, the seven nearest to it, and an image between them, with every pixel that differs taken "
+        "from either with probability one half; then the decoded mean of every component of its posterior. A single normal "
+        "has one answer.",
         _rows_of("ambiguous"),
     ),
     Picture(
