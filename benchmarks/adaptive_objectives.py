@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 import guides
+from guides.mixtures import MixtureDensity
 
 __all__ = ["AsPrinted", "Rising", "penalised"]
 
@@ -59,18 +60,21 @@ class AsPrinted(guides.EntropyBoundELBO):
     .. math::
         \sum_k \pi_k\, \mathbb{E}_{q_k}[\log p(x, z)] + \sum_k \pi_k \log \sum_j \pi_j\, \mathcal N(\mu_k; \mu_j, S_k + S_j)
 
-    A bound on nothing. It rewards components that are narrow and lie on top of each other, without end.
+    A bound on nothing: it rewards components that are narrow and lie on top of each other. Without end, so that scales would
+    leave the range of floating-point numbers within an epoch; here the reward stops at an entropy that components of scale
+    ``narrowest`` have.
+
+    :param num_particles: draws of every component per step.
+    :param narrowest: a standard deviation.
     """
 
     bounds: ClassVar[str] = "nothing"
 
-    def particle(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> dict[str, Tensor]:
-        """Return one component's energy and weight, and minus the bound on the entropy."""
-        found = super().particle(model, guide, args, kwargs)
-        return found | {"entropy": -found["entropy"]}
+    def __init__(self, num_particles: int = 1, narrowest: float = 0.01) -> None:
+        super().__init__(num_particles)
+        self.narrowest = narrowest
+
+    def entropy(self, mixture: MixtureDensity) -> Tensor:
+        """Return minus the bound on the entropy of each mixture, at most what narrowness is rewarded with."""
+        least = mixture.event_shape.numel() * (0.5 * math.log(4 * math.pi) + math.log(self.narrowest))
+        return -super().entropy(mixture).clamp(min=least)

@@ -95,7 +95,7 @@ class EntropyBoundELBO(Objective):
         terms = component_terms(guide, model_trace, guide_trace, self.kl)
         energy = terms["energy"]
         mixture: MixtureDensity = guide.density(guide_trace)  # type: ignore[attr-defined]
-        entropy = entropy_bound(mixture.log_weights, pairs_of(mixture.components), self.bound).to(energy.dtype)
+        entropy = self.entropy(mixture).to(energy.dtype)
         return {
             "energy": energy,
             "alone": energy + terms["entropy"],
@@ -103,6 +103,10 @@ class EntropyBoundELBO(Objective):
             "entropy": as_scaled(guide, guide_trace, entropy),
             "weight_entropy": as_scaled(guide, guide_trace, weight_entropy(mixture.log_weights)),
         }
+
+    def entropy(self, mixture: MixtureDensity) -> Tensor:
+        """Return the bound on the entropy of each mixture in nats, shape ``(...)`` of its batch."""
+        return entropy_bound(mixture.log_weights, pairs_of(mixture.components), self.bound)
 
     def combine(self, particles: dict[str, Tensor], step: Tensor) -> Estimate:
         """Sum energies by weight and add the entropy; subtract the penalty from what is differentiated. During warm-up, sum
