@@ -136,6 +136,12 @@ def _first_line(entry: Any) -> str:
 @click.option("--splits", type=int, metavar="N", help="Splits of each task; default: the suite's own number.")
 @click.option("--epochs", type=int, metavar="N", help="Epochs instead of the protocol's (which makes it another protocol).")
 @click.option("--samples", type=int, metavar="N", help="Draws behind every number (importance samples of a log p(x)).")
+@click.option(
+    "--as-printed",
+    "variant",
+    flag_value="as_printed",
+    help="What the report's equations say where they are wrong; for suites that have this variant: adaptive.",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--jobs",
@@ -156,6 +162,7 @@ def run(
     splits: int | None,
     epochs: int | None,
     samples: int | None,
+    variant: str | None,
     device: str,
     jobs: int,
     out: Path | None,
@@ -176,6 +183,7 @@ def run(
       python -m benchmarks run uci --tasks uci_kin8nm,uci_power
       python -m benchmarks run blundell_curve --guides laplace,laplace:curvature=kron
       python -m benchmarks run mnist --epochs 30 --guides amortized,amortized:objective=iwae:num_particles=5
+      python -m benchmarks run adaptive --as-printed
       python -m benchmarks run quick --resume
 
     Data that is not embedded is searched in the folder that ZOO_DATA names, then in the cache, then downloaded.
@@ -196,6 +204,7 @@ def run(
             seeds=seeds,
             overrides=overrides,
             num_samples=samples,
+            variant=variant,
         )
         folder = ResultsFolder(out or Path("results") / work.target)
         outcome = runner.run(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import zoo
@@ -23,11 +26,14 @@ __all__ = [
     "deep_vae",
     "digits",
     "encoder",
+    "labelled_binarized_mnist",
+    "matched",
     "stick_breaking_vae",
     "vae",
 ]
 
 DIGIT_LEVELS = 17
+NEARLY_BLACK = 1e-4
 
 
 def digits(index: int, *, ratio: tuple[float, ...]) -> Split:
@@ -46,6 +52,42 @@ def binarized_mnist(index: int) -> Split:
     found = datasets.binarized_mnist().split(0)
     assert found.x_valid is not None
     return Split(train=(found.x_train,), validation=(found.x_valid,), test=(found.x_test,))
+
+
+def labelled_binarized_mnist(index: int) -> Split:
+    """Return the same three parts with the digits that the test images show, which that data set comes without.
+
+    Each of its test images was drawn from one grey test image of MNIST, in another order. That is the one which it is most
+    probable under, by tens of nats but for a few ones that are nearly equal to each other.
+
+    :param index: passed on.
+    :raises ValueError: if some image cannot have been drawn from its match, so that labels cannot be trusted.
+    """
+    split = binarized_mnist(index)
+    assert split.test is not None
+    with warnings.catch_warnings():  # of grey files from elsewhere: that they hold the right images is checked below
+        warnings.simplefilter("ignore", datasets.DataHashWarning)
+        grey = datasets.mnist().split(0)
+    which = matched(split.test[0], grey.x_test)
+    levels = grey.x_test[which]
+    wrong = ((levels == 1 - split.test[0]) & (levels.frac() == 0)).any(1)
+    if wrong.any():
+        raise ValueError(
+            f"{int(wrong.sum())} of the binarised test images have pixels that no grey image of MNIST allows; is one of the "
+            "data sets another one?"
+        )
+    return replace(split, labels=grey.y_test[which].flatten())
+
+
+def matched(black: Tensor, grey: Tensor) -> Tensor:
+    """Return for every binarised image the grey one that it is most probable to have been drawn from, shape ``(N,)``.
+
+    :param black: zeros and ones, ``(N, pixels)``.
+    :param grey: levels in [0, 1], ``(M, pixels)``.
+    """
+    levels = grey.clamp(NEARLY_BLACK, 1 - NEARLY_BLACK)
+    odds, nothing = torch.logit(levels).T, torch.log1p(-levels).sum(1)
+    return torch.cat([(rows @ odds + nothing).argmax(1) for rows in black.split(1000)])
 
 
 def completion(index: int, *, given: int | str) -> Split:

@@ -15,7 +15,7 @@ from benchmarks.task import Split
 from guides.engine.parameters import isolated_store
 from zoo.datasets.completion import UNKNOWN
 
-__all__ = ["completion", "generation", "spread"]
+__all__ = ["completion", "generation", "spread", "with_parameters"]
 
 ACTIVE = 0.01
 ELBO_DRAWS = 10
@@ -139,8 +139,8 @@ def _log_likelihood(posterior: Any, data: tuple[Tensor, ...], draws: int, seed: 
     return found
 
 
-def _with_parameters(posterior: Any, run: Callable[[], Tensor]) -> Tensor:
-    """Return what ``run()`` returns with the fitted parameters in the model, which is left as it was."""
+def with_parameters(posterior: Any, run: Callable[[], Any]) -> Any:
+    """Return what ``run()`` returns, without gradients, with the fitted parameters in the model, which is left as it was."""
     with isolated_store(), torch.no_grad():
         return posterior.program.parameters.call(posterior.flat[0], run)
 
@@ -151,7 +151,7 @@ def _drawings(posterior: Any, data: tuple[Tensor, ...], seed: int) -> dict[str, 
     (images,) = data
 
     def decoded(codes: Tensor) -> Tensor:
-        return _with_parameters(posterior, lambda: model.decode(codes.flatten(0, -2)).mean.reshape(*codes.shape[:-1], -1))
+        return with_parameters(posterior, lambda: model.decode(codes.flatten(0, -2)).mean.reshape(*codes.shape[:-1], -1))
 
     def code(images: Tensor) -> Tensor:
         draws = posterior.draws(MANY, images, seed=seed)
@@ -159,7 +159,7 @@ def _drawings(posterior: Any, data: tuple[Tensor, ...], seed: int) -> dict[str, 
         taken = next(name for name in ("z", "z_1", "weights") if name in found)  # what the decoder is given
         return found[taken][0].mean(0)
 
-    found = {"samples": _with_parameters(posterior, lambda: model.generate(SAMPLES, seed=seed)).flatten(1)}
+    found = {"samples": with_parameters(posterior, lambda: model.generate(SAMPLES, seed=seed)).flatten(1)}
     found["originals"] = spread(images, RECONSTRUCTED)
     found["reconstructions"] = decoded(code(found["originals"]))
     ends = code(spread(images, 2 * PATHS))
@@ -183,4 +183,4 @@ def _completions(posterior: Any, x: Tensor, draws: int, seed: int) -> Tensor:
             torch.manual_seed(seed)
             return torch.stack([model.decode(x, model.prior(x).sample()).mean for _ in range(draws)])
 
-    return _with_parameters(posterior, run)
+    return with_parameters(posterior, run)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["IMAGE_PICTURES", "tile"]
+__all__ = ["IMAGE_PICTURES", "draw_sheets", "tile"]
 
 ACTIVE = 0.01
 HIDDEN = (0.80, 0.88, 0.95)
@@ -62,7 +62,7 @@ def _title(record: Record, *, tasks: int) -> str:
     return (f"{record['task']}\n" if tasks > 1 else "") + record["guide"] + said
 
 
-def _sheets(
+def draw_sheets(
     records: Sequence[Record],
     folder: Path,
     keys: tuple[str, ...],
@@ -89,7 +89,7 @@ def _sheets(
 
 
 def _samples(records: Sequence[Record], folder: Path) -> Figure | None:
-    return _sheets(records, folder, ("samples",), lambda images: tile(images["samples"], 10))
+    return draw_sheets(records, folder, ("samples",), lambda images: tile(images["samples"], 10))
 
 
 def _reconstructions(records: Sequence[Record], folder: Path) -> Figure | None:
@@ -100,7 +100,7 @@ def _reconstructions(records: Sequence[Record], folder: Path) -> Figure | None:
         halves = [np.concatenate([half[:, 0], half[:, 1]]) for half in np.array_split(pairs, 2) if len(half)]
         return tile(np.concatenate(halves), len(halves[0]) // 2)
 
-    return _sheets(records, folder, ("originals", "reconstructions"), sheet)
+    return draw_sheets(records, folder, ("originals", "reconstructions"), sheet)
 
 
 def _interpolation(records: Sequence[Record], folder: Path) -> Figure | None:
@@ -108,7 +108,7 @@ def _interpolation(records: Sequence[Record], folder: Path) -> Figure | None:
         paths = images["interpolation"]
         return tile(paths.reshape(-1, *paths.shape[2:]), paths.shape[1])
 
-    return _sheets(records, folder, ("interpolation",), sheet)
+    return draw_sheets(records, folder, ("interpolation",), sheet)
 
 
 def _manifold(records: Sequence[Record], folder: Path) -> Figure | None:
@@ -116,7 +116,7 @@ def _manifold(records: Sequence[Record], folder: Path) -> Figure | None:
         plane = images["manifold"]
         return tile(plane.reshape(-1, *plane.shape[2:]), plane.shape[1])
 
-    return _sheets(records, folder, ("manifold",), sheet, width=5.5)
+    return draw_sheets(records, folder, ("manifold",), sheet, width=5.5)
 
 
 def _completions(records: Sequence[Record], folder: Path) -> Figure | None:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.adaptive_pictures import ADAPTIVE_PICTURES
 from benchmarks.density_pictures import DENSITY_PICTURES
 from benchmarks.drawing import (
     DASHES,
@@ -349,6 +350,7 @@ def _intervals(path: Path, sites: Sequence[str]) -> dict[str, list[float]]:
 
 
 PICTURES: tuple[Picture, ...] = (
+    *ADAPTIVE_PICTURES,
     *IMAGE_PICTURES,
     *DENSITY_PICTURES,
     Picture(

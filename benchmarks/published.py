@@ -119,6 +119,7 @@ _UCI: tuple[_Row, ...] = (
 )
 
 _ADAPTIVE = _REPORT.replace("Table 1", "section 4.5")
+_ADAPTIVE_PROTOCOL = "binary MNIST, 200 hidden, 50 latent, K=5, 583 epochs; number of importance samples not stated"
 _DLGMM = (
     "E. Nalisnick, L. Hertel, P. Smyth, Approximate inference for deep latent Gaussian mixtures, 2016, training logs in "
     "github.com/enalisnick/mixture_density_VAEs, MNIST/train_logs"
@@ -147,7 +148,7 @@ _MNIST: tuple[tuple[str, str, float, str, str], ...] = (
         "mnist_500_25",
         -143.827,
         _ADAPTIVE,
-        "binary MNIST, 200 hidden, 50 latent, K=5, 583 epochs; number of importance samples not stated",
+        _ADAPTIVE_PROTOCOL,
     ),
     ("VAE, S=5000", "mnist_200_200_50", -88.71, _BURDA, _BURDA_PROTOCOL.format(net="784-200-200-50")),
     ("IWAE-50, S=5000", "mnist_200_200_50", -87.10, _BURDA, _BURDA_PROTOCOL.format(net="784-200-200-50")),
@@ -199,6 +200,16 @@ def _report() -> Iterable[Published]:
             yield Published("table1", method, dataset, "test_error", value, spread, "not stated", _REPORT, _REPORT_PROTOCOL)
 
 
+def _adaptive() -> Iterable[Published]:
+    """The report's run maximised what it prints, so both of its numbers stand beside ours as printed."""
+    for dataset, name, value in (
+        ("mnist_adaptive", "log_px", -143.827),
+        ("mnist_as_printed", "log_px", -143.827),
+        ("mnist_as_printed", "objective_test", -37.5),
+    ):
+        yield Published("adaptive", "the report's run", dataset, name, value, None, "", _ADAPTIVE, _ADAPTIVE_PROTOCOL)
+
+
 def _images() -> Iterable[Published]:
     for method, dataset, value, source, protocol in _MNIST:
         yield Published("mnist", method, dataset, "log_px", value, None, "", source, protocol)
@@ -208,7 +219,7 @@ def _images() -> Iterable[Published]:
             yield Published("cvae", method, dataset, "tutorial_loss", value, None, "", _TUTORIAL, _TUTORIAL_PROTOCOL)
 
 
-PUBLISHED: tuple[Published, ...] = (*_report(), *_uci(), *_images())
+PUBLISHED: tuple[Published, ...] = (*_report(), *_uci(), *_adaptive(), *_images())
 """Every published number that the project prints."""
 
 

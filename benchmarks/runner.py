@@ -88,6 +88,7 @@ def plan(
     seeds: int = 1,
     overrides: Mapping[str, Any] | None = None,
     num_samples: int | None = None,
+    variant: str | None = None,
 ) -> Plan:
     """Work out the cells of a run.
 
@@ -98,10 +99,14 @@ def plan(
     :param seeds: how many seeds for each split.
     :param overrides: settings of ``guides.fit`` that replace the tasks' own (they change the protocol).
     :param num_samples: draws behind every number instead of the tasks' own count (which changes the protocol).
+    :param variant: a variant of the suite, whose tasks run instead of its default ones.
     :raises UnknownNameError: for a suite, task or guide that nobody registered, with the nearest name.
-    :raises ValueError: for counts below 1, more splits than exist, or a plan without a cell.
+    :raises ValueError: for counts below 1, more splits than exist, a variant that the suite does not have or that is given
+        together with tasks, or a plan without a cell.
     """
     suite = find_suite(target)
+    if variant is not None:
+        tasks = _tasks_of_variant(suite, variant, tasks)
     for name, count in (("--splits", splits), ("--seeds", seeds), ("--samples", num_samples)):
         if count is not None and count < 1:
             raise ValueError(f"{name} {count}: give a number of 1 or more")
@@ -131,6 +136,20 @@ def plan(
         reasons = "; ".join(f"{guide} on {task}: {reason}" for (task, guide), reason in skipped.items())
         raise ValueError(f"nothing to run: {reasons}")
     return Plan(suite.name, tuple(cells), settings, skipped)
+
+
+def _tasks_of_variant(suite: Suite, variant: str, tasks: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the tasks of a suite's variant.
+
+    :raises ValueError: if the suite has no such variant, or tasks are given as well.
+    """
+    flag = f"--{variant.replace('_', '-')}"
+    if variant not in suite.variants:
+        having = ", ".join(name for name, other in SUITES.items() if variant in other.variants)
+        raise ValueError(f"{flag}: {suite.name!r} has no such variant; it is for {having or 'no suite'}")
+    if tasks:
+        raise ValueError(f"{flag} says which tasks run ({', '.join(suite.variants[variant])}); leave out --tasks")
+    return suite.variants[variant]
 
 
 def run(

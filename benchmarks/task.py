@@ -47,6 +47,7 @@ class Split:
         training part), so that ``rmse * target_scale`` and ``log_likelihood - log(target_scale)`` are in original units.
     :param target_shift: the original target's value where ``y`` is 0.
     :param curve: what the report draws predictive bands on; ``None`` for no picture.
+    :param labels: classes of the test points that no model sees, shape ``(N,)``, for what is said class by class.
     """
 
     train: tuple[Tensor, ...]
@@ -55,6 +56,7 @@ class Split:
     target_scale: float = 1.0
     target_shift: float = 0.0
     curve: Curve | None = None
+    labels: Tensor | None = None
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -73,11 +75,14 @@ class Override:
     :param options: given to the guide's constructor, or to the objective where only that knows them.
     :param fit: given to ``guides.fit``, on top of the task's own settings; ``None`` as a value drops a setting.
     :param model: another model than the task's, such as the plain net that stands beside a conditional VAE.
+    :param objective: builds the objective, from the options that it has, instead of the registry's entry of the name in
+        ``fit``: one that belongs to a benchmark alone. A label that names an objective gets that one.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     fit: Mapping[str, Any] = field(default_factory=dict)
     model: Callable[[Split], nn.Module] | None = None
+    objective: Callable[..., guides.Objective] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class Setting:
     :param options: its constructor's options, as far as they are plain data.
     :param fit: arguments of ``guides.fit``; the objective by its registry name.
     :param objective: options of that objective.
+    :param build_objective: builds an objective that no registry has from these options; ``None`` for a registered one.
     :param model: builds the model.
     :param encoder: builds the guide's encoder for a model, and options that go with it, where the guide takes one.
     :param num_samples: draws behind every number of a cell.
@@ -100,6 +106,7 @@ class Setting:
     options: Mapping[str, Any]
     fit: Mapping[str, Any]
     objective: Mapping[str, Any]
+    build_objective: Callable[..., guides.Objective] | None
     model: Callable[[Split], nn.Module]
     encoder: Callable[[Any], Mapping[str, Any]] | None
     num_samples: int
@@ -117,10 +124,11 @@ class Setting:
 
     def fit_arguments(self) -> dict[str, Any]:
         """Return what ``guides.fit`` is called with, the objective made of its name and options."""
-        if not self.objective:
+        if not self.objective and self.build_objective is None:
             return dict(self.fit)
         particles = {"num_particles": self.fit["num_particles"]} if "num_particles" in self.fit else {}
-        made = guides.objectives[self.fit.get("objective", "elbo")](**particles, **self.objective)
+        build = self.build_objective or guides.objectives[self.fit.get("objective", "elbo")]
+        made = build(**particles, **self.objective)
         return {key: value for key, value in self.fit.items() if key != "num_particles"} | {"objective": made}
 
 
@@ -130,12 +138,17 @@ def takes_encoder(family: str) -> bool:
 
 
 def sort_options(
-    family: str, options: Mapping[str, Any], fit: Mapping[str, Any]
+    family: str,
+    options: Mapping[str, Any],
+    fit: Mapping[str, Any],
+    build_objective: Callable[..., guides.Objective] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Sort the options of a label by who takes them: the guide, ``guides.fit``, the objective.
 
     The guide comes first, so that an option that it knows is never taken from it; what nobody knows is left to it too, as
     its constructor then names those that it has.
+
+    :param build_objective: builds the objective where it is not the registered one that ``options`` or ``fit`` name.
 
     Example::
 
@@ -144,8 +157,8 @@ def sort_options(
     """
     own = inspect.signature(guides.families[family]).parameters
     of_fit = {entry.name for entry in fields(FitOptions)}
-    objective = options.get("objective", fit.get("objective", "elbo"))
-    of_objective = inspect.signature(guides.objectives[objective]).parameters if isinstance(objective, str) else {}
+    build = build_objective or guides.objectives[options.get("objective", fit.get("objective", "elbo"))]
+    of_objective = inspect.signature(build).parameters
     sorted_: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
     for key, value in options.items():
         place = 0 if key in own else 1 if key in of_fit else 2 if key in of_objective else 0
@@ -250,12 +263,15 @@ class Task:
         layers = [self.guides[key] for key in dict.fromkeys((family, label)) if key in self.guides]
         options: dict[str, Any] = {}
         fit: dict[str, Any] = dict(self.fit)
-        model = self.model
+        model, build_objective = self.model, None
         for layer in layers:
             options |= layer.options
             fit |= layer.fit
             model = layer.model or model
-        options, of_fit, objective = sort_options(family, {**options, **written}, fit)
+            build_objective = layer.objective or build_objective
+        if "objective" in written:
+            build_objective = None
+        options, of_fit, objective = sort_options(family, {**options, **written}, fit, build_objective)
         fit |= of_fit
         fit |= overrides or {}
         fit = {key: value for key, value in fit.items() if value is not None}
@@ -273,8 +289,11 @@ class Task:
             "fit": fit,
         }
         description |= {"objective": objective} if objective else {}
+        description |= {"build_objective": build_objective} if build_objective else {}
         description |= {"encoder": encoder} if encoder else {}
-        return Setting(label, family, options, fit, objective, model, encoder, num_samples, describe(description))
+        return Setting(
+            label, family, options, fit, objective, build_objective, model, encoder, num_samples, describe(description)
+        )
 
     def reason_to_skip(self, label: str) -> str:
         """Return why the guide called ``label`` does not run here, empty where it does."""
@@ -300,6 +319,8 @@ class Suite:
         guide, those of other packages too.
     :param splits: how many splits of each task; ``None`` runs all that exist.
     :param optional: tasks that belong here and run only when ``--tasks`` names them.
+    :param variants: by name, tasks that run instead of ``tasks`` when the command line asks for a variant (``--as-printed``
+        for ``"as_printed"``); these tasks are ``optional`` ones.
     :param sections: builds the tables that are printed after a run and open the report
         (see :mod:`benchmarks.tables`); ``None`` for the standard ones.
     """
@@ -310,6 +331,7 @@ class Suite:
     guides: tuple[str, ...] | Mapping[str, tuple[str, ...]] | None = None
     splits: int | None = None
     optional: tuple[str, ...] = ()
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sections: Callable[..., list[Any]] | None = None
 
     def labels(self, task: str) -> tuple[str, ...]:

@@ -52,6 +52,9 @@ class StickBreakingRNN(MixtureAmortized):
     :param cell: ``"lstm"`` or ``"gru"``.
     :param hidden: size of the network's state.
     :param epsilon: the remainder of a stick, in (0, 1), at which a data point is done.
+    :param skip: let the heads see the encoder's features beside the state, :math:`\mathrm{heads}(h_k, f(x))`. Components
+        then start alike and differ by what the state adds. Gates pass on only a part of a signal, which costs many epochs
+        where an encoder has something to say.
     :param inputs: which of the model's arguments the encoder is called with: positions, or names of keyword arguments.
     :param covariance: of each component: ``"diagonal"``, ``"low_rank"`` or ``"full"``.
     :param rank: columns of a low-rank factor.
@@ -90,6 +93,7 @@ class StickBreakingRNN(MixtureAmortized):
         cell: str = "lstm",
         hidden: int = 200,
         epsilon: float = 0.01,
+        skip: bool = False,
         inputs: Sequence[int | str] = (0,),
         covariance: str = "diagonal",
         rank: int | None = None,
@@ -114,7 +118,7 @@ class StickBreakingRNN(MixtureAmortized):
             rank=rank,
             init_scale=init_scale,
         )
-        self.cell, self.hidden, self.epsilon = cell, hidden, float(epsilon)
+        self.cell, self.hidden, self.epsilon, self.skip = cell, hidden, float(epsilon), skip
         self._logit = math.log(init_fraction / (1 - init_fraction))
 
     @property
@@ -133,7 +137,8 @@ class StickBreakingRNN(MixtureAmortized):
         for parameter in (*self.from_row.parameters(), *self.from_state.parameters()):
             nn.init.uniform_(parameter, -bound, bound)
         size = sum(site.size for site in self._sites.values())
-        self.heads = nn.ModuleList([ComponentHead(self.hidden, 1, self.head_options, torch.zeros(1, size), features)])
+        width = self.hidden + (features.shape[1] if self.skip else 0)
+        self.heads = nn.ModuleList([ComponentHead(width, 1, self.head_options, torch.zeros(1, size), features)])
 
     def _step(self, row: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the state one step further, the hidden part first.
@@ -150,6 +155,13 @@ class StickBreakingRNN(MixtureAmortized):
         update = (update + from_update).sigmoid()
         return ((1 - update) * (new + (reset + from_reset).sigmoid() * from_new).tanh() + update * hidden,)
 
+    def _component(self, hidden: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return the number that decides on a component's fraction of the stick, its location, scale and factor."""
+        found: tuple[Tensor, Tensor, Tensor, Tensor | None] = self.heads[0](
+            torch.cat([hidden, features], -1) if self.skip else hidden
+        )
+        return found
+
     def _start(self, row: Tensor) -> tuple[Tensor, ...]:
         zeros = row.new_zeros(len(row), self.hidden)
         return (zeros, zeros) if self.cell == "lstm" else (zeros,)
@@ -162,7 +174,7 @@ class StickBreakingRNN(MixtureAmortized):
         steps = []
         for k in range(self.num_strata):
             state = self._step(row, state)
-            numbers, *component = self.heads[0](state[0])
+            numbers, *component = self._component(state[0], features)
             weight, remaining, running = self._break(k, numbers[:, 0, 0], remaining, running)
             steps.append((weight, *component))
         return self._stacked(steps)
@@ -200,7 +212,7 @@ class StickBreakingRNN(MixtureAmortized):
             steps: list[tuple[Tensor | None, ...]] = []
             for k in range(self.num_strata):
                 state = self._step(row.index_select(0, active), state)
-                numbers, *component = self.heads[0](state[0])
+                numbers, *component = self._component(state[0], features.index_select(0, active))
                 weight, remaining, running = self._break(k, numbers[:, 0, 0], remaining, torch.ones_like(active).bool())
                 steps.append(self._filled(weight, component, active, len(row)))
                 kept = running.nonzero().squeeze(-1)

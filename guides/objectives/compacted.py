@@ -59,7 +59,7 @@ class Compacted(Objective):
                 f"Compacted takes an EntropyBoundELBO, SELBO or SIWAE, not {type(objective).__name__}: they weigh every "
                 "row's components"
             )
-        if isinstance(objective, SELBO) and objective.warmup:
+        if isinstance(objective, EntropyBoundELBO | SELBO) and objective.warmup:
             raise OptionError(f"warmup={objective.warmup} fits all components of all rows, which leaves nothing to spare")
         super().__init__(objective.num_particles)
         self.objective = objective

@@ -19,6 +19,7 @@ from guides.mixtures import MixtureDensity
 __all__ = [
     "as_scaled",
     "check_no_mixture",
+    "check_warmup",
     "component_terms",
     "has_layers",
     "is_mixture",
@@ -47,6 +48,15 @@ def check_no_mixture(guide: Any, objective: str) -> None:
         raise OptionError(
             f"objective {objective!r} gives every component of a mixture the same weight; use 'siwae', or 'selbo'"
         )
+
+
+def check_warmup(warmup: int) -> None:
+    """Check the number of steps in which components are fitted by themselves.
+
+    :raises OptionError: if it is negative.
+    """
+    if not warmup >= 0:
+        raise OptionError(f"warmup must be a number of steps, 0 or more, not {warmup!r}")
 
 
 def stratum_log_weight(guide: Any, guide_trace: Trace) -> Tensor:

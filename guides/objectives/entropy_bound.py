@@ -12,7 +12,7 @@ from guides.engine.rows import row_log_weights
 from guides.errors import OptionError, check_known
 from guides.mixtures import BOUNDS, MixtureDensity, entropy_bound, pairs_of, weight_entropy
 from guides.objectives.base import Estimate, Objective, joint_traces
-from guides.objectives.components import as_scaled, component_terms, is_mixture, stratum_log_weight, weighed
+from guides.objectives.components import as_scaled, check_warmup, component_terms, is_mixture, stratum_log_weight, weighed
 from guides.objectives.divergence import check_kl
 from guides.objectives.layers import check_no_layers
 from guides.registries import objectives
@@ -38,9 +38,9 @@ class EntropyBoundELBO(Objective):
     :param penalty: :math:`\lambda`, a number or a function of the step (a scalar tensor, from 1) that returns one: the
         surrogate is the bound minus :math:`\lambda H[\pi]`, so that fewer components are used. The value leaves it out.
     :param kl: as for :class:`guides.SELBO`.
-    :param as_printed: add the logarithm instead of subtracting it, as equations 62 and 69 of the report print it, to
-        reproduce the report. That is a bound on nothing.
-    :raises OptionError: for an unknown ``bound`` or ``kl``, a negative penalty, or components that are not normal.
+    :param warmup: as for :class:`guides.SELBO`: steps in which every component is fitted by itself, without penalty.
+    :raises OptionError: for an unknown ``bound`` or ``kl``, a negative penalty or ``warmup``, or components that are not
+        normal.
 
     References: Huber et al. (2008), *On entropy approximation for Gaussian mixture random vectors*; Gershman, Hoffman & Blei
     (2012), *Nonparametric variational inference*; Kolchinsky & Tracey (2017), *Estimating mixture entropy with pairwise
@@ -66,17 +66,18 @@ class EntropyBoundELBO(Objective):
         bound: str = "jensen",
         penalty: float | Callable[[Tensor], Tensor] = 0.0,
         kl: str = "closed_form",
-        as_printed: bool = False,
+        warmup: int = 0,
     ) -> None:
         check_known("bound", bound, BOUNDS)
         check_kl(kl)
         if not callable(penalty) and not penalty >= 0:
             raise OptionError(f"penalty must be 0 or more, or a function of the step, not {penalty!r}")
+        check_warmup(warmup)
         super().__init__(num_particles)
         self.bound = bound
         self.penalty = penalty
         self.kl = kl
-        self.as_printed = as_printed
+        self.warmup = warmup
 
     def particle(
         self,
@@ -85,29 +86,40 @@ class EntropyBoundELBO(Objective):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
-        """Return one component's energy and weight, and the bound on the entropy, which all draws share."""
+        """Return one component's energy, bound by itself and weight, and the bound on the entropy, which all draws share."""
         check_no_layers(guide, "entropy_bound")
         model_trace, guide_trace = joint_traces(model, guide, args, kwargs)
         if not is_mixture(guide):
             rows, scale = row_log_weights(model_trace, guide_trace)
             nothing = torch.zeros_like(rows)
-            return {"energy": scale * rows, "log_weight": nothing, "entropy": nothing, "weight_entropy": nothing}
-        energy = component_terms(guide, model_trace, guide_trace, self.kl)["energy"]
+            alone = scale * rows
+            return {"energy": alone, "alone": alone, "log_weight": nothing, "entropy": nothing, "weight_entropy": nothing}
+        terms = component_terms(guide, model_trace, guide_trace, self.kl)
+        energy = terms["energy"]
         mixture: MixtureDensity = guide.density(guide_trace)  # type: ignore[attr-defined]
-        entropy = entropy_bound(mixture.log_weights, pairs_of(mixture.components), self.bound).to(energy.dtype)
+        entropy = self.entropy(mixture).to(energy.dtype)
         return {
             "energy": energy,
+            "alone": energy + terms["entropy"],
             "log_weight": stratum_log_weight(guide, guide_trace),
             "entropy": as_scaled(guide, guide_trace, entropy),
             "weight_entropy": as_scaled(guide, guide_trace, weight_entropy(mixture.log_weights)),
         }
 
+    def entropy(self, mixture: MixtureDensity) -> Tensor:
+        """Return the bound on the entropy of each mixture in nats, shape ``(...)`` of its batch."""
+        return entropy_bound(mixture.log_weights, pairs_of(mixture.components), self.bound)
+
     def combine(self, particles: dict[str, Tensor], step: Tensor) -> Estimate:
-        """Sum energies by weight and add the entropy; subtract the penalty from what is differentiated."""
-        sign = -1.0 if self.as_printed else 1.0
+        """Sum energies by weight and add the entropy; subtract the penalty from what is differentiated. During warm-up, sum
+        components by themselves, equally."""
         # Entropies are weighed too: a row of a mixture that is done with its components is absent from the draws of others.
-        bound = weighed(particles["log_weight"], particles["energy"] + sign * particles["entropy"])
+        bound = weighed(particles["log_weight"], particles["energy"] + particles["entropy"])
         value = bound.mean(0).sum()
         penalty = self.penalty(step) if callable(self.penalty) else self.penalty
         of_weights = weighed(particles["log_weight"], particles["weight_entropy"]).mean(0).sum()
-        return Estimate(value.detach(), value - penalty * of_weights)
+        surrogate = value - penalty * of_weights
+        if self.warmup:
+            alone = particles["alone"].mean(0).sum()
+            value, surrogate = (torch.where(step > self.warmup, each, alone) for each in (value, surrogate))
+        return Estimate(value.detach(), surrogate)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from guides.engine.rows import row_log_weights
-from guides.errors import OptionError
 from guides.objectives.base import Estimate, Objective, joint_traces
-from guides.objectives.components import component_terms, is_mixture, stratum_log_weight, weighed
+from guides.objectives.components import check_warmup, component_terms, is_mixture, stratum_log_weight, weighed
 from guides.objectives.divergence import check_kl
 from guides.registries import objectives
 
@@ -57,8 +56,7 @@ class SELBO(Objective):
 
     def __init__(self, num_particles: int = 1, kl: str = "closed_form", warmup: int = 0) -> None:
         check_kl(kl)
-        if not warmup >= 0:
-            raise OptionError(f"warmup must be a number of steps, 0 or more, not {warmup!r}")
+        check_warmup(warmup)
         super().__init__(num_particles)
         self.kl = kl
         self.warmup = warmup

@@ -63,9 +63,10 @@ OBJECTIVES = {
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("covariance", ["diagonal", "low_rank", "full"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_compaction_is_masking(cell, covariance, objective):
+@pytest.mark.parametrize("skip", [False, True])
+def test_compaction_is_masking(cell, covariance, objective, skip):
     x = rows_of(SLOPES, 30)
-    guide = uneven(x, cell=cell, covariance=covariance, encoder=encoder())
+    guide = uneven(x, cell=cell, covariance=covariance, encoder=encoder(), skip=skip)
     run = guide.components_run(x)
     assert 1 <= run.min() < run.max() and len(run.unique()) > 2
     compact = guides.Compacted(OBJECTIVES[objective])
@@ -177,6 +178,17 @@ def test_one_component_is_the_amortized_guide():
     assert (guide.components_run(x) == 1).all()
 
 
+def test_heads_that_see_the_features_find_components_that_are_nearly_alike():
+    x = rows_of(SLOPES, 20)
+    apart = {}
+    for skip in (False, True):
+        guide = made(x, encoder=encoder(), hidden=2, skip=skip)
+        loc = guide.mixture(x).loc.detach()
+        apart[skip] = float(loc.std(1).mean() / loc.std(0).mean())  # between components, relative to between rows
+    assert guide.heads[0].loc.in_features == 2 + encoder()(x).shape[1]
+    assert apart[True] < 0.5 * apart[False]
+
+
 @pytest.mark.parametrize(("cell", "objective"), [("lstm", "entropy_bound"), ("gru", "selbo"), ("lstm", "siwae")])
 def test_traced_and_eager_steps_agree_in_minibatches_and_replicates(cell, objective):
     x, common = rows_of(SLOPES), {"steps": 6, "lr": 0.02, "batch_size": 20, "replicates": 2}
@@ -240,6 +252,8 @@ def test_what_it_refuses():
         guides.Compacted(guides.ELBO())
     with pytest.raises(guides.OptionError, match="warmup=5 fits all components"):
         guides.Compacted(guides.SELBO(warmup=5))
+    with pytest.raises(guides.OptionError, match="warmup=5 fits all components"):
+        guides.Compacted(guides.EntropyBoundELBO(warmup=5))
     x = rows_of(SLOPES, 6)
     with pytest.raises(guides.UnsupportedModelError, match=r"rows differ in their number of components.*not Amortized"):
         guides.Compacted(guides.SELBO()).estimate(MODEL, guides.Amortized(MODEL, encoder()), (x,), {})
