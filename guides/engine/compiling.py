@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from guides.engine.simplifying import with_small_pieces_added
 from guides.engine.tracing import close
 
 __all__ = ["CompiledLoop", "cache_folder", "has_compiler", "silent_compiler"]
@@ -96,7 +97,7 @@ class CompiledLoop:
     def __init__(self, graph: GraphModule, state: Inputs, shared: Inputs, varying: Inputs) -> None:
         self.capacity = varying[0].shape[1]
         self._graph = graph
-        lifted, self._constants = _with_constants_as_inputs(graph)
+        lifted, self._constants = _with_constants_as_inputs(with_small_pieces_added(graph))
         split = (len(state), len(shared) + len(self._constants), len(self._constants))
         self._loop = _Loop(lifted, *split, self.capacity)
         self._path = cache_folder() / f"{_key(lifted, (*state, *shared, *self._constants, *varying), split)}.pt2"
