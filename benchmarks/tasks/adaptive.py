@@ -29,8 +29,8 @@ SOURCE = (
     "The report's section 4.5 on Larochelle and Murray's fixed binarisation, its own 50,000 / 10,000 / 10,000 images: 50 "
     "latents, an LSTM of 200 units, at most 5 components, stopping 25 epochs after the best validation score. Not stated "
     "there, and chosen on the validation part: 500 hidden units in encoder and decoder, Adam with batches of 100, learning "
-    "rate 2e-3 with a cosine, 500 steps in which the fixed mixture's components are fitted by themselves, a penalty that "
-    "rises from zero over 2500 steps. Unlike the report's, the network's heads see the encoder's features beside its state."
+    "rate 2e-3 with a cosine, equal weights of the fixed mixture's components, which start apart, a penalty that rises from "
+    "zero over 2500 steps. Unlike the report's, the network's heads see the encoder's features beside its state."
 )
 COMMON: Any = {
     "load": image_data.labelled_binarized_mnist,
@@ -45,7 +45,8 @@ COMMON: Any = {
     "replicates": 1,
     "threads": None,
 }
-FIXED = {"components": COMPONENTS, "warmup": 500}  # without it one component takes all the weight
+# Learned weights end at one component, or, with a warm-up, at five alike.
+FIXED = {"components": COMPONENTS, "weights": "uniform", "init_spread": 2.0}
 NETWORK = {"components": COMPONENTS, "skip": True}  # no warm-up: it is the last component that takes all the weight then
 PENALISED = partial(penalised, bound="bhattacharyya", rise=2500)
 

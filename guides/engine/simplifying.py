@@ -116,8 +116,9 @@ def with_small_pieces_added(graph: GraphModule) -> GraphModule:
 
 def _add_up(graph: GraphModule, node: Node, pieces: list[Node]) -> None:
     whole = _value(node)
-    dim = (node.args[1] if len(node.args) > 1 else 0) % whole.dim()  # type: ignore[operator]
-    before, parts = 0, []
+    dim = (node.args[1] if len(node.args) > 1 else 0) % whole.dim()
+    before = 0
+    parts: list[Node] = []
     with graph.graph.inserting_before(node):
         for piece in pieces:
             after = whole.shape[dim] - before - _value(piece).shape[dim]
