@@ -174,7 +174,7 @@ SUITES.add(
                 RNN,
                 f"{RNN}:penalty=0.05",
                 f"{RNN}:penalty=0.2",
-                f"{RNN}:objective=selbo:epsilon=0.3",
+                f"{RNN}:objective=selbo:epsilon=0.13",
             ),
             PRINTED: (RNN,),
         },
