@@ -118,6 +118,10 @@ class _Handwritten:
         return [float(loss.mean()) for loss in outcome]
 
 
+_TIMED = 100_000
+"""Steps that have a clock of their own; what Adam needs to know of later ones no longer changes."""
+
+
 class _Ours:
     """The engine behind ``guides.fit``, driven as ``fit`` drives it: noise and minibatches are drawn in the timed part.
 
@@ -140,11 +144,12 @@ class _Ours:
             program = Program.build(model, guide, objective, training, batch_size=batch_size, seed=0)
         count = case.replicates
         self._replicates = Replicates(program, [training] * count, list(range(count)), batch_size)
-        self._runner = ChunkRunner(self._replicates, make_optimiser("adam"), None, mode)
+        optimiser = make_optimiser("adam")
+        self._runner = ChunkRunner(self._replicates, optimiser, None, mode)
         flat = program.parameters.initial.to(data[0].device).expand(count, -1).clone()
         self._state: tuple[Tensor, ...] = (flat, torch.zeros_like(flat), torch.zeros_like(flat))
         self._running = torch.arange(count, device=flat.device)
-        self._rates = torch.full((steps,), case.lr, device=flat.device)
+        self._clock = optimiser.clock(torch.full((_TIMED,), case.lr, device=flat.device))
         self._done = 0
         self._drawn = max(steps, case.chunk)
         self._inputs: tuple[Tensor, ...] = ()
@@ -160,8 +165,9 @@ class _Ours:
         collected = []
         with isolated_store(), quiet(), torch.enable_grad():
             for _ in range(max(1, steps // self.steps)):
-                inputs = self._next_inputs()
-                self._state, losses = self._runner(self._state, self._running, inputs, self._rates, self._done, left=10**9)
+                inputs, first = self._next_inputs(), min(self._done, _TIMED - self.steps)
+                clock = self._clock[first : first + self.steps]
+                self._state, losses = self._runner(self._state, self._running, inputs, clock, self._done, left=10**9)
                 self._done += self.steps
                 collected.append(losses)
         return collected

@@ -48,7 +48,7 @@ def cache_folder() -> Path:
 
 
 class _Loop(nn.Module):
-    """Repetitions of a graph in one ``while_loop``; see :class:`CompiledLoop`.
+    """Repetitions of a graph in one ``while_loop``, of which one repetition needs none; see :class:`CompiledLoop`.
 
     :param graph: takes its constants as its last inputs; they come last among the shared ones.
     """
@@ -65,6 +65,9 @@ class _Loop(nn.Module):
         end = self._carried + self._shared
         state, fixed, varying = inputs[: self._carried], inputs[self._carried : end], inputs[end:]
         fixed, constants = fixed[: len(fixed) - self._constants], fixed[len(fixed) - self._constants :]
+        if self._capacity == 1:
+            *new, loss = self._graph(*state, *fixed, *(v[:, 0] for v in varying), *constants)
+            return (*new, loss.unsqueeze(1))
         losses = torch.zeros(state[0].shape[0], self._capacity, dtype=state[0].dtype, device=state[0].device)
 
         def more(i: Tensor, *_: Tensor) -> Tensor:

@@ -122,10 +122,10 @@ def _most_together(
     optimiser = make_optimiser(settings.optimizer)
     runner = ChunkRunner(one, optimiser, settings.clip_norm, "eager")
     state = (initial[:1], *(torch.zeros_like(initial[:1]) for _ in range(optimiser.moments)))
-    row, rate = torch.zeros(1, dtype=torch.long, device=initial.device), torch.zeros(1, device=initial.device)
+    row, clock = torch.zeros(1, dtype=torch.long, device=initial.device), optimiser.clock(initial.new_zeros(1))
     with _undisturbed(one, seeds[0]), warnings.catch_warnings(), CountElements() as made:
         warnings.simplefilter("ignore")  # the fit itself gives them
-        runner(state, row, one.inputs(1), rate, 0, 0)
+        runner(state, row, one.inputs(1), clock, 0, 0)
     return most_replicates(made.elements, free)
 
 
@@ -151,6 +151,7 @@ def _train_together(
     per_step = max(1, program.particles * (program.noise.normals + program.noise.uniforms))
     chunk = max(1, min(steps_per_round, _NOISE_PER_CHUNK // per_step))
     rates = torch.tensor([settings.lr * schedule(k / settings.steps) for k in range(settings.steps)], device=initial.device)
+    clock = optimiser.clock(rates)
     state = State.start(initial, optimiser.moments, settings.steps)
     saver = Checkpoint(checkpoint, _fingerprint(settings, replicates, initial)) if checkpoint else None
     if saver:
@@ -164,7 +165,7 @@ def _train_together(
             running = _worth_running(running, state.active)
             while state.step < stop_round:
                 steps = min(chunk, stop_round - state.step)
-                now = rates[state.step : state.step + steps]
+                now = clock[state.step : state.step + steps]
                 inputs = replicates.inputs(steps)
                 chunk_before, chunk_now = chunk_now, Chunk(state.step, state.flat, state.moments, inputs, now)
                 old = (state.flat[running], *(m[running] for m in state.moments))

@@ -30,6 +30,14 @@ class Optimiser:
     factors: Callable[[Tensor], Tensor]
     update: Callable[[Tensor, Moments, Tensor], tuple[Tensor, Moments]]
 
+    def clock(self, rates: Tensor) -> Tensor:
+        """Return what tells the steps of a fit apart: learning rate, number from 1, and factors, shape ``(steps, 2 + n)``.
+
+        :param rates: learning rate of each step, shape ``(steps,)``.
+        """
+        numbers = torch.arange(1, len(rates) + 1, dtype=rates.dtype, device=rates.device).unsqueeze(-1)
+        return torch.cat([rates.unsqueeze(-1), numbers, self.factors(numbers)], dim=-1)
+
 
 def _no_factors(numbers: Tensor) -> Tensor:
     return numbers.new_zeros((*numbers.shape[:-1], 0))

@@ -139,7 +139,7 @@ class ChunkRunner:
         self._next_check = 0
 
     def _one_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Take flat, moments, data, the step's clock (see :meth:`_varying`) and inputs; return state and losses."""
+        """Take flat, moments, data, the step's clock and inputs; return state and losses."""
         moments_end = 1 + self._optimiser.moments
         flat, moments = inputs[0], inputs[1:moments_end]
         data_end = moments_end + len(self._replicates.args)
@@ -176,20 +176,21 @@ class ChunkRunner:
         return torch.autograd.grad(total, flat)[0], losses.detach()
 
     def __call__(
-        self, state: tuple[Tensor, ...], rows: Tensor, inputs: Inputs, rates: Tensor, first: int, left: int
+        self, state: tuple[Tensor, ...], rows: Tensor, inputs: Inputs, clock: Tensor, first: int, left: int
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Run one chunk.
 
         :param state: flat parameters and the optimiser's moments of the replicates ``rows``, shape ``(len(rows), size)``
             each.
-        :param rates: learning rate of each step, shape ``(steps,)``.
+        :param clock: these steps of :meth:`Optimiser.clock`.
         :param first: 0-based number of the first step.
         :param left: steps still to come after this chunk, for deciding what is worth compiling.
         :returns: the new state, and losses of shape ``(len(rows), steps)``.
         """
         tensors = self._replicates.select(rows)
-        steps, count = len(rates), len(rows)
-        varying = self._varying(rows, inputs, rates, first)
+        steps, count = len(clock), len(rows)
+        chosen = inputs if count == self._replicates.count else tuple(i[rows] for i in inputs)
+        varying = (clock.expand(count, -1, -1), *chosen)
         self._check_now_and_then(state, tensors, varying, first)
         losses: list[Tensor] = []
         done = 0
@@ -206,16 +207,6 @@ class ChunkRunner:
             losses.append(loss.detach().unsqueeze(1))
             done += 1
         return state, torch.cat(losses, dim=1) if len(losses) > 1 else losses[0]
-
-    def _varying(self, rows: Tensor, inputs: Inputs, rates: Tensor, first: int) -> Inputs:
-        """Return what differs from step to step, a row for each replicate and the step second: first the clock, with the
-        learning rate, the step's number from 1, and the optimiser's factors.
-        """
-        steps, count = len(rates), len(rows)
-        numbers = torch.arange(first + 1, first + steps + 1, dtype=rates.dtype, device=rates.device).unsqueeze(-1)
-        clock = torch.cat([rates.unsqueeze(-1), numbers, self._optimiser.factors(numbers)], dim=-1)
-        chosen = inputs if count == self._replicates.count else tuple(i[rows] for i in inputs)
-        return (clock.expand(count, -1, -1), *chosen)
 
     def _check_now_and_then(self, state: Inputs, tensors: Inputs, varying: Inputs, first: int) -> None:
         """Compare graph and model again, at steps ever further apart: a branch may be taken late in a fit only."""

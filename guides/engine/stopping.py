@@ -41,13 +41,13 @@ def early_stopping(state: State, score: Tensor, patience: int | None) -> None:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk of steps as it was about to run: first step, state of all replicates, inputs and learning rates."""
+    """A chunk of steps as it was about to run: first step, state of all replicates, inputs and clock."""
 
     first: int
     flat: Tensor
     moments: tuple[Tensor, ...]
     inputs: Inputs
-    rates: Tensor
+    clock: Tensor
 
 
 def rewind(
@@ -71,9 +71,9 @@ def rewind(
     now = (start.flat[row], *(m[row] for m in start.moments))
     kept = now
     for chunk in chunks:
-        for k in range(len(chunk.rates)):
+        for k in range(len(chunk.clock)):
             one = tuple(i[:, k : k + 1] for i in chunk.inputs)
-            after, loss = runner(now, row, one, chunk.rates[k : k + 1], chunk.first + k, 0)
+            after, loss = runner(now, row, one, chunk.clock[k : k + 1], chunk.first + k, 0)
             finite_loss = bool(torch.isfinite(loss).all())
             if finite_loss:
                 kept = now
@@ -83,8 +83,8 @@ def rewind(
             now = after
     # The chunk went wrong, but running it step by step did not: rounding decides. Keep where the steps led.
     state.write(row, now[0], now[1:])
-    state.stop(replicate, chunks[-1].first + len(chunks[-1].rates), "the loss was not finite in one of two equal runs")
-    return chunks[-1].first + len(chunks[-1].rates)
+    state.stop(replicate, chunks[-1].first + len(chunks[-1].clock), "the loss was not finite in one of two equal runs")
+    return chunks[-1].first + len(chunks[-1].clock)
 
 
 def _stop(
