@@ -36,6 +36,7 @@ SHOWN = (
 
 def sections(suite: Suite, records: Sequence[Record]) -> list[Section]:
     """Return log p(x) and the use of components of every guide, what they gain and save, and whether bounds are bounds."""
+    uses = tuple(_uses(records))
     return [
         Section("Verdict", (), (verdicts(records),)),
         Section(
@@ -43,7 +44,7 @@ def sections(suite: Suite, records: Sequence[Record]) -> list[Section]:
             (*_gains(records), *_savings(records), *_bounds(records), *_lost(records)),
             (likelihoods(suite, known_tasks(records), records, "log_px", SHOWN),),
         ),
-        Section("Who gets how many components", tuple(_uses(records))),
+        *([Section("Who gets how many components", uses)] if uses else []),
     ]
 
 
@@ -124,6 +125,9 @@ def _uses(records: Sequence[Record]) -> list[str]:
         words = "components run" if name == "run" else "effective components"
         used = dict(zip(curves["components"]["classes"], curves["components"][name]))
         most, fewest = max(used, key=lambda digit: used[digit]), min(used, key=lambda digit: used[digit])
+        if used[most] - used[fewest] < 0.005:
+            said.append(f"{record['guide']}: {words} for every digit: {used[most]:.2f}.")
+            continue
         said.append(
             f"{record['guide']}: {words} from {used[fewest]:.2f} for the digit {fewest} to {used[most]:.2f} for {most}; "
             f"{_relation(curves['modes'], name)}."

@@ -210,6 +210,8 @@ def test_components_are_set_against_modes(used: list[float], does: str) -> None:
     text = said([one])
     assert "effective components from 1.50 for the digit 0 to 3.50 for 1" in text
     assert does in text
+    one["curves"]["components"] = {"classes": [0, 1], "run": [5.0, 5.0], "effective": [5.0, 5.0]}
+    assert "mixture_amortized: effective components for every digit: 5.00." in said([one])
 
 
 def test_pictures_of_other_records_are_left_out(tmp_path: Path) -> None:

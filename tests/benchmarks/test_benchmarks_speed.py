@@ -375,8 +375,9 @@ def test_a_run_writes_what_it_measured(tmp_path, monkeypatch):
     stub = Stub(SPEEDS)
 
     class Opened(Stub):
-        def __init__(self):
+        def __init__(self, environment):
             super().__init__(SPEEDS)
+            assert environment["GUIDES_CACHE"]  # an empty one, so that compiling is timed
 
         def __enter__(self):
             return stub

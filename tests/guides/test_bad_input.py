@@ -123,7 +123,7 @@ def test_a_validation_fraction_that_leaves_nothing(fraction, data):
         ({"precision": "bfloat61"}, "precision='bfloat61' is not known; use one of 'float32', 'bfloat16', 'float16'"),
         ({"schedule": "cosin"}, "schedule='cosin' is not known; use one of 'constant', 'cosine', 'linear'"),
         ({"compile": "jit"}, "compile='jit' is not known; use one of 'auto', 'eager'"),
-        ({"objective": 3}, r"objective must be a .*name \(elbo,.*\).*not int"),
+        ({"objective": 3}, r"objective must be a .*name \(dlgmm, elbo,.*\).*not int"),
         ({"objective": guides.ELBO(2), "num_particles": 2}, "num_particles is set in the objective"),
     ],
 )

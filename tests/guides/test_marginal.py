@@ -306,7 +306,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 torch.set_num_threads(1)
 import guides, guides.weight_stream
 from latent_models import LinearGaussian
-guides.weight_stream._SECONDS_BETWEEN_SAVES = 0.0
+guides.engine.state_file._SECONDS_BETWEEN = 0.0
 pca = LinearGaussian(orthogonal=False)
 posterior = pca.fitted(pca.rows(60), shift=0.2, stretch=1.2)
 guides.log_marginal(posterior, pca.rows(50, seed=2), num_samples=20000, chunk=500, checkpoint={str(tmp_path / "run")!r})
