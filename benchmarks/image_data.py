@@ -167,7 +167,7 @@ def vae(
     return zoo.VAE(
         mlp((latent_dim, *reversed(hidden), size), activation),
         latent_dim=latent_dim,
-        likelihood=DiscretizedLogisticPixels(grey_levels) if grey_levels else "bernoulli",
+        likelihood=_likelihood(grey_levels),
         encoder=recognition,
         **prior,
     )
@@ -193,7 +193,14 @@ def deep_vae(split: Split, *, hidden: Sequence[Sequence[int]], latent_dims: Sequ
 
 
 def deep_latent_gaussian_mixture(
-    split: Split, *, hidden: Sequence[int], latent_dim: int, components: int, concentration: float, activation: str
+    split: Split,
+    *,
+    hidden: Sequence[int],
+    latent_dim: int,
+    components: int,
+    concentration: float,
+    activation: str,
+    grey_levels: int = 0,
 ) -> Any:
     """Return a deep latent Gaussian mixture model of one layer of latents with the networks of :func:`vae`.
 
@@ -203,6 +210,7 @@ def deep_latent_gaussian_mixture(
     :param components: of the mixture.
     :param concentration: of the Dirichlet prior on the weights.
     :param activation: of the hidden layers.
+    :param grey_levels: of a pixel, under a discretised logistic; 0 for black and white under a Bernoulli.
     """
     size = split.train[0].shape[-1]
     return zoo.DeepLatentGaussianMixture(
@@ -210,6 +218,7 @@ def deep_latent_gaussian_mixture(
         latent_dim=latent_dim,
         num_components=components,
         concentration=concentration,
+        likelihood=_likelihood(grey_levels),
         encoder=mlp((size, *hidden), activation, output_activation=activation),
     )
 
@@ -237,9 +246,13 @@ def stick_breaking_vae(
         mlp((sticks + 1, *reversed(hidden), size), activation),
         num_components=sticks + 1,
         concentration=concentration,
-        likelihood=DiscretizedLogisticPixels(grey_levels) if grey_levels else "bernoulli",
+        likelihood=_likelihood(grey_levels),
         encoder=mlp((size, *hidden), activation, output_activation=activation),
     )
+
+
+def _likelihood(grey_levels: int) -> Any:
+    return DiscretizedLogisticPixels(grey_levels) if grey_levels else "bernoulli"
 
 
 def encoder(model: Any) -> dict[str, Any]:
