@@ -12,12 +12,12 @@ from benchmarks.evaluation import Evaluation
 from benchmarks.image_evaluation import generation, spread, with_parameters
 from benchmarks.latent_modes import ascend, count_modes
 from benchmarks.task import Split
+from guides.families.mixture import DEAD
 from guides.mixtures import weight_entropy
 from guides.row_mixtures import RowMixture
 
 __all__ = ["adaptive"]
 
-DEAD = 1e-4
 ROWS = 500
 MANY = 64
 

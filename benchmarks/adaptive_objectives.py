@@ -36,7 +36,7 @@ class Rising:
 
     def __call__(self, step: Tensor) -> Tensor:
         """Return the weight of one step."""
-        return self.weight * ((step - 1 - self.wait) / self.rise).clamp(0.0, 1.0)
+        return self.weight * guides.Warmup(self.rise)(step - self.wait)
 
 
 def penalised(

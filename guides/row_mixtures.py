@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
 from guides.distributions import LowRankNormal
-from guides.errors import GuideMismatchError
+from guides.errors import GuideMismatchError, OptionError
 from guides.heads import HeadOptions
 from guides.kumaraswamy import Kumaraswamy
 
@@ -22,6 +22,7 @@ __all__ = [
     "ComponentChoice",
     "ComponentHead",
     "RowMixture",
+    "check_spread",
     "checked_features",
     "log_sticks",
     "log_weights_of",
@@ -159,6 +160,15 @@ def checked_features(features: Any, rows: int, number: int, family: str) -> Tens
             "takes weights, means and scales"
         )
     return features
+
+
+def check_spread(init_spread: float) -> None:
+    """Check how far apart components are to start.
+
+    :raises OptionError: if it is negative or not finite.
+    """
+    if not 0 <= init_spread < math.inf:
+        raise OptionError(f"init_spread must be 0 or more, not {init_spread!r}")
 
 
 def spread_out(count: int, size: int, spread: float) -> Tensor:

@@ -19,7 +19,15 @@ from guides.layered_mixtures import LayerHead, MixtureLayer, log_fractions, mean
 from guides.local_sites import check_rows_alone
 from guides.mixtures import MixtureDensity
 from guides.registries import families
-from guides.row_mixtures import ComponentChoice, RowMixture, checked_features, log_sticks, of_component, spread_out
+from guides.row_mixtures import (
+    ComponentChoice,
+    RowMixture,
+    check_spread,
+    checked_features,
+    log_sticks,
+    of_component,
+    spread_out,
+)
 
 __all__ = ["DeepMixtureAmortized"]
 
@@ -101,8 +109,7 @@ class DeepMixtureAmortized(Amortized):
     ) -> None:
         super().__init__(model, encoder, inputs, init_scale=init_scale)
         check_whole("components", components, 1)
-        if not 0 <= init_spread < math.inf:
-            raise OptionError(f"init_spread must be 0 or more, not {init_spread!r}")
+        check_spread(init_spread)
         depth = len(self.encoders)
         if enumerated is None:
             enumerated = max(n for n in range(1, depth + 1) if n == 1 or components**n <= _MOST_PATHS)

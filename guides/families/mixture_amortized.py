@@ -26,6 +26,7 @@ from guides.row_mixtures import (
     ComponentChoice,
     ComponentHead,
     RowMixture,
+    check_spread,
     checked_features,
     log_weights_of,
     of_component,
@@ -127,8 +128,7 @@ class MixtureAmortized(Amortized):
         if several and one_hot:
             raise OptionError("one_hot=True is for one encoder that serves all components; give one encoder")
         check_known("weights", weights, WEIGHTS)
-        if not 0 <= init_spread < math.inf:
-            raise OptionError(f"init_spread must be 0 or more, not {init_spread!r}")
+        check_spread(init_spread)
         self.num_strata = count
         self.one_hot = one_hot
         self.weights = weights
