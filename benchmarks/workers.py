@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -86,6 +87,7 @@ def _serve(work: Callable[..., Iterator[Any]], todo: Any, results: Any, parent: 
     try:
         while (item := todo.get()) is not None:
             index, arguments = item
+            gc.freeze()  # what was imported stays, and need not be looked through again and again
             for result in work(*arguments):
                 results.put((index, result, None))
                 if os.getppid() != parent:  # killed: nobody reads this

@@ -15,11 +15,10 @@ from tqdm.auto import tqdm
 from guides.diagnostics.psis import MIN_DRAWS, pareto_k_threshold
 from guides.engine.checks import check_values
 from guides.engine.data import Data
-from guides.engine.loop import COMPILE_MODES
 from guides.engine.parameters import isolated_store
 from guides.engine.program import quiet, seeded
 from guides.engine.row_keys import row_keys
-from guides.engine.weights import WeightKernel, rows_apart
+from guides.engine.weights import WEIGHT_MODES, WeightKernel, rows_apart
 from guides.errors import DataError, OptionError, UnsupportedModelError, check_known
 from guides.posterior import Posterior
 from guides.weight_stream import StreamCheckpoint, WeightStream
@@ -212,7 +211,7 @@ def _checked(
         if value is not None and (not isinstance(value, int) or value < 1):
             raise OptionError(f"{name} must be a whole number of at least 1, not {value!r}")
     check_known("split", split, ("test", "train", None))
-    check_known("compile", compile, COMPILE_MODES)
+    check_known("compile", compile, WEIGHT_MODES)
     if posterior.replicates > 1:
         raise OptionError(f"this posterior holds {posterior.replicates} fits; take one: posterior.replicate(0)")
     if getattr(posterior.guide, "is_point_mass", False):

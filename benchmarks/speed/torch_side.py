@@ -183,9 +183,9 @@ CONTENDERS: dict[str, Callable[[Case, Start, Rows], Any]] = {
     "torch_compiled": lambda case, start, data: _Handwritten(case, start, data, compiled=True),
     "ours_eager": lambda case, start, data: _Ours(case, start, data, "eager", 1),
     "ours_trace": lambda case, start, data: _Ours(case, start, data, "trace", case.chunk),
-    "ours_step": lambda case, start, data: _Ours(case, start, data, "inductor", 1),
-    "ours_loop": lambda case, start, data: _Ours(case, start, data, "inductor", case.chunk),
-    "ours_default": lambda case, start, data: _Ours(case, start, data, "inductor", case.chunk, default=True),
+    "ours_step": lambda case, start, data: _Ours(case, start, data, "native", 1),
+    "ours_loop": lambda case, start, data: _Ours(case, start, data, "native", case.chunk),
+    "ours_default": lambda case, start, data: _Ours(case, start, data, "native", case.chunk, default=True),
 }
 
 WARM_UP_CALLS = 5

@@ -26,7 +26,7 @@ from guides.engine.vectorise import Vectorised
 
 __all__ = ["COMPILE_MODES", "Settings", "Trained", "train"]
 
-COMPILE_MODES = ("auto", "eager", "trace", "inductor")
+COMPILE_MODES = ("auto", "eager", "trace", "native", "inductor")
 
 _NOISE_PER_CHUNK = 2**20
 _STEPS_PER_CHUNK = 500
@@ -143,11 +143,12 @@ def _train_together(
     schedule = make_schedule(settings.schedule)
     mode = "eager" if settings.compile == "auto" and settings.steps < _WORTH_TRACING else settings.compile
     runner = ChunkRunner(replicates, optimiser, settings.clip_norm, mode)
-    score = None
-    if validations:
-        score = validation_score(replicates, validations, seeds, settings.validation_samples, mode != "eager")
     epoch = math.ceil(replicates.size / replicates.batch) if replicates.size else 1
     steps_per_round = epoch if validations else _STEPS_PER_CHUNK
+    score = None
+    if validations:
+        epochs = math.ceil(settings.steps / epoch)
+        score = validation_score(replicates, validations, seeds, settings.validation_samples, mode, epochs)
     per_step = max(1, program.particles * (program.noise.normals + program.noise.uniforms))
     chunk = max(1, min(steps_per_round, _NOISE_PER_CHUNK // per_step))
     rates = torch.tensor([settings.lr * schedule(k / settings.steps) for k in range(settings.steps)], device=initial.device)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from guides.engine.checks import is_latent, is_observed
 from guides.engine.data import Data, stack
+from guides.engine.libraries import has_compiler
+from guides.engine.native.library import NativeLoop
+from guides.engine.native.values import Unsupported
 from guides.engine.noise import Noise, NoiseLayout
 from guides.engine.step import Replicates
 from guides.engine.traces import nodes
-from guides.engine.tracing import Traced
+from guides.engine.tracing import Traced, said
 from guides.engine.vectorise import Vectorised
+from guides.errors import EagerFallbackWarning
 
 __all__ = ["validation_score"]
 
@@ -23,17 +30,65 @@ _ELEMENTS_PER_CHUNK = 2**22
 
 
 def validation_score(
-    replicates: Replicates, validations: Sequence[Data], seeds: Sequence[int], samples: int, traced: bool
+    replicates: Replicates, validations: Sequence[Data], seeds: Sequence[int], samples: int, mode: str, calls: int
 ) -> Callable[[Tensor], Tensor]:
     """Return a function from parameters ``(R, size)`` to a score per validation point in nats, ``(R,)``.
 
     Where all latents are global, the score is the mean log predictive density. Where a guide computes latents from the rows
     it is given, it is the value of the objective on the held-out rows, each standing for its share of the training rows. The
     draws' noise is fixed, so that scores of different epochs differ by the parameters only.
+
+    :param mode: how it runs; see :class:`~guides.engine.step.ChunkRunner`.
+    :param calls: how often it will be called at most.
     """
     if replicates.program.amortized:
-        return _objective_score(replicates, validations, seeds, traced)
-    return _predictive_score(replicates, validations, seeds, samples, traced)
+        return _objective_score(replicates, validations, seeds, mode, calls)
+    return _predictive_score(replicates, validations, seeds, samples, mode, calls)
+
+
+class _Accelerated:
+    """A function of tensors with one result ``(R,)``, traced and, if what is left to do is worth it, compiled.
+
+    :param calls: how often it will be called at most.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], mode: str, calls: int) -> None:
+        self._traced = Traced(function, "the validation score", enabled=mode != "eager")
+        self._compiling = mode in ("auto", "native")
+        self._left = calls
+        self._loops: dict[tuple[torch.Size, ...], NativeLoop] = {}
+        self._checked: set[tuple[torch.Size, ...]] = set()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Return the result."""
+        self._left -= 1
+        shapes = tuple(i.shape for i in inputs)
+        if shapes in self._checked:
+            return self._loops[shapes]((), inputs, ())[1][:, 0]
+        graph = self._traced.graph(*inputs) if self._compiling and inputs[0].device.type == "cpu" else None
+        start = time.perf_counter()
+        result = self._traced(*inputs)[0]
+        if graph is not None:
+            self._compile(graph, inputs, shapes, time.perf_counter() - start)
+        return result
+
+    def _compile(
+        self, graph: GraphModule, inputs: tuple[Tensor, ...], shapes: tuple[torch.Size, ...], seconds: float
+    ) -> None:
+        """Compile the graph if that pays, given how long a call takes now."""
+        try:
+            if shapes not in self._loops:
+                self._loops[shapes] = NativeLoop(graph, (), inputs, ())
+            loop = self._loops[shapes]
+            if loop.ready or (has_compiler() and seconds * self._left > loop.seconds):
+                loop.check((), inputs, ())
+                self._checked.add(shapes)
+        except Unsupported:
+            self._compiling = False
+        except Exception as error:  # compilers fail in many ways, and none of them may end a fit
+            self._compiling = False
+            reason = f"the validation score runs traced, not compiled: {said(error)}"
+            warnings.warn(reason, EagerFallbackWarning, stacklevel=5)
 
 
 class _Arguments:
@@ -62,7 +117,7 @@ class _Arguments:
 
 
 def _predictive_score(
-    replicates: Replicates, validations: Sequence[Data], seeds: Sequence[int], samples: int, traced: bool
+    replicates: Replicates, validations: Sequence[Data], seeds: Sequence[int], samples: int, mode: str, calls: int
 ) -> Callable[[Tensor], Tensor]:
     program, arguments = replicates.program, _Arguments(validations)
     device = program.parameters.initial.device
@@ -81,17 +136,17 @@ def _predictive_score(
         return (torch.logsumexp(per_draw, 0) - math.log(samples)).mean()
 
     dims = (0, 0, 0, *arguments.dims)
-    accelerated = Traced(lambda *i: (over_replicates(one, dims, *i),), "the validation score", enabled=traced)
+    accelerated = _Accelerated(lambda *i: (over_replicates(one, dims, *i),), mode, calls)
 
     def score(flat: Tensor) -> Tensor:
         with torch.no_grad():
-            return accelerated(flat, normals, uniforms, *arguments.tensors())[0]
+            return accelerated(flat, normals, uniforms, *arguments.tensors())
 
     return score
 
 
 def _objective_score(
-    replicates: Replicates, validations: Sequence[Data], seeds: Sequence[int], traced: bool
+    replicates: Replicates, validations: Sequence[Data], seeds: Sequence[int], mode: str, calls: int
 ) -> Callable[[Tensor], Tensor]:
     program, arguments, rows = replicates.program, _Arguments(validations), validations[0].size
     device = program.parameters.initial.device
@@ -115,7 +170,7 @@ def _objective_score(
             return (over_replicates(one, dims, *inputs),)
         return (one(*(i if d is None else i[0] for i, d in zip(inputs, dims))).unsqueeze(0),)
 
-    accelerated = Traced(all_replicates, "the validation score", enabled=traced)
+    accelerated = _Accelerated(all_replicates, mode, calls * len(pieces))
 
     def score(flat: Tensor) -> Tensor:
         generators = [torch.Generator(device).manual_seed(s + 2**33) for s in seeds]
@@ -124,7 +179,7 @@ def _objective_score(
             for start, stop in pieces:
                 noise = _draw(layouts[stop - start], program.particles, generators)
                 count = torch.empty(stop - start, device=device)  # whose length tells the sizes of pieces apart
-                mean = accelerated(count, flat, *noise, *arguments.tensors(start, stop))[0]
+                mean = accelerated(count, flat, *noise, *arguments.tensors(start, stop))
                 total = total + mean * ((stop - start) / rows)
         return total
 

@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from guides.engine.batches import IndexStream
-from guides.engine.compiling import CompiledLoop, has_compiler
 from guides.engine.data import Data, stack
+from guides.engine.inductor import InductorLoop
+from guides.engine.libraries import CompiledLoop, has_compiler
+from guides.engine.native.library import NativeLoop
+from guides.engine.native.values import Unsupported
 from guides.engine.optimisers import Optimiser
 from guides.engine.precision import products_in
 from guides.engine.program import Program
@@ -24,7 +28,7 @@ from guides.errors import EagerFallbackWarning
 
 __all__ = ["ChunkRunner", "Inputs", "Replicates"]
 
-_COMPILE_SECONDS = 15.0
+_COMPILED = ("auto", "native", "inductor")
 _GAIN = 0.7
 _UNTYPICAL = 2
 _MEASURED = 10
@@ -120,8 +124,9 @@ Inputs = tuple[Tensor, ...]
 class ChunkRunner:
     """Run chunks of steps, as fast as ``mode`` allows.
 
-    :param mode: ``"eager"`` calls the model at every step; ``"trace"`` replays a graph of it; ``"inductor"`` compiles a loop
-        over that graph; ``"auto"`` traces, and compiles once the time left is worth it.
+    :param mode: ``"eager"`` calls the model at every step; ``"trace"`` replays a graph of it; ``"native"`` and
+        ``"inductor"`` compile a loop over that graph, from C++ of our own or by PyTorch's Inductor; ``"auto"`` traces, and
+        compiles once the time left is worth it, by Inductor what our own cannot express.
     :param clip_norm: largest gradient norm per replicate.
     """
 
@@ -134,7 +139,7 @@ class ChunkRunner:
         self._plain = False
         self._step = Traced(self._one_step, "the model", enabled=mode != "eager")
         self._loops: dict[int, CompiledLoop] = {}
-        self._candidates: dict[tuple[int, int], CompiledLoop] = {}
+        self._candidates: dict[tuple[int, int], CompiledLoop | None] = {}
         self._timings: dict[int, _Timing] = {}
         self._next_check = 0
 
@@ -226,28 +231,44 @@ class ChunkRunner:
         loop = self._loops.get(count)
         if loop is not None and loop.capacity >= capacity:
             return loop
-        if self._mode not in ("auto", "inductor") or state[0].device.type != "cpu":
+        if self._mode not in _COMPILED or state[0].device.type != "cpu":
             return None
-        loop = self._candidates.get((count, capacity))
-        if loop is None:
+        if (count, capacity) not in self._candidates:
             graph = self._step.graph(*state, *tensors, *(v[:, 0] for v in varying))
             if graph is None:
                 return None
-            loop = self._candidates[count, capacity] = CompiledLoop(graph, state, tensors, varying)
+            self._candidates[count, capacity] = self._candidate(graph, state, tensors, varying)
+        loop = self._candidates[count, capacity]
+        if loop is None:
+            return None
         timing = self._timings.get(count, _Timing())
-        worth = timing.settled and _GAIN * timing.best * (capacity - done + left) > _COMPILE_SECONDS
-        if not (worth or self._mode == "inductor" or loop.ready):
+        worth = timing.settled and _GAIN * timing.best * (capacity - done + left) > loop.seconds
+        if not (worth or self._mode != "auto" or loop.ready):
             return None
         try:
             if not (loop.ready or has_compiler()):
                 raise RuntimeError("there is no C++ compiler (g++ or clang++)")
             loop.check(state, tensors, tuple(v[:, done:] for v in varying))
         except Exception as error:  # compilers fail in many ways, and none of them may end a fit
-            warnings.warn(f"the model runs traced, not compiled: {said(error)}", EagerFallbackWarning, stacklevel=5)
-            self._mode = "trace"
+            self._stay_traced(error)
             return None
         self._loops[count] = loop
         return loop
+
+    def _candidate(self, graph: GraphModule, state: Inputs, tensors: Inputs, varying: Inputs) -> CompiledLoop | None:
+        """Return a loop that could be compiled."""
+        if self._mode != "inductor":
+            try:
+                return NativeLoop(graph, state, tensors, varying)
+            except Unsupported as error:
+                if self._mode == "native":
+                    self._stay_traced(error)
+                    return None
+        return InductorLoop(graph, state, tensors, varying)
+
+    def _stay_traced(self, error: Exception) -> None:
+        warnings.warn(f"the model runs traced, not compiled: {said(error)}", EagerFallbackWarning, stacklevel=6)
+        self._mode = "trace"
 
 
 @dataclass

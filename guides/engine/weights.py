@@ -14,8 +14,9 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.engine.compiling import has_compiler, silent_compiler
 from guides.engine.data import Data
+from guides.engine.inductor import silent_compiler
+from guides.engine.libraries import has_compiler
 from guides.engine.memory import CountElements
 from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.program import Program
@@ -25,7 +26,9 @@ from guides.engine.tracing import Traced, said
 from guides.engine.vectorise import Vectorised
 from guides.errors import EagerFallbackWarning, OptionError, UnsupportedModelError
 
-__all__ = ["Plan", "WeightKernel", "log_weights", "rows_apart"]
+__all__ = ["WEIGHT_MODES", "Plan", "WeightKernel", "log_weights", "rows_apart"]
+
+WEIGHT_MODES = ("auto", "eager", "trace", "inductor")
 
 _ELEMENTS_PER_CHUNK = {"cpu": 2**25, "cuda": 2**28}  # of all tensors that an evaluation makes: 128 MiB, 1 GiB
 _DRAWS_PER_ROW = 50  # at least, if there are as many: an encoder runs once for all draws of a row in a chunk

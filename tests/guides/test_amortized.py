@@ -28,7 +28,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from torch import nn
 
 import guides
-from guides.engine.compiling import has_compiler
+from guides.engine.libraries import has_compiler
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-3}
 FORMS = {

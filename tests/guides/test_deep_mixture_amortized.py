@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal
 
 import guides
 import zoo
-from guides.engine.compiling import has_compiler
+from guides.engine.libraries import has_compiler
 from guides.engine.rows import row_log_weights
 from zoo.networks import GaussianNetwork, mlp
 

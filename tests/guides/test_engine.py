@@ -10,8 +10,10 @@ import torch
 from guide_models import GENERAL, line, network, regression
 
 import guides
-from guides.engine import compiling, memory
-from guides.engine.compiling import CompiledLoop, has_compiler
+from guides.engine import libraries, memory
+from guides.engine.inductor import InductorLoop
+from guides.engine.libraries import has_compiler
+from guides.engine.native.library import NativeLoop
 from guides.engine.optimisers import make_optimiser
 
 STEPS, LR = 40, 0.05
@@ -66,25 +68,33 @@ def test_losses_and_parameters_follow_the_reference(case, mode, data):
     follow(case, mode, data)
 
 
-@pytest.mark.slow
+COMPILED = ["native", pytest.param("inductor", marks=pytest.mark.slow)]
+UNKNOWN_TO_NATIVE = ("full_rank", "low_rank")  # which factorise matrices
+LOOPS = {"native": NativeLoop, "inductor": InductorLoop}
+
+
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
-@pytest.mark.parametrize("case", reference.CASES)
-def test_compiled_losses_follow_the_reference(case, data, monkeypatch):
+@pytest.mark.parametrize(
+    ("case", "mode"),
+    [(case, "native") for case in reference.CASES if case not in UNKNOWN_TO_NATIVE]
+    + [pytest.param(case, "inductor", marks=pytest.mark.slow) for case in (*UNKNOWN_TO_NATIVE, "mean_field")],
+)
+def test_compiled_losses_follow_the_reference(case, mode, data, monkeypatch):
     """The first two steps trace and check the graph; a few steps check the loop, which then runs every chunk."""
     monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
-    calls = count_compiled_chunks(monkeypatch)
-    follow(case, "inductor", data, chunk=10)
+    calls = count_compiled_chunks(monkeypatch, mode)
+    follow(case, mode, data, chunk=10)
     assert len(calls) == 1 + math.ceil(STEPS / 10)
 
 
-def count_compiled_chunks(monkeypatch):
-    calls, run = [], CompiledLoop.__call__
+def count_compiled_chunks(monkeypatch, mode):
+    calls, run = [], LOOPS[mode].__call__
 
     def spy(self, *args):
         calls.append(self)
         return run(self, *args)
 
-    monkeypatch.setattr(CompiledLoop, "__call__", spy)
+    monkeypatch.setattr(LOOPS[mode], "__call__", spy)
     return calls
 
 
@@ -232,41 +242,43 @@ def test_a_branch_taken_late_in_the_fit_is_found(data):
         guides.fit(late, "mean_field", x, y, steps=2000, compile="trace")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
-def test_a_compiled_loop_is_found_again_and_used_at_once(data, monkeypatch, tmp_path):
+@pytest.mark.parametrize("mode", COMPILED)
+def test_a_compiled_loop_is_found_again_and_used_at_once(mode, data, monkeypatch, tmp_path):
     monkeypatch.setenv("GUIDES_CACHE", str(tmp_path))
-    first = fit("mean_field", *data, compile="inductor")
-    assert len(list(tmp_path.glob("*.pt2"))) == 1
-    monkeypatch.setattr(compiling, "_compile", None)  # to compile again would fail, and warn
-    calls = count_compiled_chunks(monkeypatch)
-    again = fit("mean_field", *data, compile="auto")
+    first = fit("mean_field", *data, compile=mode)
+    (library,) = tmp_path.iterdir()
+    monkeypatch.setattr(LOOPS[mode], "_compile", None)  # to compile again would fail, and warn
+    calls = count_compiled_chunks(monkeypatch, mode)
+    again = fit("mean_field", *data, compile="auto" if mode == "native" else mode)
     assert calls
     torch.testing.assert_close(again.losses, first.losses)
-    monkeypatch.setattr(compiling, "close", lambda a, b: False)
+    monkeypatch.setattr(libraries, "close", lambda a, b: False)
     with pytest.warns(guides.EagerFallbackWarning, match="other numbers"):
-        traced = fit("mean_field", *data, compile="inductor")
-    assert not list(tmp_path.glob("*.pt2"))
+        traced = fit("mean_field", *data, compile=mode)
+    assert not library.exists()
     torch.testing.assert_close(traced.losses, first.losses, **CLOSE)
 
 
-def test_a_compiler_that_fails_leaves_the_fit_traced(data, monkeypatch, tmp_path):
+@pytest.mark.parametrize("mode", LOOPS)
+def test_a_compiler_that_fails_leaves_the_fit_traced(mode, data, monkeypatch, tmp_path):
     def broken(*_):
         raise OSError("no space left on device")
 
     monkeypatch.setenv("GUIDES_CACHE", str(tmp_path))
-    monkeypatch.setattr(compiling, "_compile", broken)
+    monkeypatch.setattr(LOOPS[mode], "_compile", broken)
     with pytest.warns(guides.EagerFallbackWarning, match="no space left") as caught:
-        fitted = fit("mean_field", *data, compile="inductor")
+        fitted = fit("mean_field", *data, compile=mode)
     assert len(caught) == 1
     torch.testing.assert_close(fitted.losses, fit("mean_field", *data).losses, **CLOSE)
 
 
-def test_no_compiler_is_said_once(data, monkeypatch, tmp_path):
+@pytest.mark.parametrize("mode", LOOPS)
+def test_no_compiler_is_said_once(mode, data, monkeypatch, tmp_path):
     monkeypatch.setenv("GUIDES_CACHE", str(tmp_path))
     monkeypatch.setattr("guides.engine.step.has_compiler", lambda: False)
     with pytest.warns(guides.EagerFallbackWarning, match=r"no C\+\+ compiler") as caught:
-        fit("mean_field", *data, compile="inductor")
+        fit("mean_field", *data, compile=mode)
     assert len(caught) == 1
 
 
@@ -283,13 +295,13 @@ def test_a_network_traced_and_replicated_in_minibatches_is_the_eager_fit(data):
     torch.testing.assert_close(traced.replicate(0).losses, eager.losses, rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
-def test_compiled_replicates_in_minibatches_are_the_single_eager_fits(data, monkeypatch):
+@pytest.mark.parametrize("mode", COMPILED)
+def test_compiled_replicates_in_minibatches_are_the_single_eager_fits(mode, data, monkeypatch):
     monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
-    calls = count_compiled_chunks(monkeypatch)
+    calls = count_compiled_chunks(monkeypatch, mode)
     options = {"batch_size": 8, "clip_norm": 5.0, "schedule": "cosine"}
-    together = fit("mean_field", *data, replicates=3, compile="inductor", **options)
+    together = fit("mean_field", *data, replicates=3, compile=mode, **options)
     assert len(calls) == 1 + math.ceil(STEPS / 10)
     for r in (0, 2):
         single = fit("mean_field", *data, seed=r, **options)

@@ -13,8 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import softplus
 
 import guides
-from guides.engine.compiling import has_compiler
 from guides.engine.data import Data
+from guides.engine.libraries import has_compiler
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet
 

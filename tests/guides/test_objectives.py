@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import guides
-from guides.engine.compiling import has_compiler
+from guides.engine.libraries import has_compiler
 from guides.engine.rows import log_density
 from guides.objectives.base import frozen_guide_trace
 from guides.objectives.divergence import closed_form_kl

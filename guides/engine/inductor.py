@@ -1,4 +1,4 @@
-"""Loops of steps compiled ahead of time into libraries that later processes find again."""
+"""Loops of steps compiled by PyTorch's Inductor: what the generator of C++ cannot express."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import logging
 import operator
 import os
 import platform
-import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,34 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from guides.engine.libraries import CompiledLoop, cache_folder
 from guides.engine.simplifying import with_small_pieces_added
-from guides.engine.tracing import close
 
-__all__ = ["CompiledLoop", "cache_folder", "has_compiler", "silent_compiler"]
+__all__ = ["InductorLoop", "silent_compiler"]
 
 Inputs = tuple[Tensor, ...]
 
 _FORMAT = 1
-_KEPT = 200
-_CHECKED_STEPS = 3
-
-
-def has_compiler() -> bool:
-    """Tell whether a C++ compiler is there."""
-    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
-
-
-def cache_folder() -> Path:
-    """Return where compiled loops are kept: ``$GUIDES_CACHE``, or a folder of the user's cache."""
-    chosen = os.environ.get("GUIDES_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return Path(os.environ.get("XDG_CACHE_HOME", base)) / "guides" / "compiled"
 
 
 class _Loop(nn.Module):
-    """Repetitions of a graph in one ``while_loop``, of which one repetition needs none; see :class:`CompiledLoop`.
+    """Repetitions of a graph in one ``while_loop``, of which one repetition needs none; see :class:`InductorLoop`.
 
     :param graph: takes its constants as its last inputs; they come last among the shared ones.
     """
@@ -84,55 +66,33 @@ class _Loop(nn.Module):
         return (*new, losses)
 
 
-class CompiledLoop:
-    """Up to ``capacity`` repetitions of a graph in one call that never returns to Python.
+class InductorLoop(CompiledLoop):
+    """Steps compiled by PyTorch's Inductor, ahead of time: any operation, at the price of some twenty seconds.
 
-    The library is compiled once for each graph, shapes, number of threads, processor and version of PyTorch, and kept in
-    :func:`cache_folder`; another process loads it in milliseconds.
-
-    :param graph: from (state..., shared tensors..., this step's tensors...) to (new state..., losses ``(R,)``).
-    :param state: what is carried from step to step; only its shapes count, here and below.
-    :param shared: what is the same at every step.
-    :param varying: the tensors of all steps, shape ``(R, capacity, ...)`` each.
-    :ivar ready: the library is there, so that nothing has to be compiled.
+    One library serves whatever the values of the graph's constants. There is one for each graph, shapes, number of threads,
+    processor and version of PyTorch.
     """
 
+    seconds = 15.0
+
     def __init__(self, graph: GraphModule, state: Inputs, shared: Inputs, varying: Inputs) -> None:
-        self.capacity = varying[0].shape[1]
-        self._graph = graph
         lifted, self._constants = _with_constants_as_inputs(with_small_pieces_added(graph))
         split = (len(state), len(shared) + len(self._constants), len(self._constants))
-        self._loop = _Loop(lifted, *split, self.capacity)
-        self._path = cache_folder() / f"{_key(lifted, (*state, *shared, *self._constants, *varying), split)}.pt2"
-        self.ready = self._path.exists()
+        capacity = varying[0].shape[1]
+        self._loop = _Loop(lifted, *split, capacity)
+        key = _key(lifted, (*state, *shared, *self._constants, *varying), split)
+        super().__init__(graph, capacity, cache_folder() / f"{key}.pt2")
         self._limit = torch.tensor(self.capacity)
         self._run: Any = None
 
-    def check(self, state: Inputs, shared: Inputs, varying: Inputs) -> None:
-        """Compile the library or load it, and see that it does what the graph does.
+    def _compile(self, state: Inputs, shared: Inputs, varying: Inputs, path: Path) -> None:
+        _compile(self._loop, (self._limit, *self._inputs(state, shared, varying)), path)
 
-        :raises RuntimeError: if it does not; compilers raise what they like.
-        """
-        if self._path.exists():
-            os.utime(self._path)
-        else:
-            _compile(self._loop, (self._limit, *self._inputs(state, shared, varying)), self._path)
-        self._run = _load(self._path)
-        # A few steps: over many, rounding alone leads two trajectories apart.
-        first = tuple(v[:, :_CHECKED_STEPS] for v in varying)
-        new, losses = self(state, shared, first)
-        expected = state
-        for k in range(losses.shape[1]):
-            *expected, loss = self._graph(*expected, *shared, *(v[:, k] for v in first))
-        if not all(close(a, b) for a, b in zip((*new, losses[:, -1]), (*expected, loss))):
-            self._path.unlink(missing_ok=True)
-            raise RuntimeError("the compiled loop gives other numbers")
+    def _load(self) -> None:
+        self._run = _load(self.path)
 
     def __call__(self, state: Inputs, shared: Inputs, varying: Inputs) -> tuple[Inputs, Tensor]:
-        """Return the state after all steps, and losses ``(R, steps)``.
-
-        :param varying: the tensors of the steps, shape ``(R, steps, ...)`` each, with at most ``capacity`` steps.
-        """
+        """Return the state after all steps, and losses ``(R, steps)``; see the base class."""
         steps = varying[0].shape[1]
         inputs = self._inputs(state, shared, varying)
         *new, losses = self._run([self._limit if steps == self.capacity else torch.tensor(steps), *inputs])
@@ -178,13 +138,11 @@ def _key(graph: GraphModule, examples: Sequence[Tensor], split: tuple[int, ...])
 def _compile(loop: _Loop, examples: Inputs, path: Path) -> None:
     from torch._inductor import aoti_compile_and_package
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="compiling-") as folder, silent_compiler():
         with torch.no_grad():
             exported = torch.export.export(loop, tuple(e.clone() for e in examples))
             made = aoti_compile_and_package(exported, package_path=str(Path(folder) / "loop.pt2"))
         os.replace(made, path)
-    _forget_oldest(path.parent)
 
 
 def _load(path: Path) -> Any:
@@ -199,12 +157,6 @@ def _load(path: Path) -> Any:
         from torch._inductor import aoti_load_package
 
         return aoti_load_package(str(path)).loader.run
-
-
-def _forget_oldest(folder: Path) -> None:
-    kept = sorted(folder.glob("*.pt2"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in kept[_KEPT:]:
-        old.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

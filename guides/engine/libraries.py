@@ -1,0 +1,107 @@
+"""Loops of steps as libraries of machine code that later processes find again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from torch import Tensor
+from torch.fx import GraphModule
+
+from guides.engine.tracing import close
+
+__all__ = ["CompiledLoop", "cache_folder", "compiler", "has_compiler"]
+
+Inputs = tuple[Tensor, ...]
+
+_COMPILERS = ("g++", "clang++", "c++")
+_CHECKED_STEPS = 3
+_KEPT = 200
+
+
+def compiler() -> str | None:
+    """Return the C++ compiler: ``$CXX``, or the first one that is there."""
+    return next((name for name in (os.environ.get("CXX"), *_COMPILERS) if name and shutil.which(name)), None)
+
+
+def has_compiler() -> bool:
+    """Tell whether a C++ compiler is there."""
+    return compiler() is not None
+
+
+def cache_folder() -> Path:
+    """Return where compiled loops are kept: ``$GUIDES_CACHE``, or a folder of the user's cache."""
+    chosen = os.environ.get("GUIDES_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME", base)) / "guides" / "compiled"
+
+
+class CompiledLoop(ABC):
+    """Up to ``capacity`` repetitions of a graph in one call that never returns to Python.
+
+    Its library is compiled once and kept in :func:`cache_folder`; another process loads it in milliseconds. Subclasses are
+    made from a graph and example tensors, of which only the shapes count: state (carried from step to step), shared (the
+    same at every step) and varying (all steps' tensors, shape ``(R, steps, ...)`` each).
+
+    :param graph: from (state..., shared..., this step's tensors...) to (new state..., losses ``(R,)``).
+    :param capacity: most steps in one call.
+    :param path: where the library is or will be.
+    :ivar ready: the library is there, so that nothing has to be compiled.
+    """
+
+    seconds: float
+    """About how long compiling takes."""
+
+    def __init__(self, graph: GraphModule, capacity: int, path: Path) -> None:
+        self._graph = graph
+        self.capacity = capacity
+        self.path = path
+        self.ready = path.exists()
+
+    def check(self, state: Inputs, shared: Inputs, varying: Inputs) -> None:
+        """Compile the library or load it, and see that it does what the graph does.
+
+        :raises RuntimeError: if it does not; compilers raise what they like.
+        """
+        if self.path.exists():
+            os.utime(self.path)
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._compile(state, shared, varying, self.path)
+            _forget_oldest(self.path.parent, self.path.suffix)
+        self._load()
+        # A few steps: over many, rounding alone leads two trajectories apart.
+        first = tuple(v[:, :_CHECKED_STEPS] for v in varying)
+        new, losses = self(state, shared, first)
+        expected = state
+        for k in range(losses.shape[1]):
+            *expected, loss = self._graph(*expected, *shared, *(v[:, k] for v in first))
+        if not all(close(a, b) for a, b in zip((*new, losses[:, -1]), (*expected, loss))):
+            self.path.unlink(missing_ok=True)
+            raise RuntimeError("the compiled loop gives other numbers")
+
+    @abstractmethod
+    def _compile(self, state: Inputs, shared: Inputs, varying: Inputs, path: Path) -> None:
+        """Make the library under another name and rename it."""
+
+    @abstractmethod
+    def _load(self) -> None:
+        """Make the library ready to be called."""
+
+    @abstractmethod
+    def __call__(self, state: Inputs, shared: Inputs, varying: Inputs) -> tuple[Inputs, Tensor]:
+        """Return the state after all steps, and losses ``(R, steps)``.
+
+        :param varying: the tensors of the steps, shape ``(R, steps, ...)`` each, with at most ``capacity`` steps.
+        """
+
+
+def _forget_oldest(folder: Path, suffix: str) -> None:
+    kept = sorted(folder.glob(f"*{suffix}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in kept[_KEPT:]:
+        old.unlink(missing_ok=True)

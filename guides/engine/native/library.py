@@ -1,0 +1,104 @@
+"""Generated loops as libraries."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from guides.engine.libraries import CompiledLoop, cache_folder, compiler
+from guides.engine.native.emit import source
+from guides.engine.native.lowering import lower
+
+__all__ = ["NativeLoop"]
+
+Inputs = tuple[Tensor, ...]
+
+_ALIGNMENT = 64
+# No number depends on these but by rounding: products and sums may become one operation, and zero has no sign.
+_FLAGS = (
+    *("-O3", "-std=c++17", "-shared", "-fPIC", "-w"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
+)
+
+
+class NativeLoop(CompiledLoop):
+    """Steps as C++ that is generated for them: loops over memory that is laid out beforehand, without a call per operation.
+
+    Without state and varying tensors it is a function of the shared ones, to be called for one step.
+
+    :raises Unsupported: if the graph has an operation that the generator does not know.
+    """
+
+    seconds = 1.0
+
+    def __init__(self, graph: GraphModule, state: Inputs, shared: Inputs, varying: Inputs) -> None:
+        lowered = lower(graph)
+        threads = torch.get_num_threads()
+        results = lowered.outputs[-1]
+        self._results, self._type = results.size, results.dtype
+        self._source, size = source(lowered, len(state), len(shared), results.size, threads)
+        self._flags = (*_FLAGS, *_processor_flags(), "-fopenmp" if threads > 1 else "-fopenmp-simd")
+        self._constants = tuple(value for _, value in lowered.constants)
+        self._memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
+        self._run: Callable[..., None] | None = None
+        key = hashlib.sha256(repr((_processor(), compiler(), self._flags, self._source)).encode()).hexdigest()[:40]
+        super().__init__(graph, sys.maxsize, cache_folder() / f"{key}.so")
+
+    def _compile(self, state: Inputs, shared: Inputs, varying: Inputs, path: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="compiling-") as folder:
+            text, library = Path(folder) / "loop.cpp", Path(folder) / "loop.so"
+            text.write_text(self._source)
+            command = [compiler() or "c++", *self._flags, "-o", str(library), str(text)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                said = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
+                raise RuntimeError(f"{command[0]} failed: {said}")
+            os.replace(library, path)
+
+    def _load(self) -> None:
+        run = ctypes.CDLL(str(self.path)).run
+        run.argtypes, run.restype = (ctypes.c_int64, ctypes.c_void_p), None
+        self._run = run
+
+    def __call__(self, state: Inputs, shared: Inputs, varying: Inputs) -> tuple[Inputs, Tensor]:
+        """Return the state after all steps, and losses ``(R, steps)``; see the base class."""
+        assert self._run is not None
+        steps = varying[0].shape[1] if varying else 1
+        new = tuple(torch.empty_like(s, memory_format=torch.contiguous_format) for s in state)
+        losses = torch.empty((self._results, steps), dtype=self._type)
+        # As a list, so that none is freed before the call is over.
+        given = [t.contiguous() for t in (*state, *new, *shared, *self._constants, *(v for v in varying if v.numel()))]
+        places: list[Any] = [t.data_ptr() for t in (*given, losses)]
+        places.append(-(-self._memory.data_ptr() // _ALIGNMENT) * _ALIGNMENT)
+        self._run(steps, (ctypes.c_void_p * len(places))(*places))
+        return new, losses
+
+
+def _processor_flags() -> tuple[str, ...]:
+    """Return what makes the compiler use all that the processor can do."""
+    return ("-mcpu=native",) if platform.machine() in ("arm64", "aarch64") else ("-march=native",)
+
+
+@functools.cache
+def _processor() -> str:
+    """Return what tells processors apart that may share a folder of libraries."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    return repr(
+        (platform.machine(), sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    )
