@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from guides.engine.libraries import CompiledLoop, cache_folder
+from guides.engine.libraries import LibraryLoop, cache_folder
 from guides.engine.simplifying import with_small_pieces_added
 
 __all__ = ["InductorLoop", "silent_compiler"]
@@ -66,7 +66,7 @@ class _Loop(nn.Module):
         return (*new, losses)
 
 
-class InductorLoop(CompiledLoop):
+class InductorLoop(LibraryLoop):
     """Steps compiled by PyTorch's Inductor, ahead of time: any operation, at the price of some twenty seconds.
 
     One library serves whatever the values of the graph's constants. There is one for each graph, shapes, number of threads,

@@ -1,4 +1,4 @@
-"""Loops of steps as libraries of machine code that later processes find again."""
+"""Loops of steps that never return to Python, and libraries of machine code that later processes find again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from guides.engine.tracing import close
 
-__all__ = ["CompiledLoop", "cache_folder", "compiler", "has_compiler"]
+__all__ = ["CompiledLoop", "LibraryLoop", "cache_folder", "compiler", "has_compiler"]
 
 Inputs = tuple[Tensor, ...]
 
@@ -44,37 +44,28 @@ def cache_folder() -> Path:
 class CompiledLoop(ABC):
     """Up to ``capacity`` repetitions of a graph in one call that never returns to Python.
 
-    Its library is compiled once and kept in :func:`cache_folder`; another process loads it in milliseconds. Subclasses are
-    made from a graph and example tensors, of which only the shapes count: state (carried from step to step), shared (the
-    same at every step) and varying (all steps' tensors, shape ``(R, steps, ...)`` each).
+    Subclasses are made from a graph and example tensors, of which only the shapes count: state (carried from step to step),
+    shared (the same at every step) and varying (all steps' tensors, shape ``(R, steps, ...)`` each).
 
     :param graph: from (state..., shared..., this step's tensors...) to (new state..., losses ``(R,)``).
     :param capacity: most steps in one call.
-    :param path: where the library is or will be.
-    :ivar ready: the library is there, so that nothing has to be compiled.
+    :param ready: nothing has to be compiled.
     """
 
     seconds: float
     """About how long compiling takes."""
 
-    def __init__(self, graph: GraphModule, capacity: int, path: Path) -> None:
+    def __init__(self, graph: GraphModule, capacity: int, ready: bool) -> None:
         self._graph = graph
         self.capacity = capacity
-        self.path = path
-        self.ready = path.exists()
+        self.ready = ready
 
     def check(self, state: Inputs, shared: Inputs, varying: Inputs) -> None:
-        """Compile the library or load it, and see that it does what the graph does.
+        """Make it ready, and see that it does what the graph does.
 
         :raises RuntimeError: if it does not; compilers raise what they like.
         """
-        if self.path.exists():
-            os.utime(self.path)
-        else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._compile(state, shared, varying, self.path)
-            _forget_oldest(self.path.parent, self.path.suffix)
-        self._load()
+        self._prepare(state, shared, varying)
         # A few steps: over many, rounding alone leads two trajectories apart.
         first = tuple(v[:, :_CHECKED_STEPS] for v in varying)
         new, losses = self(state, shared, first)
@@ -82,8 +73,45 @@ class CompiledLoop(ABC):
         for k in range(losses.shape[1]):
             *expected, loss = self._graph(*expected, *shared, *(v[:, k] for v in first))
         if not all(close(a, b) for a, b in zip((*new, losses[:, -1]), (*expected, loss))):
-            self.path.unlink(missing_ok=True)
+            self._discard()
             raise RuntimeError("the compiled loop gives other numbers")
+
+    @abstractmethod
+    def _prepare(self, state: Inputs, shared: Inputs, varying: Inputs) -> None:
+        """Do whatever has to be done before the first call."""
+
+    def _discard(self) -> None:  # noqa: B027  # most have nothing to discard
+        """Forget what others may find and should not."""
+
+    @abstractmethod
+    def __call__(self, state: Inputs, shared: Inputs, varying: Inputs) -> tuple[Inputs, Tensor]:
+        """Return the state after all steps, and losses ``(R, steps)``.
+
+        :param varying: the tensors of the steps, shape ``(R, steps, ...)`` each, with at most ``capacity`` steps.
+        """
+
+
+class LibraryLoop(CompiledLoop):
+    """A loop in a library, which is compiled once and kept in :func:`cache_folder`, for other processes too.
+
+    :param path: where the library is or will be.
+    """
+
+    def __init__(self, graph: GraphModule, capacity: int, path: Path) -> None:
+        super().__init__(graph, capacity, path.exists())
+        self.path = path
+
+    def _prepare(self, state: Inputs, shared: Inputs, varying: Inputs) -> None:
+        if self.path.exists():
+            os.utime(self.path)
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._compile(state, shared, varying, self.path)
+            _forget_oldest(self.path.parent, self.path.suffix)
+        self._load()
+
+    def _discard(self) -> None:
+        self.path.unlink(missing_ok=True)
 
     @abstractmethod
     def _compile(self, state: Inputs, shared: Inputs, varying: Inputs, path: Path) -> None:
@@ -92,13 +120,6 @@ class CompiledLoop(ABC):
     @abstractmethod
     def _load(self) -> None:
         """Make the library ready to be called."""
-
-    @abstractmethod
-    def __call__(self, state: Inputs, shared: Inputs, varying: Inputs) -> tuple[Inputs, Tensor]:
-        """Return the state after all steps, and losses ``(R, steps)``.
-
-        :param varying: the tensors of the steps, shape ``(R, steps, ...)`` each, with at most ``capacity`` steps.
-        """
 
 
 def _forget_oldest(folder: Path, suffix: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from guides.engine.batches import IndexStream
+from guides.engine.cuda_graphs import RecordedLoop
 from guides.engine.data import Data, stack
 from guides.engine.inductor import InductorLoop
 from guides.engine.libraries import CompiledLoop, has_compiler
@@ -126,7 +127,8 @@ class ChunkRunner:
 
     :param mode: ``"eager"`` calls the model at every step; ``"trace"`` replays a graph of it; ``"native"`` and
         ``"inductor"`` compile a loop over that graph, from C++ of our own or by PyTorch's Inductor; ``"auto"`` traces, and
-        compiles once the time left is worth it, by Inductor what our own cannot express.
+        compiles once the time left is worth it, by Inductor what our own cannot express. On a GPU these three record the
+        step as a CUDA graph.
     :param clip_norm: largest gradient norm per replicate.
     """
 
@@ -231,7 +233,7 @@ class ChunkRunner:
         loop = self._loops.get(count)
         if loop is not None and loop.capacity >= capacity:
             return loop
-        if self._mode not in _COMPILED or state[0].device.type != "cpu":
+        if self._mode not in _COMPILED or state[0].device.type not in ("cpu", "cuda"):
             return None
         if (count, capacity) not in self._candidates:
             graph = self._step.graph(*state, *tensors, *(v[:, 0] for v in varying))
@@ -257,6 +259,8 @@ class ChunkRunner:
 
     def _candidate(self, graph: GraphModule, state: Inputs, tensors: Inputs, varying: Inputs) -> CompiledLoop | None:
         """Return a loop that could be compiled."""
+        if state[0].device.type == "cuda":
+            return RecordedLoop(graph, state, tensors, varying)
         if self._mode != "inductor":
             try:
                 return NativeLoop(graph, state, tensors, varying)

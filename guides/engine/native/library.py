@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from guides.engine.libraries import CompiledLoop, cache_folder, compiler
+from guides.engine.libraries import LibraryLoop, cache_folder, compiler
 from guides.engine.native.emit import source
 from guides.engine.native.lowering import lower
 
@@ -34,7 +34,7 @@ _FLAGS = (
 )
 
 
-class NativeLoop(CompiledLoop):
+class NativeLoop(LibraryLoop):
     """Steps as C++ that is generated for them: loops over memory that is laid out beforehand, without a call per operation.
 
     Without state and varying tensors it is a function of the shared ones, to be called for one step.
