@@ -27,6 +27,7 @@ __all__ = ["NativeLoop"]
 Inputs = tuple[Tensor, ...]
 
 _ALIGNMENT = 64
+_SECONDS_PER_CHARACTER = 3e-5  # of generated code, as compilers take for it
 # No number depends on these but by rounding: products and sums may become one operation, and zero has no sign.
 _FLAGS = (
     *("-O3", "-std=c++17", "-shared", "-fPIC", "-w"),
@@ -42,8 +43,6 @@ class NativeLoop(LibraryLoop):
     :raises Unsupported: if the graph has an operation that the generator does not know.
     """
 
-    seconds = 1.0
-
     def __init__(self, graph: GraphModule, state: Inputs, shared: Inputs, varying: Inputs) -> None:
         lowered = lower(graph)
         threads = torch.get_num_threads()
@@ -56,6 +55,7 @@ class NativeLoop(LibraryLoop):
         self._run: Callable[..., None] | None = None
         key = hashlib.sha256(repr((_processor(), compiler(), self._flags, self._source)).encode()).hexdigest()[:40]
         super().__init__(graph, sys.maxsize, cache_folder() / f"{key}.so")
+        self.seconds = _SECONDS_PER_CHARACTER * len(self._source)
 
     def _compile(self, state: Inputs, shared: Inputs, varying: Inputs, path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="compiling-") as folder:
