@@ -94,15 +94,15 @@ class Schedule:
         self._stored: dict[Buffer, Read] = {}
         self._names = 0
 
-    def new(self, dtype: torch.dtype, size: int) -> Buffer:
+    def new(self, shape: Shape, dtype: torch.dtype) -> Value:
         """Return memory that nobody has written to."""
         self._names += 1
-        return Buffer(f"b{self._names}", dtype, size)
+        return Value.of(Buffer(f"b{self._names}", dtype, math.prod(shape)), shape)
 
     def store(self, value: Value, target: Value | None = None) -> Value:
         """Write a tensor to memory, row-major and new unless a place for it is given, and return it as it lies there."""
         if target is None:
-            target = Value.of(self.new(value.dtype, value.size), value.shape)
+            target = self.new(value.shape, value.dtype)
         if value.size:
             self._place(value, target, "", None, 0)
         return target

@@ -9,7 +9,19 @@ from typing import TypeAlias
 
 import torch
 
-__all__ = ["Buffer", "Call", "Const", "Gather", "Read", "Tree", "Unsupported", "Value", "calls", "reads"]
+__all__ = [
+    *("TYPES", "Buffer", "Call", "Const", "Gather", "Read", "Tree", "Unsupported", "Value"),
+    *("calls", "checked", "reads", "row_major"),
+]
+
+TYPES = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.int64: "int64_t",
+    torch.int32: "int32_t",
+    torch.bool: "bool",
+}
+"""Types of numbers in C++."""
 
 Shape = tuple[int, ...]
 Layout = tuple[int, Shape]
@@ -22,6 +34,16 @@ class Unsupported(Exception):
 
 class _CannotReshape(Exception):
     """No strides describe the new shape."""
+
+
+def checked(dtype: torch.dtype) -> torch.dtype:
+    """Return a type of numbers that there is in C++.
+
+    :raises Unsupported: for another.
+    """
+    if dtype not in TYPES:
+        raise Unsupported(f"numbers of type {dtype}")
+    return dtype
 
 
 @dataclass(eq=False)
