@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import guides
+from guides.distributions import LowRankNormal
 from guides.engine.libraries import has_compiler
 from guides.engine.native.library import NativeLoop
 from guides.engine.native.lowering import lower
@@ -197,6 +199,73 @@ def test_products_of_matrices_of_all_sizes_and_layouts(dtype):
     functions = [product(*s, form) for s in sizes for form in ("plain", "transposed", "batch", "added")]
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     compare(together(*functions, lambda p: p[:30].reshape(5, 6) @ p[:6], lambda p: p[:9] @ p[9:18]), pool, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_factors_and_triangular_systems_of_all_sizes_and_layouts(dtype):
+    """With one right-hand side the matrix is walked in the direction in which it lies in memory."""
+    torch.manual_seed(8)
+    sizes = [(1, 1), (1, 3), (2, 1), (5, 4), (17, 1), (20, 33)]
+    pool = torch.randn(6 * 33 * 33, dtype=dtype) / 4
+
+    def system(pool, n, m, batch, form):
+        a = pool[: math.prod(batch) * n * n].reshape(*batch, n, n)
+        a = (a @ a.mT if form == "factor" else a.tril() if form == "lower" else a.triu()) + torch.eye(n, dtype=dtype)
+        b = pool[-6 * n * m :].reshape(3, 2, n, m)
+        return a, b[1, 1] if len(batch) == 0 else b
+
+    def solution(n, m, batch, upper, left, transposed, unitriangular):
+        def function(pool):
+            a, b = system(pool, n, m, batch, "lower" if upper == transposed else "upper")
+            a, b = a.mT if transposed else a, b if left else b.mT
+            options = {"upper": upper, "left": left, "unitriangular": unitriangular}
+            return torch.linalg.solve_triangular(a, b, **options)
+
+        return function
+
+    def factor(n, batch, transposed):
+        def function(pool):
+            a = system(pool, n, 1, batch, "factor")[0]
+            return torch.linalg.cholesky((a + 0.1 * a.tril(-1)).mT.triu().mT if transposed else a)
+
+        return function
+
+    batches = [(), (2,), (3, 1), (3, 2)]
+    choices = [(False, True, False), (True, True, True), (False, False, True), (True, False, False)]
+    functions = [factor(n, batch, form) for n, _ in sizes for batch, form in (((), False), ((3, 2), True))]
+    for number, size in enumerate(sizes):
+        for choice, options in enumerate(choices):
+            functions.append(solution(*size, batches[(choice + number) % 4], *options, unitriangular=number in (3, 4)))
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-12
+    compare(together(*functions), pool, rtol=tolerance, atol=tolerance)
+    slopes = [torch.func.grad(lambda pool, f=f: f(pool).square().sum()) for f in functions]
+    compare(lambda pool: torch.stack([slope(pool) for slope in slopes]), pool, rtol=5 * tolerance, atol=5 * tolerance)
+
+
+def test_a_matrix_without_a_factor_gives_nan():
+    matrix = torch.tensor([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 1.0]])
+    assert native(lambda x: torch.linalg.cholesky_ex(x).L[1:, 1], matrix).isnan().any()
+    with pytest.raises(Unsupported, match="cholesky"):
+        lower(traced(lambda x: torch.linalg.cholesky_ex(x, upper=True).L, matrix))
+
+
+def test_densities_of_correlated_normals_and_their_gradients():
+    torch.manual_seed(9)
+    root, x = torch.randn(4, 4) / 2, torch.randn(5, 4)
+
+    def tril(root):
+        return root.tril(-1) + torch.diag_embed(root.diagonal().exp())
+
+    densities = [
+        lambda root: MultivariateNormal(root[0], scale_tril=tril(root), validate_args=False),
+        lambda root: MultivariateNormal(root[0], root @ root.mT + torch.eye(4), validate_args=False),
+        lambda root: MultivariateNormal(root[0], precision_matrix=root @ root.mT + torch.eye(4), validate_args=False),
+        lambda root: LowRankNormal(root[0], root[:, :2], root[1].exp(), validate_args=False),
+    ]
+    for density in densities:
+        compare(lambda root, x, d=density: d(root).log_prob(x), root, x, rtol=1e-5, atol=1e-5)
+        slope = torch.func.grad(lambda root, x, d=density: d(root).log_prob(x).sum(), argnums=(0, 1))
+        compare(together(*(lambda root, x, n=n, s=slope: s(root, x)[n] for n in (0, 1))), root, x, rtol=2e-5, atol=2e-5)
 
 
 def test_reading_and_adding_where_indices_lead():

@@ -8,7 +8,7 @@ from importlib import resources
 import torch
 
 from guides.engine.native.lowering import Lowered
-from guides.engine.native.schedule import Kernel, Loop, Product, Statement
+from guides.engine.native.schedule import Kernel, Loop, Product, Routine, Statement
 from guides.engine.native.values import TYPES, Buffer, Call, Const, Read, Tree, reads
 
 __all__ = ["source"]
@@ -82,7 +82,7 @@ class _Source:
             if isinstance(kernel, Loop):
                 found |= {s.target.buffer for s in kernel.statements if s.reduction}
             reads_here = (r.buffer for r in kernel.reads())
-            found |= {b for b in reads_here if writers.get(b) != {number} or isinstance(kernel, Product)}
+            found |= {b for b in reads_here if writers.get(b) != {number} or not isinstance(kernel, Loop)}
         return found
 
     def is_needed(self, buffer: Buffer) -> bool:
@@ -151,22 +151,29 @@ class _Source:
 
     def _function(self, number: int, kernel: Kernel) -> str:
         parameters = ", ".join(f"{t} {n}" for n, t in self._parameters(kernel).items())
-        body = _LoopBody(self, kernel).lines() if isinstance(kernel, Loop) else self._product(kernel)
+        if isinstance(kernel, Loop):
+            body = _LoopBody(self, kernel).lines()
+        else:
+            call = self._product(kernel) if isinstance(kernel, Product) else self._routine(kernel)
+            body = [f"  for (int64_t b = 0; b < {kernel.batch}; ++b) {call}"]
         return f"static __attribute__((noinline)) void kernel{number}({parameters}) {{\n" + "\n".join(body) + "\n}"
 
-    def _product(self, product: Product) -> list[str]:
+    def _product(self, product: Product) -> str:
         (m, n, k), t = product.sizes, TYPES[product.target.dtype]
         parallel = self._threads > 1 and m * n * k >= _WORTH_THREADS_PRODUCT
+        arguments = (*self._matrix(product.left), *self._matrix(product.right), *self._matrix(product.target)[:-1])
+        return f"z_product<{t}, {m}, {n}, {k}, {str(parallel).lower()}>({', '.join(arguments)});"
 
-        def place(read: Read) -> str:
-            return f"{self._name(read.buffer)} + {read.offset} + b * {read.strides[0]}"
+    def _routine(self, routine: Routine) -> str:
+        parameters = (TYPES[routine.target.dtype], *map(str, routine.parameters))
+        arguments = [argument for matrix in routine.inputs for argument in self._matrix(matrix)]
+        arguments += self._matrix(routine.target)[:-1]
+        return f"{routine.name}<{', '.join(parameters)}>({', '.join(arguments)});"
 
-        a, b, c = product.left, product.right, product.target
-        call = (
-            f"z_product<{t}, {m}, {n}, {k}, {str(parallel).lower()}>({place(a)}, {a.strides[1]}, {a.strides[2]}, "
-            f"{place(b)}, {b.strides[1]}, {b.strides[2]}, {place(c)}, {c.strides[1]});"
-        )
-        return [f"  for (int64_t b = 0; b < {product.batch}; ++b) {call}"]
+    def _matrix(self, read: Read) -> tuple[str, str, str]:
+        """Return where a matrix of a batch lies, and how far its rows and columns are apart."""
+        batch, row, column = read.strides
+        return f"{self._name(read.buffer)} + {read.offset} + b * {batch}", str(row), str(column)
 
     def threads_for(self, elements: int) -> bool:
         """Tell whether a loop over so many elements is worth several threads."""

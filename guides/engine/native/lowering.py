@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from guides.engine.native.context import Context, Result
+from guides.engine.native.factorisations import FACTORISATIONS
 from guides.engine.native.indexing import INDEXING
 from guides.engine.native.memory import MEMORY
 from guides.engine.native.nodes import arguments, memory_of, name_of, writes
@@ -22,7 +23,7 @@ from guides.engine.native.views import VIEWS
 
 __all__ = ["Lowered", "lower"]
 
-_OPERATIONS = {**VIEWS, **MEMORY, **INDEXING, **COMPOSED, **REDUCTIONS, **PRODUCTS}
+_OPERATIONS = {**VIEWS, **MEMORY, **INDEXING, **COMPOSED, **REDUCTIONS, **PRODUCTS, **FACTORISATIONS}
 _LARGEST_TREE = 40
 
 
