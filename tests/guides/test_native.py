@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import MultivariateNormal
+from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import guides
@@ -256,11 +256,12 @@ def test_densities_of_correlated_normals_and_their_gradients():
     def tril(root):
         return root.tril(-1) + torch.diag_embed(root.diagonal().exp())
 
+    low_rank = LowRankNormal, LowRankMultivariateNormal  # the latter writes into views
     densities = [
         lambda root: MultivariateNormal(root[0], scale_tril=tril(root), validate_args=False),
         lambda root: MultivariateNormal(root[0], root @ root.mT + torch.eye(4), validate_args=False),
         lambda root: MultivariateNormal(root[0], precision_matrix=root @ root.mT + torch.eye(4), validate_args=False),
-        lambda root: LowRankNormal(root[0], root[:, :2], root[1].exp(), validate_args=False),
+        *(lambda root, n=n: n(root[0], root[:, :2], root[1].exp(), validate_args=False) for n in low_rank),
     ]
     for density in densities:
         compare(lambda root, x, d=density: d(root).log_prob(x), root, x, rtol=1e-5, atol=1e-5)
@@ -302,6 +303,29 @@ def loop_and_graph(step, state, varying):
         *expected, loss = graph(*expected, *(v[:, k] for v in varying))
     new, losses = loop(state, (), varying)
     return (*new, losses[:, -1]), (*expected, loss)
+
+
+def test_what_is_written_into_a_part_is_in_the_whole_and_all_its_views():
+    """Not in what was computed of them before."""
+
+    def parts(x):
+        whole = x * 2
+        first, rest = whole.split([1, 3])
+        flat, before = whole.view(-1), whole.exp() + first
+        rest.select(1, 2).add_(x[:3, 0])
+        flat[::5].mul_(first[0, 1])
+        first.copy_(x[3:])
+        return before + whole.t() @ rest.new_ones(4, 4) + rest.sum(0) + flat.view(4, 4)[:, :1] + first
+
+    def strided(x):
+        whole = x.clone()
+        whole.as_strided((2, 3), (4, 5), 1).zero_()
+        return whole + whole.as_strided((4,), (1,), 3).exp()
+
+    compare(together(parts, strided), torch.randn(4, 4, generator=torch.Generator().manual_seed(10)), rtol=1e-5, atol=1e-5)
+    for function in (lambda x: x[0].add_(1.0), lambda x: torch.linalg.cholesky_ex(x).L[0].add_(1.0)):
+        with pytest.raises(Unsupported, match="others may see"):
+            lower(traced(function, torch.eye(2)))
 
 
 @pytest.mark.parametrize("steps", [4, 5])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,7 @@ from guides.engine.native.context import Context, Result
 from guides.engine.native.factorisations import FACTORISATIONS
 from guides.engine.native.indexing import INDEXING
 from guides.engine.native.memory import MEMORY
-from guides.engine.native.nodes import arguments, memory_of, name_of, writes
+from guides.engine.native.nodes import arguments, name_of, writes
 from guides.engine.native.pointwise import COMPOSED, POINTWISE, pointwise
 from guides.engine.native.products import PRODUCTS
 from guides.engine.native.reductions import REDUCTIONS
@@ -58,7 +59,6 @@ class _Lowering:
         self._schedule = self._context.schedule
         self._made = Lowered(self._schedule, self._context.constants)
         self._readers: dict[Node, int] = {}
-        self._aliases: dict[Node, list[Node]] = {}
 
     def run(self) -> Lowered:
         nodes = list(self._graph.graph.nodes)
@@ -85,7 +85,7 @@ class _Lowering:
         if node.target is operator.getitem:
             return self._results[node.args[0]][node.args[1]]  # type: ignore[index]
         if writes(node):
-            self._check_alone(node)
+            self._check_writable(node)
         elif any(isinstance(n, Node) and self._results[n] is None for n in node.args):
             raise Unsupported(f"{node.target} of memory that was not written to")
         if isinstance(node.meta.get("val"), Tensor):
@@ -95,10 +95,7 @@ class _Lowering:
         result = self._expressed(node)
         if isinstance(result, Value):
             result = self._kept(node, result)
-        if writes(node):
-            for alias in self._aliases[memory_of(node)]:
-                self._results[alias] = result
-        return result
+        return self._written(node, result) if writes(node) else result
 
     def _expressed(self, node: Node) -> Result:
         """Return what the function for an operation makes of it."""
@@ -110,16 +107,45 @@ class _Lowering:
             raise Unsupported(str(node.target))
         return _OPERATIONS[name](self._context, node, *self._context.get(args))
 
-    def _check_alone(self, node: Node) -> None:
-        """Check that the memory to be written to is known by no other names than those of earlier such operations."""
-        origin = memory_of(node)
-        aliases = self._aliases.setdefault(origin, [origin])
-        if origin.op != "call_function" or _is_view(origin):
+    def _aliases(self, node: Node) -> Iterator[Node]:
+        """Yield an operation and those before now that return its memory or parts of it, each after what it is made of."""
+        yield node
+        for user in node.users:
+            if user in self._results and user.args[0] is node and (writes(user) or _is_view(user)):
+                yield from self._aliases(user)
+
+    def _check_writable(self, node: Node) -> None:
+        """Check that an operation writes to memory of the graph: to a part, or to all of what has no parts elsewhere."""
+        origin, is_part = _origin(node)
+        if origin.op != "call_function" or isinstance(self._results[origin], list):
             raise Unsupported(f"{node.target} of memory that others may see")
-        for alias in aliases:
-            if any(_is_view(user) and user in self._results for user in alias.users):
-                raise Unsupported(f"{node.target} of memory of which there are views")
-        aliases.append(node)
+        if not is_part and any(_is_view(alias) for alias in self._aliases(origin)):
+            raise Unsupported(f"{node.target} of memory of which there are views")
+
+    def _written(self, node: Node, result: Value) -> Value:
+        """Give everything that shares the memory to which an operation writes its new value, and return the node's.
+
+        Others may still have to read the old one, so that a part is written to a copy.
+        """
+        origin, is_part = _origin(node)
+        if not is_part:
+            for alias in self._aliases(origin):
+                self._results[alias] = result
+            return result
+        whole = self._schedule.store(self._results[origin])
+        for alias in self._aliases(origin):
+            if alias is origin:
+                self._results[alias] = whole
+            elif writes(alias):
+                self._results[alias] = self._results[alias.args[0]]  # type: ignore[index]
+            elif alias.target is operator.getitem:
+                self._results[alias] = self._results[alias.args[0]][alias.args[1]]  # type: ignore[index]
+            else:
+                self._results[alias] = self._expressed(alias)
+            if isinstance(self._results[alias], Value) and not _lies_in(self._results[alias], whole):
+                raise Unsupported(f"{node.target} of a part that is no view here")
+        place = self._results[node.args[0]]  # type: ignore[index]
+        return self._schedule.store(result, place)
 
     def _kept(self, node: Node, result: Value) -> Value:
         """Store what several operations read or what has become long; leave other expressions to those who read them."""
@@ -136,7 +162,7 @@ class _Lowering:
     def _folded(self, node: Node) -> Value | None:
         """Return the result of an operation whose arguments are known now."""
         like = name_of(node).startswith(("new_", "empty")) or name_of(node).endswith("_like")
-        if name_of(node).startswith(("empty", "new_empty")):
+        if name_of(node).startswith(("empty", "new_empty")) or _is_view(node):
             return None
         values = {}
         for n in node.all_input_nodes:
@@ -165,3 +191,16 @@ def _buffer(value: Value) -> Buffer:
 
 def _is_view(node: Node) -> bool:
     return node.target is operator.getitem or name_of(node) in VIEWS
+
+
+def _origin(node: Node) -> tuple[Node, bool]:
+    """Return the operation that made the memory which an operation changes, and whether it only changes a part of it."""
+    is_part = False
+    while writes(node) or _is_view(node):
+        is_part = is_part or _is_view(node)
+        node = node.args[0]  # type: ignore[assignment]
+    return node, is_part
+
+
+def _lies_in(value: Value, whole: Value) -> bool:
+    return value.is_stored and value.tree.buffer is whole.tree.buffer  # type: ignore[union-attr]

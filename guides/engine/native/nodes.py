@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from guides.engine.native.values import Unsupported
 
-__all__ = ["arguments", "memory_of", "name_of", "writes"]
+__all__ = ["arguments", "name_of", "writes"]
 
 
 def name_of(node: Node) -> str:
@@ -33,10 +33,3 @@ def arguments(node: Node) -> list[Any]:
 def writes(node: Node) -> bool:
     """Tell whether an operation changes its first argument."""
     return name_of(node).endswith("_") and not name_of(node).endswith("__")
-
-
-def memory_of(node: Node) -> Node:
-    """Return the operation that made the memory which an operation changes."""
-    while writes(node):
-        node = node.args[0]  # type: ignore[assignment]
-    return node

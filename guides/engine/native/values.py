@@ -167,6 +167,10 @@ class Value:
         shape = (*(self.shape[d] for d in rest), min(self.shape[first], self.shape[second]))
         return self._moved(shape, lambda o, s: (o, (*(s[d] for d in rest), s[first] + s[second])))
 
+    def strided(self, shape: Shape, strides: Shape, offset: int) -> Value:
+        """Return elements of a tensor of one dimension at an offset plus index times strides."""
+        return self._moved(shape, lambda o, s: (o + offset * s[0], tuple(stride * s[0] for stride in strides)))
+
     def reshape(self, shape: Shape) -> Value | None:
         """Return the elements in row-major order in another shape, ``None`` if they have to be copied for it."""
         try:

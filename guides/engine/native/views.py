@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from guides.engine.native.context import Context, Operations
-from guides.engine.native.values import Value
+from guides.engine.native.values import Unsupported, Value
 
 __all__ = ["VIEWS", "reshaped"]
 
@@ -108,3 +108,13 @@ def _flip(context: Context, node: Node, x: Value, dims: Sequence[int]) -> Value:
     for d in dims:
         x = x.flip(d % len(x.shape))
     return x
+
+
+@VIEWS("as_strided")
+def _as_strided(
+    context: Context, node: Node, x: Value, shape: Sequence[int], strides: Sequence[int], offset: int | None = None
+) -> Value:
+    memory = node.args[0].meta["val"]  # type: ignore[union-attr]
+    if not memory.is_contiguous() or memory.untyped_storage().nbytes() != memory.numel() * memory.itemsize:
+        raise Unsupported(f"{node.target} of a part of memory")
+    return reshaped(context, x, (x.size,)).strided(tuple(shape), tuple(strides), offset or 0)
