@@ -69,15 +69,14 @@ def test_losses_and_parameters_follow_the_reference(case, mode, data):
 
 
 COMPILED = ["native", pytest.param("inductor", marks=pytest.mark.slow)]
-UNKNOWN_TO_NATIVE = ("full_rank", "low_rank")  # which factorise matrices
 LOOPS = {"native": NativeLoop, "inductor": InductorLoop}
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 @pytest.mark.parametrize(
     ("case", "mode"),
-    [(case, "native") for case in reference.CASES if case not in UNKNOWN_TO_NATIVE]
-    + [pytest.param(case, "inductor", marks=pytest.mark.slow) for case in (*UNKNOWN_TO_NATIVE, "mean_field")],
+    [(case, "native") for case in reference.CASES]
+    + [pytest.param(case, "inductor", marks=pytest.mark.slow) for case in ("mean_field", "full_rank")],
 )
 def test_compiled_losses_follow_the_reference(case, mode, data, monkeypatch):
     """The first two steps trace and check the graph; a few steps check the loop, which then runs every chunk."""

@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import guides
+from guides.distributions import LowRankNormal
 from guides.engine.libraries import has_compiler
 from guides.engine.native.library import NativeLoop
 from guides.engine.native.lowering import lower
@@ -199,6 +201,74 @@ def test_products_of_matrices_of_all_sizes_and_layouts(dtype):
     compare(together(*functions, lambda p: p[:30].reshape(5, 6) @ p[:6], lambda p: p[:9] @ p[9:18]), pool, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_factors_and_triangular_systems_of_all_sizes_and_layouts(dtype):
+    """With one right-hand side the matrix is walked in the direction in which it lies in memory."""
+    torch.manual_seed(8)
+    sizes = [(1, 1), (1, 3), (2, 1), (5, 4), (17, 1), (20, 33)]
+    pool = torch.randn(6 * 33 * 33, dtype=dtype) / 4
+
+    def system(pool, n, m, batch, form):
+        a = pool[: math.prod(batch) * n * n].reshape(*batch, n, n)
+        a = (a @ a.mT if form == "factor" else a.tril() if form == "lower" else a.triu()) + torch.eye(n, dtype=dtype)
+        b = pool[-6 * n * m :].reshape(3, 2, n, m)
+        return a, b[1, 1] if len(batch) == 0 else b
+
+    def solution(n, m, batch, upper, left, transposed, unitriangular):
+        def function(pool):
+            a, b = system(pool, n, m, batch, "lower" if upper == transposed else "upper")
+            a, b = a.mT if transposed else a, b if left else b.mT
+            options = {"upper": upper, "left": left, "unitriangular": unitriangular}
+            return torch.linalg.solve_triangular(a, b, **options)
+
+        return function
+
+    def factor(n, batch, transposed):
+        def function(pool):
+            a = system(pool, n, 1, batch, "factor")[0]
+            return torch.linalg.cholesky((a + 0.1 * a.tril(-1)).mT.triu().mT if transposed else a)
+
+        return function
+
+    batches = [(), (2,), (3, 1), (3, 2)]
+    choices = [(False, True, False), (True, True, True), (False, False, True), (True, False, False)]
+    functions = [factor(n, batch, form) for n, _ in sizes for batch, form in (((), False), ((3, 2), True))]
+    for number, size in enumerate(sizes):
+        for choice, options in enumerate(choices):
+            functions.append(solution(*size, batches[(choice + number) % 4], *options, unitriangular=number in (3, 4)))
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-12
+    compare(together(*functions), pool, rtol=tolerance, atol=tolerance)
+    slopes = [torch.func.grad(lambda pool, f=f: f(pool).square().sum()) for f in functions]
+    compare(lambda pool: torch.stack([slope(pool) for slope in slopes]), pool, rtol=5 * tolerance, atol=5 * tolerance)
+
+
+def test_a_matrix_without_a_factor_gives_nan():
+    matrix = torch.tensor([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 1.0]])
+    assert native(lambda x: torch.linalg.cholesky_ex(x).L[1:, 1], matrix).isnan().any()
+    with pytest.raises(Unsupported, match="cholesky"):
+        lower(traced(lambda x: torch.linalg.cholesky_ex(x, upper=True).L, matrix))
+
+
+def test_densities_of_correlated_normals_and_their_gradients():
+    torch.manual_seed(9)
+    root, x = torch.randn(4, 4) / 2, torch.randn(5, 4)
+
+    def tril(root):
+        return root.tril(-1) + torch.diag_embed(root.diagonal().exp())
+
+    low_rank = LowRankNormal, LowRankMultivariateNormal  # the latter writes into views
+    densities = [
+        lambda root: MultivariateNormal(root[0], scale_tril=tril(root), validate_args=False),
+        lambda root: MultivariateNormal(root[0], root @ root.mT + torch.eye(4), validate_args=False),
+        lambda root: MultivariateNormal(root[0], precision_matrix=root @ root.mT + torch.eye(4), validate_args=False),
+        *(lambda root, n=n: n(root[0], root[:, :2], root[1].exp(), validate_args=False) for n in low_rank),
+    ]
+    for density in densities:
+        compare(lambda root, x, d=density: d(root).log_prob(x), root, x, rtol=1e-5, atol=1e-5)
+        slope = torch.func.grad(lambda root, x, d=density: d(root).log_prob(x).sum(), argnums=(0, 1))
+        compare(together(*(lambda root, x, n=n, s=slope: s(root, x)[n] for n in (0, 1))), root, x, rtol=2e-5, atol=2e-5)
+
+
 def test_reading_and_adding_where_indices_lead():
     torch.manual_seed(3)
     x, index = torch.randn(6, 5), torch.tensor([0, 5, 2, 2, -1])
@@ -233,6 +303,29 @@ def loop_and_graph(step, state, varying):
         *expected, loss = graph(*expected, *(v[:, k] for v in varying))
     new, losses = loop(state, (), varying)
     return (*new, losses[:, -1]), (*expected, loss)
+
+
+def test_what_is_written_into_a_part_is_in_the_whole_and_all_its_views():
+    """Not in what was computed of them before."""
+
+    def parts(x):
+        whole = x * 2
+        first, rest = whole.split([1, 3])
+        flat, before = whole.view(-1), whole.exp() + first
+        rest.select(1, 2).add_(x[:3, 0])
+        flat[::5].mul_(first[0, 1])
+        first.copy_(x[3:])
+        return before + whole.t() @ rest.new_ones(4, 4) + rest.sum(0) + flat.view(4, 4)[:, :1] + first
+
+    def strided(x):
+        whole = x.clone()
+        whole.as_strided((2, 3), (4, 5), 1).zero_()
+        return whole + whole.as_strided((4,), (1,), 3).exp()
+
+    compare(together(parts, strided), torch.randn(4, 4, generator=torch.Generator().manual_seed(10)), rtol=1e-5, atol=1e-5)
+    for function in (lambda x: x[0].add_(1.0), lambda x: torch.linalg.cholesky_ex(x).L[0].add_(1.0)):
+        with pytest.raises(Unsupported, match="others may see"):
+            lower(traced(function, torch.eye(2)))
 
 
 @pytest.mark.parametrize("steps", [4, 5])

@@ -8,20 +8,13 @@ from importlib import resources
 import torch
 
 from guides.engine.native.lowering import Lowered
-from guides.engine.native.schedule import Kernel, Loop, Product, Statement
-from guides.engine.native.values import Buffer, Call, Const, Read, Tree, reads
+from guides.engine.native.schedule import Kernel, Loop, Product, Routine, Statement
+from guides.engine.native.values import TYPES, Buffer, Call, Const, Read, Tree, reads
 
 __all__ = ["source"]
 
 Shape = tuple[int, ...]
 
-_TYPES = {
-    torch.float32: "float",
-    torch.float64: "double",
-    torch.int64: "int64_t",
-    torch.int32: "int32_t",
-    torch.bool: "bool",
-}
 _WORTH_THREADS = 1 << 14  # elements of a loop
 _WORTH_THREADS_PRODUCT = 1 << 20  # multiplications
 
@@ -89,7 +82,7 @@ class _Source:
             if isinstance(kernel, Loop):
                 found |= {s.target.buffer for s in kernel.statements if s.reduction}
             reads_here = (r.buffer for r in kernel.reads())
-            found |= {b for b in reads_here if writers.get(b) != {number} or isinstance(kernel, Product)}
+            found |= {b for b in reads_here if writers.get(b) != {number} or not isinstance(kernel, Loop)}
         return found
 
     def is_needed(self, buffer: Buffer) -> bool:
@@ -103,14 +96,14 @@ class _Source:
         names += [b.name for b in self._shared] + [b.name for b, _ in made.constants]
         varying = [v for v in self._varying if v.size]
         names += [f"all_{v.name}" for v in varying] + ["losses", "arena"]
-        types = [_TYPES[b.dtype] for b in made.inputs[: self._state]] * 2
-        types += [_TYPES[b.dtype] for b in self._shared] + [_TYPES[b.dtype] for b, _ in made.constants]
-        types += [_TYPES[v.dtype] for v in varying] + [_TYPES[made.outputs[self._state].dtype], "char"]
+        types = [TYPES[b.dtype] for b in made.inputs[: self._state]] * 2
+        types += [TYPES[b.dtype] for b in self._shared] + [TYPES[b.dtype] for b, _ in made.constants]
+        types += [TYPES[v.dtype] for v in varying] + [TYPES[made.outputs[self._state].dtype], "char"]
         lines = ['extern "C" void run(int64_t steps, void** given) {']
         lines += [f"  {t}* {n} = ({t}*)given[{i}];" for i, (t, n) in enumerate(zip(types, names))]
         for buffer, place in places.items():
             if (buffer not in outside or buffer in self._spare()) and buffer not in copied:
-                t = _TYPES[buffer.dtype]
+                t = TYPES[buffer.dtype]
                 lines.append(f"  {t}* {self._name(buffer)} = ({t}*)(arena + {place});")
         for i, buffer in enumerate(made.inputs[: self._state]):
             lines.append(f"  memcpy({buffer.name}, old{i}, {buffer.size} * sizeof(*old{i}));")
@@ -118,12 +111,12 @@ class _Source:
         for v in varying:
             each = v.size // self._replicates
             if v in copied:
-                t = _TYPES[v.dtype]
+                t = TYPES[v.dtype]
                 lines.append(f"    {t}* {v.name} = ({t}*)(arena + {places[v]});")
                 move = f"memcpy({v.name} + r * {each}, all_{v.name} + (r * steps + t) * {each}, {each} * sizeof({t}));"
                 lines.append(f"    for (int64_t r = 0; r < {self._replicates}; ++r) {move}")
             else:
-                lines.append(f"    const {_TYPES[v.dtype]}* {v.name} = all_{v.name} + t * {each};")
+                lines.append(f"    const {TYPES[v.dtype]}* {v.name} = all_{v.name} + t * {each};")
         lines += [f"    kernel{n}({', '.join(self._parameters(k))});" for n, k in enumerate(self._kernels)]
         loss = made.outputs[self._state].name
         lines.append(f"    for (int64_t r = 0; r < {self._replicates}; ++r) losses[r * steps + t] = {loss}[r];")
@@ -153,27 +146,34 @@ class _Source:
             if isinstance(kernel, Loop) and buffer in kernel.writes() and not self.is_needed(buffer):
                 continue
             name = self._name(buffer)
-            found[name] = f"{'' if name in written else 'const '}{_TYPES[buffer.dtype]}* __restrict"
+            found[name] = f"{'' if name in written else 'const '}{TYPES[buffer.dtype]}* __restrict"
         return found
 
     def _function(self, number: int, kernel: Kernel) -> str:
         parameters = ", ".join(f"{t} {n}" for n, t in self._parameters(kernel).items())
-        body = _LoopBody(self, kernel).lines() if isinstance(kernel, Loop) else self._product(kernel)
+        if isinstance(kernel, Loop):
+            body = _LoopBody(self, kernel).lines()
+        else:
+            call = self._product(kernel) if isinstance(kernel, Product) else self._routine(kernel)
+            body = [f"  for (int64_t b = 0; b < {kernel.batch}; ++b) {call}"]
         return f"static __attribute__((noinline)) void kernel{number}({parameters}) {{\n" + "\n".join(body) + "\n}"
 
-    def _product(self, product: Product) -> list[str]:
-        (m, n, k), t = product.sizes, _TYPES[product.target.dtype]
+    def _product(self, product: Product) -> str:
+        (m, n, k), t = product.sizes, TYPES[product.target.dtype]
         parallel = self._threads > 1 and m * n * k >= _WORTH_THREADS_PRODUCT
+        arguments = (*self._matrix(product.left), *self._matrix(product.right), *self._matrix(product.target)[:-1])
+        return f"z_product<{t}, {m}, {n}, {k}, {str(parallel).lower()}>({', '.join(arguments)});"
 
-        def place(read: Read) -> str:
-            return f"{self._name(read.buffer)} + {read.offset} + b * {read.strides[0]}"
+    def _routine(self, routine: Routine) -> str:
+        parameters = (TYPES[routine.target.dtype], *map(str, routine.parameters))
+        arguments = [argument for matrix in routine.inputs for argument in self._matrix(matrix)]
+        arguments += self._matrix(routine.target)[:-1]
+        return f"{routine.name}<{', '.join(parameters)}>({', '.join(arguments)});"
 
-        a, b, c = product.left, product.right, product.target
-        call = (
-            f"z_product<{t}, {m}, {n}, {k}, {str(parallel).lower()}>({place(a)}, {a.strides[1]}, {a.strides[2]}, "
-            f"{place(b)}, {b.strides[1]}, {b.strides[2]}, {place(c)}, {c.strides[1]});"
-        )
-        return [f"  for (int64_t b = 0; b < {product.batch}; ++b) {call}"]
+    def _matrix(self, read: Read) -> tuple[str, str, str]:
+        """Return where a matrix of a batch lies, and how far its rows and columns are apart."""
+        batch, row, column = read.strides
+        return f"{self._name(read.buffer)} + {read.offset} + b * {batch}", str(row), str(column)
 
     def threads_for(self, elements: int) -> bool:
         """Tell whether a loop over so many elements is worth several threads."""
@@ -223,7 +223,7 @@ class _LoopBody:
             pad = "  " * (level + 1)
             if level == depth - 1:
                 for s in local:
-                    self._lines.append(f"{pad}{_TYPES[s.target.dtype]} {sums[id(s)]} = {_identity(s)};")
+                    self._lines.append(f"{pad}{TYPES[s.target.dtype]} {sums[id(s)]} = {_identity(s)};")
                 if self._shape[level] >= 4 and not any(s.target.gathers for s in shared):
                     simd = "".join(f" reduction({s.reduction}:{sums[id(s)]})" for s in local)
                     both = "parallel for simd" if pragma and depth == 1 else "simd"
@@ -261,7 +261,7 @@ class _LoopBody:
             value = self._expression(s.tree, pad)
             if not s.reduction:
                 if not value.startswith("v"):
-                    value = self._variable(f"{_TYPES[s.target.dtype]} ", f"({_TYPES[s.target.dtype]})({value})", pad)
+                    value = self._variable(f"{TYPES[s.target.dtype]} ", f"({TYPES[s.target.dtype]})({value})", pad)
                 self._variables[s.target] = value
                 if self._source.is_needed(s.target.buffer):
                     stores.append(f"{pad}{self._element(s.target)} = {value};")
@@ -281,7 +281,7 @@ class _LoopBody:
             return _literal(tree)
         key: object = tree if isinstance(tree, Read) else id(tree)
         if key not in self._variables:
-            kind = f"{_TYPES[tree.dtype]} "
+            kind = f"{TYPES[tree.dtype]} "
             if isinstance(tree, Read):
                 code = self._element(tree, pad=pad)
             else:
@@ -306,13 +306,13 @@ class _LoopBody:
 
 
 def _call(tree: Call, args: list[str]) -> str:
-    kind = _TYPES[tree.dtype]
+    kind = TYPES[tree.dtype]
     code = tree.code.replace("@", kind)
     return f"({kind})({code.format(*args)})"
 
 
 def _literal(const: Const) -> str:
-    kind = _TYPES[const.dtype]
+    kind = TYPES[const.dtype]
     if const.dtype == torch.bool:
         return "true" if const.value else "false"
     if not const.dtype.is_floating_point:
@@ -327,7 +327,7 @@ def _literal(const: Const) -> str:
 
 def _identity(statement: Statement) -> str:
     start = {"+": "0", "max": "-INFINITY", "min": "INFINITY"}[statement.reduction]
-    return f"{_TYPES[statement.target.dtype]}({start})"
+    return f"{TYPES[statement.target.dtype]}({start})"
 
 
 def _combined(place: str, value: str, reduction: str) -> str:

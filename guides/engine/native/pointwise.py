@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["POINTWISE", "Pointwise"]
+import torch
+from torch.fx import Node
+
+from guides.engine.native.context import Context, Operations
+from guides.engine.native.values import Const, Tree, Unsupported, Value
+
+__all__ = ["COMPOSED", "POINTWISE", "Pointwise", "pointwise"]
+
+COMPOSED = Operations()
 
 
 @dataclass(frozen=True)
@@ -98,3 +109,64 @@ POINTWISE: dict[str, Pointwise] = {
     "clone.default": Pointwise("{0}"),
     "fill.Scalar": Pointwise("{1}"),
 }
+
+
+def pointwise(context: Context, node: Node, overload: str, args: Sequence[Any]) -> Value:
+    """Return what an operation of the table makes of a node's arguments."""
+    meta = node.meta["val"]
+    dtype, shape = meta.dtype, tuple(meta.shape)
+    if overload.startswith("bitwise") and dtype != torch.bool:
+        raise Unsupported(f"{node.target} of numbers")
+    if overload in ("pow.Tensor_Tensor", "pow.Tensor_Scalar", "pow.Scalar") and not dtype.is_floating_point:
+        raise Unsupported(f"{node.target} of integers")
+    operation = POINTWISE[overload]
+    used = [n for n in range(len(args)) if f"{{{n}}}" in operation.code]
+    promoted = dtype
+    if "p" in operation.types:
+        metas = [args[n].meta["val"] if isinstance(args[n], Node) else args[n] for n in used]
+        promoted = metas[0].dtype if len(metas) == 1 else torch.result_type(*metas)
+    trees: list[Tree] = []
+    for n, argument in enumerate(args):
+        if n not in used:
+            trees.append(Const(0, dtype))
+            continue
+        wanted = {"r": dtype, "p": promoted, "b": torch.bool}[operation.types[n]]
+        value = context.get(argument)
+        if isinstance(value, Value):
+            trees.append(context.cast(value.expand(shape), wanted).tree)
+        elif isinstance(value, bool | int | float):
+            trees.append(Const(value, wanted))
+        else:
+            raise Unsupported(f"{node.target} of {type(value).__name__}")
+    if operation.code in ("{0}", "{1}"):
+        return Value(shape, trees[used[0]])
+    return Value(shape, context.call(operation.code, trees, dtype))
+
+
+@COMPOSED("clamp")
+def _clamp(context: Context, node: Node, x: Value, low: Any = None, high: Any = None) -> Value:
+    value = context.cast(x, node.meta["val"].dtype)
+    for bound, code in ((low, "z_max({0}, {1})"), (high, "z_min({0}, {1})")):
+        if bound is not None:
+            value = context.apply(code, value, context.cast(bound, value.dtype) if isinstance(bound, Value) else bound)
+    return value
+
+
+@COMPOSED("gelu")
+def _gelu(context: Context, node: Node, x: Value, approximate: str = "none") -> Value:
+    if approximate != "none":
+        raise Unsupported("gelu by an approximation")
+    return context.apply("({0} * (1 + z_erf({0} * {1})) / 2)", x, math.sqrt(0.5))
+
+
+@COMPOSED("gelu_backward")
+def _gelu_backward(context: Context, node: Node, grad: Value, x: Value, approximate: str = "none") -> Value:
+    if approximate != "none":
+        raise Unsupported("gelu by an approximation")
+    code = "({0} * ((1 + z_erf({1} * {2})) / 2 + {1} * {3} * z_exp({1} * {1} / -2)))"
+    return context.apply(code, grad, x, math.sqrt(0.5), 1 / math.sqrt(2 * math.pi))
+
+
+@COMPOSED("log_sigmoid_forward")
+def _log_sigmoid_forward(context: Context, node: Node, x: Value) -> list[Value]:
+    return [context.schedule.store(context.apply("(z_min({0}, 0) - z_log1p(z_exp(-z_abs({0}))))", x)), x]

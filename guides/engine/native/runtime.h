@@ -1,4 +1,4 @@
-// What generated loops call: elementary functions that compilers can vectorise, and products of matrices.
+// What generated loops call: elementary functions that compilers can vectorise, products and factors of matrices.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -264,5 +264,58 @@ static inline void z_product(const T* __restrict a, int64_t a_row, int64_t a_col
       z_block<T, Z_ROWS>(K, a + i * a_row, a_row, a_column, panel, c + i * c_row + first, c_row, filled);
     if constexpr (M % Z_ROWS != 0)
       z_block<T, M % Z_ROWS>(K, a + i * a_row, a_row, a_column, panel, c + i * c_row + first, c_row, filled);
+  }
+}
+
+// L (N, N) with L L' = A, of which the lower triangle is read. NaN if A is not positive definite.
+template <typename T, int64_t N>
+ALWAYS void z_cholesky(const T* __restrict a, int64_t a_row, int64_t a_column, T* __restrict l, int64_t l_row) {
+  for (int64_t i = 0; i < N; ++i) {
+    T* row = l + i * l_row;
+    for (int64_t j = 0; j <= i; ++j) {
+      const T* above = l + j * l_row;
+      T sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t k = 0; k < j; ++k) sum += row[k] * above[k];
+      sum = a[i * a_row + j * a_column] - sum;
+      row[j] = j < i ? sum / above[j] : sum > 0 ? z_sqrt(sum) : T(NAN);
+    }
+    for (int64_t j = i + 1; j < N; ++j) row[j] = 0;
+  }
+}
+
+// X (N, M) with A X = B for a lower triangular A (N, N); with UNIT its diagonal counts as ones.
+template <typename T, int64_t N, int64_t M, bool UNIT>
+ALWAYS void z_solve_triangular(const T* __restrict a, int64_t a_row, int64_t a_column, const T* __restrict b, int64_t b_row,
+                               int64_t b_column, T* __restrict x, int64_t x_row) {
+  for (int64_t i = 0; i < N; ++i)
+    for (int64_t j = 0; j < M; ++j) x[i * x_row + j] = b[i * b_row + j * b_column];
+  // A single column is worth walking A in the direction in which it lies in memory.
+  if (M == 1 && (a_row == 1 || a_row == -1)) {
+    for (int64_t k = 0; k < N; ++k) {
+      if (!UNIT) x[k * x_row] /= a[k * (a_row + a_column)];
+      const T known = x[k * x_row];
+#pragma omp simd
+      for (int64_t i = k + 1; i < N; ++i) x[i * x_row] -= a[i * a_row + k * a_column] * known;
+    }
+    return;
+  }
+  for (int64_t i = 0; i < N; ++i) {
+    T* row = x + i * x_row;
+    if (M == 1) {
+      T sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t k = 0; k < i; ++k) sum += a[i * a_row + k * a_column] * x[k * x_row];
+      row[0] -= sum;
+    } else {
+      for (int64_t k = 0; k < i; ++k) {
+        const T factor = a[i * a_row + k * a_column];
+        const T* known = x + k * x_row;
+#pragma omp simd
+        for (int64_t j = 0; j < M; ++j) row[j] -= factor * known[j];
+      }
+    }
+    if (!UNIT)
+      for (int64_t j = 0; j < M; ++j) row[j] /= a[i * (a_row + a_column)];
   }
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -11,7 +11,7 @@ import torch
 
 from guides.engine.native.values import Buffer, Const, Read, Tree, Value, reads
 
-__all__ = ["Kernel", "Loop", "Product", "Schedule", "Statement"]
+__all__ = ["Kernel", "Loop", "Product", "Routine", "Schedule", "Statement"]
 
 Shape = tuple[int, ...]
 
@@ -78,7 +78,31 @@ class Product:
         yield self.target.buffer
 
 
-Kernel: TypeAlias = Loop | Product
+@dataclass
+class Routine:
+    """A template of the runtime, called for each matrix of a batch.
+
+    :ivar parameters: of the template, after the type of the numbers.
+    :ivar inputs: matrices, each with three strides: of the batch, of rows, of columns.
+    :ivar target: matrices of contiguous rows, with three strides.
+    """
+
+    name: str
+    parameters: tuple[int, ...]
+    batch: int
+    inputs: tuple[Read, ...]
+    target: Read
+
+    def reads(self) -> Iterator[Read]:
+        """Yield what it reads."""
+        yield from self.inputs
+
+    def writes(self) -> Iterator[Buffer]:
+        """Yield what it writes to."""
+        yield self.target.buffer
+
+
+Kernel: TypeAlias = Loop | Product | Routine
 
 
 class Schedule:
@@ -94,15 +118,15 @@ class Schedule:
         self._stored: dict[Buffer, Read] = {}
         self._names = 0
 
-    def new(self, dtype: torch.dtype, size: int) -> Buffer:
+    def new(self, shape: Shape, dtype: torch.dtype) -> Value:
         """Return memory that nobody has written to."""
         self._names += 1
-        return Buffer(f"b{self._names}", dtype, size)
+        return Value.of(Buffer(f"b{self._names}", dtype, math.prod(shape)), shape)
 
     def store(self, value: Value, target: Value | None = None) -> Value:
         """Write a tensor to memory, row-major and new unless a place for it is given, and return it as it lies there."""
         if target is None:
-            target = Value.of(self.new(value.dtype, value.size), value.shape)
+            target = self.new(value.shape, value.dtype)
         if value.size:
             self._place(value, target, "", None, 0)
         return target
@@ -128,6 +152,13 @@ class Schedule:
         assert all(isinstance(tree, Read) for tree in trees)
         self.kernels.append(Product(batch, (m, right.shape[2], k), *trees))  # type: ignore[arg-type]
         self._note(trees[2].buffer, len(self.kernels) - 1, None)  # type: ignore[union-attr]
+
+    def run(self, name: str, parameters: tuple[int, ...], inputs: Sequence[Value], target: Value) -> None:
+        """Call a template of the runtime for each matrix of ``(batch, rows, columns)``, see :class:`Routine`."""
+        trees = [value.tree for value in (*inputs, target)]
+        assert all(isinstance(tree, Read) for tree in trees)
+        self.kernels.append(Routine(name, parameters, target.shape[0], tuple(trees[:-1]), trees[-1]))  # type: ignore[arg-type]
+        self._note(trees[-1].buffer, len(self.kernels) - 1, None)  # type: ignore[union-attr]
 
     def _place(self, value: Value, target: Value, reduction: str, start: Const | None, size: int) -> None:
         value, target = _without_ones(value), _without_ones(target)

@@ -9,7 +9,19 @@ from typing import TypeAlias
 
 import torch
 
-__all__ = ["Buffer", "Call", "Const", "Gather", "Read", "Tree", "Unsupported", "Value", "calls", "reads"]
+__all__ = [
+    *("TYPES", "Buffer", "Call", "Const", "Gather", "Read", "Tree", "Unsupported", "Value"),
+    *("calls", "checked", "reads", "row_major"),
+]
+
+TYPES = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.int64: "int64_t",
+    torch.int32: "int32_t",
+    torch.bool: "bool",
+}
+"""Types of numbers in C++."""
 
 Shape = tuple[int, ...]
 Layout = tuple[int, Shape]
@@ -22,6 +34,16 @@ class Unsupported(Exception):
 
 class _CannotReshape(Exception):
     """No strides describe the new shape."""
+
+
+def checked(dtype: torch.dtype) -> torch.dtype:
+    """Return a type of numbers that there is in C++.
+
+    :raises Unsupported: for another.
+    """
+    if dtype not in TYPES:
+        raise Unsupported(f"numbers of type {dtype}")
+    return dtype
 
 
 @dataclass(eq=False)
@@ -144,6 +166,10 @@ class Value:
         rest = [d for d in range(len(self.shape)) if d not in (first, second)]
         shape = (*(self.shape[d] for d in rest), min(self.shape[first], self.shape[second]))
         return self._moved(shape, lambda o, s: (o, (*(s[d] for d in rest), s[first] + s[second])))
+
+    def strided(self, shape: Shape, strides: Shape, offset: int) -> Value:
+        """Return elements of a tensor of one dimension at an offset plus index times strides."""
+        return self._moved(shape, lambda o, s: (o + offset * s[0], tuple(stride * s[0] for stride in strides)))
 
     def reshape(self, shape: Shape) -> Value | None:
         """Return the elements in row-major order in another shape, ``None`` if they have to be copied for it."""
