@@ -188,10 +188,10 @@ def test_stock_trace_elbo_learns_the_weights_too(data):
     assert want["Mixture.logits"].mean(0).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("mode", ["trace", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["trace", "native"])
 @pytest.mark.parametrize("name", MIXTURE_OBJECTIVES)
 def test_the_engine_takes_every_objective(name, mode, data, monkeypatch):
-    if mode == "inductor" and not has_compiler():
+    if mode == "native" and not has_compiler():
         pytest.skip("no C++ compiler")
     monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
     options = {"penalty": falling} if name == "entropy_bound" else {"warmup": 15} if name == "selbo" else {}

@@ -118,6 +118,8 @@ def test_pointwise_operations_and_their_gradients():
         lambda x, y: torch.xlogy(y, y) + torch.erf(x) + torch.sin(x) * torch.cos(y),
         lambda x, y: torch.lerp(x, y, 0.3) + torch.addcmul(x, x, y, value=0.5) + torch.addcdiv(x, x, y, value=2.0),
         lambda x, y: F.leaky_relu(x, 0.1) + torch.tanh(x) * torch.sigmoid(y) + F.logsigmoid(x),
+        lambda x, y: torch.sinh(x) + torch.cosh(y) + torch.asinh(x) + torch.acosh(1 + y) + torch.atanh(torch.tanh(x)),
+        lambda x, y: torch.asin(y / 2) + torch.acos(y / 2) + torch.tan(y) * torch.atan(x),
         lambda x, y: y**x + x**3 + y**-0.5 + 2.0**x,
         lambda x, y: torch.where((x > 0) & (y < 0.5), x, y) + torch.rsqrt(y) + torch.atan2(x, y),
     ]

@@ -33,6 +33,7 @@ class Pointwise:
 
 _FUNCTIONS = (
     *("exp", "expm1", "log", "log1p", "sqrt", "tanh", "sigmoid", "sin", "cos", "tan", "atan", "erf", "erfc"),
+    *("sinh", "cosh", "asin", "acos", "asinh", "acosh", "atanh"),
     *("lgamma", "digamma", "floor", "ceil", "trunc", "abs", "sign"),
 )
 _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -108,6 +109,7 @@ POINTWISE: dict[str, Pointwise] = {
     "_to_copy.default": Pointwise("{0}"),
     "clone.default": Pointwise("{0}"),
     "fill.Scalar": Pointwise("{1}"),
+    "fill.Tensor": Pointwise("{1}"),
 }
 
 
