@@ -78,13 +78,13 @@ def _diagonal_backward(
 
 @MEMORY("constant_pad_nd")
 def _constant_pad_nd(context: Context, node: Node, x: Value, padding: Sequence[int], number: float = 0) -> Value:
-    if any(p < 0 for p in padding):
-        raise Unsupported("constant_pad_nd that cuts")
+    margins = [(len(x.shape) - 1 - i, padding[2 * i], padding[2 * i + 1]) for i in range(len(padding) // 2)]
+    for dim, before, after in margins:
+        x = x.slice(dim, max(0, -before), x.shape[dim] - max(0, -after))  # less than nothing added is something cut
 
     def place(whole: Value) -> Value:
-        for i in range(len(padding) // 2):
-            dim = len(x.shape) - 1 - i
-            whole = whole.slice(dim, padding[2 * i], padding[2 * i] + x.shape[dim])
+        for dim, before, _ in margins:
+            whole = whole.slice(dim, max(0, before), max(0, before) + x.shape[dim])
         return whole
 
     return _filled(context, node, number, place, x)

@@ -104,6 +104,7 @@ POINTWISE: dict[str, Pointwise] = {
     "elu_backward.default": Pointwise("z_elu_backward({0}, {1}, {2}, {3}, {4}, {5})"),
     "remainder.Scalar": Pointwise("z_remainder({0}, {1})"),
     "remainder.Tensor": Pointwise("z_remainder({0}, {1})"),
+    "floor_divide.default": Pointwise("z_floor_divide({0}, {1})"),
     "zero.default": Pointwise("0"),
     "copy.default": Pointwise("{1}"),
     "_to_copy.default": Pointwise("{0}"),
@@ -152,6 +153,23 @@ def _clamp(context: Context, node: Node, x: Value, low: Any = None, high: Any = 
         if bound is not None:
             value = context.apply(code, value, context.cast(bound, value.dtype) if isinstance(bound, Value) else bound)
     return value
+
+
+@COMPOSED("div")
+def _div(context: Context, node: Node, x: Value, y: Value | float, rounding_mode: str | None = None) -> Value:
+    dtype = node.meta["val"].dtype
+    divisor = context.cast(y, dtype) if isinstance(y, Value) else y
+    code = {"floor": "z_floor_divide({0}, {1})", "trunc": "z_trunc_divide({0}, {1})"}.get(str(rounding_mode))
+    if code is None:
+        raise Unsupported(f"division rounded by {rounding_mode}")
+    return context.apply(code, context.cast(x, dtype), divisor)
+
+
+@COMPOSED("polygamma")
+def _polygamma(context: Context, node: Node, order: int, x: Value) -> Value:
+    if order != 1:
+        raise Unsupported(f"polygamma of order {order}")
+    return context.apply("z_trigamma({0})", x)
 
 
 @COMPOSED("gelu")

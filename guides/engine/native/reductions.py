@@ -16,7 +16,7 @@ __all__ = ["REDUCTIONS", "reduced"]
 
 REDUCTIONS = Operations()
 
-_LONGEST_CUMSUM = 64
+_LONGEST_RUN = 64
 
 
 def reduced(context: Context, value: Value, dims: Sequence[int], keep: bool, reduction: str = "+") -> Value:
@@ -102,6 +102,32 @@ def _linalg_vector_norm(
     return context.apply("z_sqrt({0})", reduced(context, context.apply("({0} * {0})", x), _dims(x, dims), keep))
 
 
+@REDUCTIONS("cumprod")
+def _cumprod(context: Context, node: Node, x: Value, dim: int, *_: Any) -> Value:
+    if not x.shape:
+        return x
+    dim %= len(x.shape)
+    if x.shape[dim] > _LONGEST_RUN:
+        raise Unsupported(f"cumprod of {x.shape[dim]} elements")
+    x, whole = context.stored(x), context.schedule.new(x.shape, x.dtype)
+    for i in range(x.shape[dim]):
+        now = x.select(dim, i)
+        product = context.apply("({0} * {1})", whole.select(dim, i - 1), now) if i else now
+        context.schedule.store(product, whole.select(dim, i))
+    return whole
+
+
+@REDUCTIONS("prod")
+def _prod(context: Context, node: Node, x: Value, dim: int | None = None, keep: bool = False, dtype: Any = None) -> Value:
+    if not isinstance(dim, int) or not x.shape or not 0 < x.shape[dim] <= _LONGEST_RUN:
+        raise Unsupported(f"a product of the elements of {x.shape}")
+    x, dim = context.stored(x), dim % len(x.shape)
+    product = x.select(dim, 0)
+    for i in range(1, x.shape[dim]):
+        product = context.apply("({0} * {1})", product, x.select(dim, i))
+    return product.unsqueeze(dim) if keep else product
+
+
 @REDUCTIONS("cumsum")
 def _cumsum(context: Context, node: Node, x: Value, dim: int, *_: Any) -> Value:
     value = context.stored(x)
@@ -109,7 +135,7 @@ def _cumsum(context: Context, node: Node, x: Value, dim: int, *_: Any) -> Value:
         return value
     dim %= len(value.shape)
     size = value.shape[dim]
-    if size > _LONGEST_CUMSUM:
+    if size > _LONGEST_RUN:
         raise Unsupported(f"cumsum of {size} elements")
     order = [d for d in range(len(value.shape)) if d != dim] + [dim]
     last = value.permute(order).unsqueeze(len(order) - 1)

@@ -137,6 +137,18 @@ static inline double z_digamma(double x) {
   return sum + std::log(x) - 0.5 / x -
          s * (1. / 12 - s * (1. / 120 - s * (1. / 252 - s * (1. / 240 - s * (1. / 132 - s * (691. / 32760))))));
 }
+// Likewise (6.4.6, 6.4.7 and 6.4.12 there).
+static inline double z_trigamma(double x) {
+  if (x < 0.5) {
+    const double sine = std::sin(M_PI * x);
+    return M_PI * M_PI / (sine * sine) - z_trigamma(1 - x);
+  }
+  double sum = 0;
+  for (; x < 10; x += 1) sum += 1 / (x * x);
+  const double s = 1 / (x * x);
+  return sum + 1 / x + s / 2 + s / x * (1. / 6 - s * (1. / 30 - s * (1. / 42 - s * (1. / 30 - s * (5. / 66)))));
+}
+static inline float z_trigamma(float x) { return (float)z_trigamma((double)x); }
 static inline float z_digamma(float x) { return (float)z_digamma((double)x); }
 
 template <typename T> ALWAYS T z_pow(T x, T y) {
@@ -173,6 +185,12 @@ template <typename T> ALWAYS T z_elu_backward(T grad, T alpha, T scale, T input_
 template <typename T> ALWAYS T z_remainder(T x, T y) { return ((x % y) + y) % y; }
 ALWAYS float z_remainder(float x, float y) { return x - y * z_floor(x / y); }
 ALWAYS double z_remainder(double x, double y) { return x - y * z_floor(x / y); }
+template <typename T> ALWAYS T z_floor_divide(T x, T y) { return (x - z_remainder(x, y)) / y; }
+ALWAYS float z_floor_divide(float x, float y) { return z_floor(x / y); }
+ALWAYS double z_floor_divide(double x, double y) { return z_floor(x / y); }
+template <typename T> ALWAYS T z_trunc_divide(T x, T y) { return x / y; }
+ALWAYS float z_trunc_divide(float x, float y) { return z_trunc(x / y); }
+ALWAYS double z_trunc_divide(double x, double y) { return z_trunc(x / y); }
 template <typename T> ALWAYS T z_logaddexp(T a, T b) {
   const T top = a > b ? a : b;
   const T y = top + z_log1p(z_exp(-z_abs(a - b)));
