@@ -296,6 +296,17 @@ def test_reading_and_adding_where_indices_lead():
     )
 
 
+def test_an_index_out_of_bounds_gives_nan_and_nothing_else():
+    """PyTorch refuses it, so the graph is made with indices that are in bounds."""
+    x, good, bad = torch.randn(4, 3), torch.tensor([0, 3, 1]), torch.tensor([0, 4_000_000_000, -5])
+    graph = traced(lambda x, i: (x[i].sum(1),), x, good)
+    loop = NativeLoop(graph, (), (x, good), ())
+    loop.check((), (x, good), ())
+    found = loop((), (x, bad), ())[1][:, 0]
+    torch.testing.assert_close(found[0], x[0].sum())
+    assert found[1:].isnan().all()
+
+
 def loop_and_graph(step, state, varying):
     """Return what all steps make of the state, by the library and by the graph."""
     graph = traced(step, *state, *(v[:, 0] for v in varying))
@@ -370,6 +381,7 @@ def test_two_threads_give_what_one_gives():
         )
 
     compare(function, torch.randn(300, 200) / 10, torch.randn(200, 150) / 10, rtol=1e-4, atol=1e-4)
+    compare(torch.bmm, torch.randn(400, 20, 10), torch.randn(400, 10, 30), rtol=1e-4, atol=1e-4)
 
 
 def test_what_it_cannot_express_is_named():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import resources
 
 from guides.engine.native.lowering import Lowered
@@ -140,8 +141,11 @@ class _Source:
         if isinstance(kernel, Loop):
             body = Nest(kernel, self._surroundings).lines()
         else:
+            each = math.prod(kernel.sizes if isinstance(kernel, Product) else kernel.parameters)
             call = self._product(kernel) if isinstance(kernel, Product) else self._routine(kernel)
             body = [f"  for (int64_t b = 0; b < {kernel.batch}; ++b) {call}"]
+            if self._threads > 1 and each < _WORTH_THREADS_PRODUCT <= each * kernel.batch:
+                body.insert(0, "#pragma omp parallel for schedule(static)")
         return f"static __attribute__((noinline)) void kernel{number}({parameters}) {{\n" + "\n".join(body) + "\n}"
 
     def _product(self, product: Product) -> str:

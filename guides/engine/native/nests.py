@@ -138,6 +138,10 @@ class Nest:
             kind = f"{TYPES[tree.dtype]} "
             if isinstance(tree, Read):
                 code = self._element(tree, pad=pad)
+                if tree.gathers and tree.dtype.is_floating_point:
+                    # Not an error as in PyTorch, but never another number: the loss is NaN, and the fit says where.
+                    inside = (f"z_inside({self._expression(g.index, pad)}, {g.size})" for g in tree.gathers)
+                    code = f"{' && '.join(inside)} ? {code} : NAN"
             else:
                 args = [self._expression(a, pad) for a in tree.args]
                 code = _call(tree, args)
@@ -152,10 +156,7 @@ class Nest:
             if stride:
                 place.append(f"i{level}" if stride == 1 else f"{stride} * i{level}")
         for gather in read.gathers:
-            index = self._expression(gather.index, pad)
-            # As in PyTorch, -1 is the last element. What is out of bounds stays inside the memory: the check sees it.
-            wrapped = f"({index} < 0 ? {index} + {gather.size} : {index})"
-            place.append(f"{gather.stride} * {wrapped}")
+            place.append(f"{gather.stride} * z_place({self._expression(gather.index, pad)}, {gather.size})")
         return f"{self._surroundings.name(read.buffer)}[{' + '.join(place) or '0'}]"
 
 

@@ -14,6 +14,13 @@ ALWAYS To z_cast_bits(From from) {
   return to;
 }
 
+// Where an index leads along a dimension, of which -1 is the last element; never out of the memory.
+ALWAYS bool z_inside(int64_t index, int64_t size) { return -size <= index && index < size; }
+ALWAYS int64_t z_place(int64_t index, int64_t size) {
+  const int64_t place = index < 0 ? index + size : index;
+  return place < 0 ? 0 : place >= size ? size - 1 : place;
+}
+
 template <typename T> ALWAYS T z_abs(T x) { return x < 0 ? -x : x; }
 ALWAYS float z_abs(float x) { return __builtin_fabsf(x); }
 ALWAYS double z_abs(double x) { return __builtin_fabs(x); }
