@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from guides.engine.libraries import LibraryLoop, cache_folder
+from guides.engine.libraries import COMPILING, LibraryLoop, cache_folder
 from guides.engine.simplifying import with_small_pieces_added
 
 __all__ = ["InductorLoop", "silent_compiler"]
@@ -138,7 +138,7 @@ def _key(graph: GraphModule, examples: Sequence[Tensor], split: tuple[int, ...])
 def _compile(loop: _Loop, examples: Inputs, path: Path) -> None:
     from torch._inductor import aoti_compile_and_package
 
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="compiling-") as folder, silent_compiler():
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=COMPILING) as folder, silent_compiler():
         with torch.no_grad():
             exported = torch.export.export(loop, tuple(e.clone() for e in examples))
             made = aoti_compile_and_package(exported, package_path=str(Path(folder) / "loop.pt2"))

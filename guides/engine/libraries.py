@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
+import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -13,13 +15,17 @@ from torch.fx import GraphModule
 
 from guides.engine.tracing import close
 
-__all__ = ["CompiledLoop", "LibraryLoop", "cache_folder", "compiler", "has_compiler"]
+__all__ = ["COMPILING", "CompiledLoop", "LibraryLoop", "cache_folder", "compiler", "has_compiler"]
 
 Inputs = tuple[Tensor, ...]
+
+COMPILING = "compiling-"
+"""How the names of folders begin in which compilers work."""
 
 _COMPILERS = ("g++", "clang++", "c++")
 _CHECKED_STEPS = 3
 _KEPT = 200
+_ABANDONED = 3600.0
 
 
 def compiler() -> str | None:
@@ -123,6 +129,11 @@ class LibraryLoop(CompiledLoop):
 
 
 def _forget_oldest(folder: Path, suffix: str) -> None:
+    """Keep the libraries used last, and no folder of a compiler that was killed."""
     kept = sorted(folder.glob(f"*{suffix}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in kept[_KEPT:]:
         old.unlink(missing_ok=True)
+    for left in folder.glob(f"{COMPILING}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)

@@ -1,6 +1,7 @@
 """The engine against the reference: eager, traced, compiled, replicated, in minibatches."""
 
 import math
+import os
 
 import pyro
 import pyro.distributions as dist
@@ -270,6 +271,16 @@ def test_a_compiler_that_fails_leaves_the_fit_traced(mode, data, monkeypatch, tm
         fitted = fit("mean_field", *data, compile=mode)
     assert len(caught) == 1
     torch.testing.assert_close(fitted.losses, fit("mean_field", *data).losses, **CLOSE)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+def test_what_a_killed_compiler_left_is_cleared_away(data, monkeypatch, tmp_path):
+    monkeypatch.setenv("GUIDES_CACHE", str(tmp_path))
+    for name in ("compiling-long-ago", "compiling-now"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / "compiling-long-ago", (0, 0))
+    fit("mean_field", *data, compile="native")
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["compiling-now"]
 
 
 @pytest.mark.parametrize("mode", LOOPS)

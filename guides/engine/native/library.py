@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from guides.engine.libraries import LibraryLoop, cache_folder, compiler
+from guides.engine.libraries import COMPILING, LibraryLoop, cache_folder, compiler
 from guides.engine.native.emit import source
 from guides.engine.native.lowering import lower
 
@@ -58,7 +58,7 @@ class NativeLoop(LibraryLoop):
         self.seconds = _SECONDS_PER_CHARACTER * len(self._source)
 
     def _compile(self, state: Inputs, shared: Inputs, varying: Inputs, path: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix="compiling-") as folder:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=COMPILING) as folder:
             text, library = Path(folder) / "loop.cpp", Path(folder) / "loop.so"
             text.write_text(self._source)
             command = [compiler() or "c++", *self._flags, "-o", str(library), str(text)]
