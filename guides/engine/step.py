@@ -34,6 +34,7 @@ _GAIN = 0.7
 _UNTYPICAL = 2
 _MEASURED = 10
 _FIRST_CHECK = 50
+_FROM_FIT = 8  # calls from a warning here up to the caller of fit, whose line it is to show
 
 
 class Replicates:
@@ -141,7 +142,7 @@ class ChunkRunner:
         self._plain = False
         self._step = Traced(self._one_step, "the model", enabled=mode != "eager")
         self._loops: dict[int, CompiledLoop] = {}
-        self._candidates: dict[tuple[int, int], CompiledLoop | None] = {}
+        self._candidates: dict[tuple[int, int], CompiledLoop] = {}
         self._timings: dict[int, _Timing] = {}
         self._next_check = 0
 
@@ -239,10 +240,12 @@ class ChunkRunner:
             graph = self._step.graph(*state, *tensors, *(v[:, 0] for v in varying))
             if graph is None:
                 return None
-            self._candidates[count, capacity] = self._candidate(graph, state, tensors, varying)
+            try:
+                self._candidates[count, capacity] = self._candidate(graph, state, tensors, varying)
+            except Unsupported as error:
+                self._stay_traced(error)
+                return None
         loop = self._candidates[count, capacity]
-        if loop is None:
-            return None
         timing = self._timings.get(count, _Timing())
         worth = timing.settled and _GAIN * timing.best * (capacity - done + left) > loop.seconds
         if not (worth or self._mode != "auto" or loop.ready):
@@ -257,21 +260,23 @@ class ChunkRunner:
         self._loops[count] = loop
         return loop
 
-    def _candidate(self, graph: GraphModule, state: Inputs, tensors: Inputs, varying: Inputs) -> CompiledLoop | None:
-        """Return a loop that could be compiled."""
+    def _candidate(self, graph: GraphModule, state: Inputs, tensors: Inputs, varying: Inputs) -> CompiledLoop:
+        """Return a loop that could be compiled.
+
+        :raises Unsupported: if it is to be native and cannot.
+        """
         if state[0].device.type == "cuda":
             return RecordedLoop(graph, state, tensors, varying)
         if self._mode != "inductor":
             try:
                 return NativeLoop(graph, state, tensors, varying)
-            except Unsupported as error:
+            except Unsupported:
                 if self._mode == "native":
-                    self._stay_traced(error)
-                    return None
+                    raise
         return InductorLoop(graph, state, tensors, varying)
 
     def _stay_traced(self, error: Exception) -> None:
-        warnings.warn(f"the model runs traced, not compiled: {said(error)}", EagerFallbackWarning, stacklevel=6)
+        warnings.warn(f"the model runs traced, not compiled: {said(error)}", EagerFallbackWarning, stacklevel=_FROM_FIT)
         self._mode = "trace"
 
 
