@@ -1,4 +1,4 @@
-# `make bench` and `make test` need nothing but Python 3.11+, make and a C compiler.
+# `make bench` and `make test` need nothing but Python 3.11+, make and a C++ compiler.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -84,10 +84,10 @@ def in_processes(
 
 def _serve(work: Callable[..., Iterator[Any]], todo: Any, results: Any, parent: int) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported stays, and need not be looked through again and again
     try:
         while (item := todo.get()) is not None:
             index, arguments = item
-            gc.freeze()  # what was imported stays, and need not be looked through again and again
             for result in work(*arguments):
                 results.put((index, result, None))
                 if os.getppid() != parent:  # killed: nobody reads this

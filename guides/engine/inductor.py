@@ -67,7 +67,7 @@ class _Loop(nn.Module):
 
 
 class InductorLoop(LibraryLoop):
-    """Steps compiled by PyTorch's Inductor, ahead of time: any operation, at the price of some twenty seconds.
+    """Steps compiled by PyTorch's Inductor, ahead of time: any operation, at the price of a long compilation.
 
     One library serves whatever the values of the graph's constants. There is one for each graph, shapes, number of threads,
     processor and version of PyTorch.

@@ -70,7 +70,7 @@ class Context:
         for buffer, known in self.constants:
             if known.dtype == value.dtype and known.shape == value.shape and torch.equal(known, value):
                 return Value.of(buffer, tuple(value.shape))
-        buffer = Buffer(f"c{len(self.constants)}", checked(value.dtype), value.numel(), fixed=True)
+        buffer = Buffer(f"c{len(self.constants)}", checked(value.dtype), value.numel())
         self.constants.append((buffer, value.detach().contiguous()))
         return Value.of(buffer, tuple(value.shape))
 

@@ -7,7 +7,7 @@ from importlib import resources
 
 from guides.engine.native.lowering import Lowered
 from guides.engine.native.nests import Nest, Surroundings
-from guides.engine.native.schedule import Kernel, Loop, Product, Routine
+from guides.engine.native.schedule import Kernel, Loop, Product, Routine, room
 from guides.engine.native.values import TYPES, Buffer, Read
 
 __all__ = ["source"]
@@ -36,15 +36,17 @@ class _Source:
         self._surroundings = Surroundings(names, self._read_elsewhere(), threads)
 
     def whole(self) -> tuple[str, int]:
-        outside = {b for i, b in enumerate(self._lowered.outputs) if i < self._state}
         places, size = self._lowered.schedule.arena({self._lowered.outputs[self._state]})
         copied = [v for v in self._varying if self._replicates > 1 and v.size]
-        spare = [self._lowered.outputs[i] for i in range(self._state) if not self._in_place[i]]
+        spare = []
+        for new, there in zip(self._lowered.outputs, self._in_place):
+            del places[new]  # it lies where the old state does, or where the last step's did
+            spare += [] if there else [new]
         for buffer in (*copied, *spare):
             places[buffer] = size
-            size += -(-buffer.size * buffer.dtype.itemsize // 64) * 64
+            size += room(buffer)
         functions = "\n".join(self._function(n, k) for n, k in enumerate(self._kernels))
-        lines = [*self._run(places, outside, set(copied))]
+        lines = self._run(places, set(copied))
         header = resources.files("guides.engine.native").joinpath("runtime.h").read_text()
         return f"{header}\n{functions}\n" + "\n".join(lines) + "\n", size
 
@@ -79,7 +81,7 @@ class _Source:
             found |= {b for b in reads_here if writers.get(b) != {number} or not isinstance(kernel, Loop)}
         return found
 
-    def _run(self, places: dict[Buffer, int], outside: set[Buffer], copied: set[Buffer]) -> list[str]:
+    def _run(self, places: dict[Buffer, int], copied: set[Buffer]) -> list[str]:
         """Return the function that a process calls."""
         made = self._lowered
         names = [*(f"old{i}" for i in range(self._state)), *(b.name for b in made.inputs[: self._state])]
@@ -92,7 +94,7 @@ class _Source:
         lines = ['extern "C" void run(int64_t steps, void** given) {']
         lines += [f"  {t}* {n} = ({t}*)given[{i}];" for i, (t, n) in enumerate(zip(types, names))]
         for buffer, place in places.items():
-            if (buffer not in outside or buffer in self._spare()) and buffer not in copied:
+            if buffer not in copied:
                 t = TYPES[buffer.dtype]
                 lines.append(f"  {t}* {self._surroundings.name(buffer)} = ({t}*)(arena + {place});")
         for i, buffer in enumerate(made.inputs[: self._state]):
@@ -121,9 +123,6 @@ class _Source:
                 move = f"memcpy(given[{place}], {buffer.name}, {buffer.size} * sizeof(*{buffer.name}));"
                 lines.append(f"  if (given[{place}] != (void*){buffer.name}) {move}")
         return [*lines, "}"]
-
-    def _spare(self) -> set[Buffer]:
-        return {self._lowered.outputs[i] for i in range(self._state) if not self._in_place[i]}
 
     def _parameters(self, kernel: Kernel) -> dict[str, str]:
         """Return the memory that a kernel works on: C++ types by name."""

@@ -73,7 +73,10 @@ def _gather(context: Context, node: Node, x: Value, dim: int, index: Value, *_: 
 def _index_put(context: Context, node: Node, x: Value, indices: Indices, values: Value, accumulate: bool = False) -> Value:
     whole = context.schedule.store(x)
     places = _followed(context, whole, indices)
-    context.schedule.scatter(values.expand(places.shape), places, "+" if accumulate else "", whole.size)
+    if accumulate:
+        context.schedule.reduce(values.expand(places.shape), places, "+", whole.size)
+    else:
+        context.schedule.store(values.expand(places.shape), places)
     return whole
 
 
@@ -81,7 +84,7 @@ def _index_put(context: Context, node: Node, x: Value, indices: Indices, values:
 def _index_add(context: Context, node: Node, x: Value, dim: int, index: Value, source: Value, alpha: float = 1) -> Value:
     whole = context.schedule.store(x)
     places = _followed(context, whole, _in_dimension(x, dim, index))
-    context.schedule.scatter(context.apply("({0} * {1})", source, alpha), places, "+", whole.size)
+    context.schedule.reduce(context.apply("({0} * {1})", source, alpha), places, "+", whole.size)
     return whole
 
 
@@ -90,5 +93,5 @@ def _scatter_add(context: Context, node: Node, x: Value, dim: int, index: Value,
     whole = context.schedule.store(x)
     for d, size in enumerate(index.shape):
         source = source.slice(d, 0, size)
-    context.schedule.scatter(source, _along(context, whole, dim, index), "+", whole.size)
+    context.schedule.reduce(source, _along(context, whole, dim, index), "+", whole.size)
     return whole

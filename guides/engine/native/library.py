@@ -21,12 +21,12 @@ from torch.fx import GraphModule
 from guides.engine.libraries import COMPILING, LibraryLoop, cache_folder, compiler
 from guides.engine.native.emit import source
 from guides.engine.native.lowering import lower
+from guides.engine.native.schedule import ALIGNMENT
 
 __all__ = ["NativeLoop"]
 
 Inputs = tuple[Tensor, ...]
 
-_ALIGNMENT = 64
 _SECONDS_PER_CHARACTER = 3e-5  # of generated code, as compilers take for it
 # No number depends on these but by rounding: products and sums may become one operation, and zero has no sign.
 _FLAGS = (
@@ -51,7 +51,7 @@ class NativeLoop(LibraryLoop):
         self._source, size = source(lowered, len(state), len(shared), results.size, threads)
         self._flags = (*_FLAGS, *_processor_flags(), "-fopenmp" if threads > 1 else "-fopenmp-simd")
         self._constants = tuple(value for _, value in lowered.constants)
-        self._memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
+        self._memory = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
         self._run: Callable[..., None] | None = None
         key = hashlib.sha256(repr((_processor(), compiler(), self._flags, self._source)).encode()).hexdigest()[:40]
         super().__init__(graph, sys.maxsize, cache_folder() / f"{key}.so")
@@ -82,7 +82,7 @@ class NativeLoop(LibraryLoop):
         # As a list, so that none is freed before the call is over.
         given = [t.contiguous() for t in (*state, *new, *shared, *self._constants, *(v for v in varying if v.numel()))]
         places: list[Any] = [t.data_ptr() for t in (*given, losses)]
-        places.append(-(-self._memory.data_ptr() // _ALIGNMENT) * _ALIGNMENT)
+        places.append(-(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT)
         self._run(steps, (ctypes.c_void_p * len(places))(*places))
         return new, losses
 

@@ -73,7 +73,7 @@ class _Lowering:
     def _lower(self, node: Node) -> Result:
         if node.op == "placeholder":
             value = node.meta["val"]
-            buffer = Buffer(f"in{len(self._made.inputs)}", checked(value.dtype), value.numel(), fixed=True)
+            buffer = Buffer(f"in{len(self._made.inputs)}", checked(value.dtype), value.numel())
             self._made.inputs.append(buffer)
             return Value.of(buffer, tuple(value.shape))
         if node.op == "get_attr":

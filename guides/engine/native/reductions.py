@@ -41,7 +41,7 @@ def reduced(context: Context, value: Value, dims: Sequence[int], keep: bool, red
         if reduction != "+" and not value.dtype.is_floating_point:
             raise Unsupported(f"{reduction} of {value.dtype}")
         result = context.schedule.new(small, value.dtype)
-        context.schedule.reduce(value, result.expand(value.shape), reduction, Const(start, value.dtype), result.size)
+        context.schedule.reduce(value, result.expand(value.shape), reduction, result.size, Const(start, value.dtype))
     return result if keep else _without(result, over)
 
 

@@ -11,12 +11,13 @@ import torch
 
 from guides.engine.native.values import Buffer, Const, Read, Tree, Value, reads
 
-__all__ = ["Kernel", "Loop", "Product", "Routine", "Schedule", "Statement"]
+__all__ = ["ALIGNMENT", "Kernel", "Loop", "Product", "Routine", "Schedule", "Statement", "room"]
 
 Shape = tuple[int, ...]
 
 _MOST_STATEMENTS = 48
-_ALIGNMENT = 64
+ALIGNMENT = 64
+"""Bytes that the places of buffers are multiples of: a line of the cache, and the widest vector."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,17 +132,11 @@ class Schedule:
             self._place(value, target, "", None, 0)
         return target
 
-    def scatter(self, value: Value, target: Value, reduction: str, size: int) -> None:
-        """Write a tensor to, or add it to, places of memory that other memory names.
+    def reduce(self, value: Value, target: Value, reduction: str, size: int, start: Const | None = None) -> None:
+        """Reduce a tensor into memory that is expanded to its shape, or to the places there that other memory names.
 
         :param size: elements of the memory.
-        """
-        self._place(value, target, reduction, None, size)
-
-    def reduce(self, value: Value, target: Value, reduction: str, start: Const | None, size: int) -> None:
-        """Reduce a tensor into memory that is expanded to its shape.
-
-        :param size: elements of the memory.
+        :param start: what the reduction starts from; by default what the memory holds.
         """
         self._place(value, target, reduction, start, size)
 
@@ -216,7 +211,7 @@ class Schedule:
         busy: list[tuple[int, int, Buffer]] = []  # from, to, buffer; by position
         for buffer in sorted(first, key=lambda b: first[b]):
             busy = [entry for entry in busy if last[entry[2]] >= first[buffer]]
-            needed = math.ceil(max(1, buffer.size) * buffer.dtype.itemsize / _ALIGNMENT) * _ALIGNMENT
+            needed = room(buffer)
             at = 0
             for start, stop, _ in busy:
                 if start - at >= needed:
@@ -227,6 +222,11 @@ class Schedule:
             busy.sort(key=lambda entry: entry[0])
             size = max(size, at + needed)
         return places, size
+
+
+def room(buffer: Buffer) -> int:
+    """Return how many bytes a buffer takes up."""
+    return math.ceil(max(1, buffer.size) * buffer.dtype.itemsize / ALIGNMENT) * ALIGNMENT
 
 
 def _without_ones(value: Value) -> Value:

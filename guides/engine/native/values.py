@@ -48,15 +48,11 @@ def checked(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(eq=False)
 class Buffer:
-    """Memory of ``size`` elements.
-
-    :ivar fixed: it comes from outside and is not written to.
-    """
+    """Memory of ``size`` elements."""
 
     name: str
     dtype: torch.dtype
     size: int
-    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,9 +122,9 @@ class Value:
         return isinstance(self.tree, Read) and not self.tree.gathers
 
     @classmethod
-    def of(cls, buffer: Buffer, shape: Shape, offset: int = 0) -> Value:
-        """Return a row-major tensor that begins ``offset`` elements into a buffer."""
-        return cls(shape, Read(buffer, offset, row_major(shape)))
+    def of(cls, buffer: Buffer, shape: Shape) -> Value:
+        """Return the row-major tensor in a buffer."""
+        return cls(shape, Read(buffer, 0, row_major(shape)))
 
     def permute(self, dims: Sequence[int]) -> Value:
         """Return the tensor with its dimensions in another order."""
