@@ -11,6 +11,7 @@ from guide_models import GENERAL, SCHOOLS, line, linear, network, regression, sc
 from torch.distributions import constraints
 
 import guides
+from guides.engine.libraries import has_compiler
 from registry import UnknownNameError
 
 QUICK = {"steps": 30, "lr": 0.03}
@@ -273,6 +274,9 @@ def test_a_latent_per_data_point_under_minibatches():
     assert guides.fit(schools, "mean_field", *SCHOOLS, **QUICK).losses.isfinite().all()
 
 
+NEEDS_COMPILER = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+
+
 def drifting(x, y=None):
     """A parameter that Adam takes down by its learning rate at every step where x is positive, and up elsewhere.
 
@@ -286,7 +290,7 @@ def drifting(x, y=None):
         pyro.sample("bad", dist.Normal(z, 1.0 + 0.0 * a.sqrt()), obs=y)
 
 
-@pytest.mark.parametrize("mode", ["eager", "trace"])
+@pytest.mark.parametrize("mode", ["eager", "trace", pytest.param("native", marks=NEEDS_COMPILER)])
 def test_a_loss_that_turns_nan_stops_there_and_names_the_site(mode):
     x, y = torch.ones(4), torch.zeros(4)
     with pytest.warns(guides.NonFiniteLossWarning, match="the loss was not finite at step 11, first at model site 'bad'"):
