@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,19 +16,23 @@ from torch import Tensor
 
 from guides.engine.checks import is_latent, is_observed
 from guides.engine.data import Data
+from guides.engine.memory import CountElements
 from guides.engine.noise import NoiseTape
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet, seeded
-from guides.engine.vectorise import over_draws
+from guides.engine.vectorise import Gathered, over_draws
 from guides.errors import OptionError
 from guides.likelihoods import coordinates
 from guides.prior import unobserved
 
-__all__ = ["Draws", "Site", "sites", "take_draws"]
+__all__ = ["PARTS", "Draws", "Site", "sites", "take_draws"]
 
 _ELEMENTS_PER_CHUNK = 2**25
 _SEED_STRIDE = 7919
 _MOST_ELEMENTS = 2**33
+
+PARTS = frozenset({"latents", "log_p", "log_q", "log_likelihood", "deterministic", "predictive"})
+"""What draws consist of: the fields of :class:`Draws`."""
 
 
 @dataclass(frozen=True)
@@ -82,33 +88,39 @@ def take_draws(
     same_rows: bool,
     predictive: bool,
     score: bool,
+    keep: frozenset[str] = PARTS,
 ) -> Draws:
     """Draw ``num_samples`` times from the guide at each row of parameters, shape ``(C, size)``.
+
+    As many draws are evaluated at a time as make :data:`_ELEMENTS_PER_CHUNK` numbers on the way, and what is not kept is
+    dropped with its chunk: predictions of a large network need the memory of a few of its weights, not of all draws'.
 
     :param same_rows: the data have the rows of the training data; otherwise latents that belong to rows are drawn from the
         prior, unless the guide computes them from the rows.
     :param predictive: draw the observed sites afresh.
     :param score: evaluate the densities of guide and model.
+    :param keep: the fields of :class:`Draws` to fill; the others stay empty, or NaN.
     """
     fresh = frozenset() if same_rows else program.local - program.amortized
-    values = sum(s["value"].numel() for n, s in _nodes(program.prototype) if _kind(s) is not None)
-    values = math.ceil(values * max(data.size, 1) / max(program.setup_rows, 1))
-    chunk = _ELEMENTS_PER_CHUNK // (100 * max(data.size, 1) + 20 * values)
-    _check_size(program, len(flat) * num_samples, data, predictive=predictive, score=score)
-    chains = []
+    _check_size(program, len(flat) * num_samples, data, keep if predictive else keep - {"predictive"})
+    gathered = Gathered((len(flat), num_samples))
     with isolated_store(), quiet(), torch.no_grad():
+        chunk = 1
         for r, parameters in enumerate(flat):
 
             def one(_: Tensor, parameters: Tensor = parameters) -> dict[str, Any]:
                 run = lambda: _one_draw(program, data, fresh, predictive=predictive, score=score)  # noqa: E731
-                return program.parameters.call(parameters, run)
+                found = program.parameters.call(parameters, run)
+                return {part: values for part, values in found.items() if part in keep}
 
+            if r == 0 and num_samples > 1:
+                chunk = _draws_at_once(one, seed)
             with seeded(seed + _SEED_STRIDE * r):
-                chains.append(over_draws(one, num_samples, max(1, min(num_samples, chunk)), flat.device))
-    merged = {key: _stack_chains([c[key] for c in chains]) for key in chains[0]}
+                over_draws(one, num_samples, chunk, flat.device, partial(gathered.add, r))
+    merged = gathered.values
     undefined = flat.new_full((len(flat), num_samples), float("nan"))
     return Draws(
-        latents=merged["latents"],
+        latents=merged.get("latents", {}),
         log_p=merged.get("log_p", undefined),
         log_q=merged.get("log_q", undefined),
         log_likelihood=merged.get("log_likelihood", {}),
@@ -117,7 +129,14 @@ def take_draws(
     )
 
 
-def _check_size(program: Program, draws: int, data: Data, *, predictive: bool, score: bool) -> None:
+def _draws_at_once(one: Callable[[Tensor], Any], seed: int) -> int:
+    """Return how many draws make so many numbers on the way that they fit into the memory for a chunk."""
+    with seeded(seed), CountElements() as made:
+        one(torch.tensor(0))
+    return max(1, _ELEMENTS_PER_CHUNK // max(1, made.elements))
+
+
+def _check_size(program: Program, draws: int, data: Data, keep: frozenset[str]) -> None:
     """Refuse draws that no memory could hold, before any work.
 
     :raises OptionError: naming the largest site and its size.
@@ -126,9 +145,12 @@ def _check_size(program: Program, draws: int, data: Data, *, predictive: bool, s
     for name, site in sites(program).items():
         rows = data.size / max(program.size, 1) if set(site.dims) & program.follows.plates else 1.0
         whole = math.prod(site.shape) * rows
-        if site.kind == "observed" and not predictive:
-            whole = whole / max(1, math.prod(site.shape[1:])) if score else 0.0
-        sizes[name] = draws * whole
+        if site.kind != "observed":
+            kept = {"latent": "latents", "deterministic": "deterministic"}[site.kind] in keep
+            sizes[name] = draws * whole * kept
+        else:
+            scores = whole / max(1, math.prod(site.shape[1:])) if "log_likelihood" in keep else 0.0
+            sizes[name] = draws * (whole if "predictive" in keep else scores)
     if sum(sizes.values()) > _MOST_ELEMENTS:
         name = max(sizes, key=lambda n: sizes[n])
         raise OptionError(
@@ -191,12 +213,6 @@ def _linearised(program: Program, guide_trace: Trace, data: Data, *, predictive:
         seen = {n: at_mean[n]["value"] for n in observed if is_observed(at_mean[n])}
         out["log_likelihood"] = {n: fns[n].log_prob(y) for n, y in seen.items()}
     return out
-
-
-def _stack_chains(parts: list[Any]) -> Any:
-    if isinstance(parts[0], dict):
-        return {k: torch.stack([p[k] for p in parts]) for k in parts[0]}
-    return torch.stack(parts)
 
 
 def _nodes(trace: Trace) -> list[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from guides.draws import Draws, Site, sites, take_draws
+from guides.draws import PARTS, Draws, Site, sites, take_draws
 from guides.engine.data import Data
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet, seeded
@@ -128,7 +128,9 @@ class Posterior:
 
     def sample(self, num_samples: int = 1000, seed: int | None = None) -> dict[str, Tensor]:
         """Return draws of the latent sites, shape ``(S, *site shape)`` each, or ``(R, S, ...)``."""
-        return self._squeeze(self._draws(num_samples, self.training, seed, predictive=False, score=False).latents)
+        return self._squeeze(
+            self._draws(num_samples, self.training, seed, predictive=False, score=False, keep={"latents"}).latents
+        )
 
     def predict(
         self, *data: Any, num_samples: int = 1000, seed: int | None = None, model_kwargs: dict[str, Any] | None = None
@@ -140,7 +142,7 @@ class Posterior:
         Otherwise they are drawn from the prior if the number of data points differs from the training data's.
         """
         new = self._arguments(data, model_kwargs)
-        draws = self._draws(num_samples, new, seed, predictive=True, score=False)
+        draws = self._draws(num_samples, new, seed, predictive=True, score=False, keep={"deterministic", "predictive"})
         return self._squeeze({**draws.deterministic, **draws.predictive})
 
     def log_likelihood(
@@ -151,7 +153,8 @@ class Posterior:
 
         :raises DataError: if no site is observed, as when the targets were left out.
         """
-        draws = self._draws(num_samples, self._arguments(data, model_kwargs), seed, predictive=False, score=True)
+        new = self._arguments(data, model_kwargs)
+        draws = self._draws(num_samples, new, seed, predictive=False, score=True, keep={"log_likelihood"})
         if not draws.log_likelihood:
             raise DataError("no site of the model is observed on these data; pass the observations too")
         return self._squeeze(draws.log_likelihood)
@@ -262,14 +265,31 @@ class Posterior:
     def _squeeze(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         return values if self.replicates > 1 else {k: v[0] for k, v in values.items()}
 
-    def _draws(self, num_samples: int, data: Data, seed: int | None, *, predictive: bool, score: bool) -> Draws:
+    def _draws(
+        self,
+        num_samples: int,
+        data: Data,
+        seed: int | None,
+        *,
+        predictive: bool,
+        score: bool,
+        keep: Set[str] = PARTS,
+    ) -> Draws:
         if num_samples < 1:
             raise OptionError(f"num_samples must be at least 1, not {num_samples}")
         same_rows = data.size == self.training.size
         base = self.seed if seed is None else seed
         try:
             return take_draws(
-                self.program, self.flat, num_samples, data, base, same_rows=same_rows, predictive=predictive, score=score
+                self.program,
+                self.flat,
+                num_samples,
+                data,
+                base,
+                same_rows=same_rows,
+                predictive=predictive,
+                score=score,
+                keep=frozenset(keep),
             )
         except (RuntimeError, ValueError, IndexError) as error:
             odd = self._unlike_training(data)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from guides.errors import EagerFallbackWarning
 
-__all__ = ["Vectorised", "over_draws"]
+__all__ = ["Gathered", "Vectorised", "over_draws"]
 
 
 class Vectorised:
@@ -29,18 +29,15 @@ class Vectorised:
         """Whether evaluations run one by one, because a model did not allow otherwise."""
         return self._looping
 
-    def __call__(
-        self, function: Callable[..., Any], in_dims: Sequence[int | None], *inputs: Any, chunk: int | None = None
-    ) -> Any:
+    def __call__(self, function: Callable[..., Any], in_dims: Sequence[int | None], *inputs: Any) -> Any:
         """Return what ``function`` returns for each row of its inputs, stacked.
 
         :param in_dims: 0 for inputs (tensors, or tuples of them) to take rows of, ``None`` for those to pass whole.
         :param inputs: random draws inside the function differ between rows.
-        :param chunk: rows to vectorise at a time, which bounds memory.
         """
         if not self._looping:
             try:
-                return torch.vmap(function, in_dims=tuple(in_dims), randomness="different", chunk_size=chunk)(*inputs)
+                return torch.vmap(function, in_dims=tuple(in_dims), randomness="different")(*inputs)
             except RuntimeError as error:
                 if "vmap" not in str(error) and "functorch" not in str(error):
                     raise
@@ -56,13 +53,51 @@ class Vectorised:
         return _stack([function(*(_row(i, d, k) for i, d in zip(inputs, in_dims))) for k in range(count)])
 
 
-def over_draws(function: Callable[[Tensor], Any], count: int, chunk: int, device: torch.device) -> dict[str, Any]:
-    """Call ``function`` with draw numbers ``0 .. count-1`` and stack what it returns along a new first dimension.
+class Gathered:
+    """Results of pieces of work, written into tensors of the whole as they come, so that nothing is held twice.
+
+    :param leading: the dimensions of the whole that come before those of one result.
+    :ivar values: the (nested) dict of tensors of the whole.
+    """
+
+    def __init__(self, leading: tuple[int, ...]) -> None:
+        self._leading = leading
+        self.values: dict[str, Any] = {}
+
+    def add(self, *position_and_values: Any) -> None:
+        """Put tensors that run over the last leading dimension to where they start: its index, after those before it."""
+        *position, values = position_and_values
+        self._put(self.values, tuple(position), values)
+
+    def _put(self, whole: dict[str, Any], position: tuple[int, ...], values: dict[str, Any]) -> None:
+        *before, start = position
+        for name, value in values.items():
+            if isinstance(value, dict):
+                self._put(whole.setdefault(name, {}), position, value)
+                continue
+            if name not in whole:
+                whole[name] = value.new_empty((*self._leading, *value.shape[1:]))
+            whole[name][(*before, slice(start, start + len(value)))] = value
+
+
+def over_draws(
+    function: Callable[[Tensor], Any],
+    count: int,
+    chunk: int,
+    device: torch.device,
+    take: Callable[[int, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Call ``function`` with draw numbers ``0 .. count-1`` and put what it returns along a new first dimension.
 
     :param function: from a scalar integer tensor to a (nested) dict of tensors; random draws differ between calls.
     :param chunk: draws to vectorise at a time.
+    :param take: what to do with the number of a chunk's first draw and its results; by default they are put together.
     """
-    return Vectorised("draws")(function, (0,), torch.arange(count, device=device), chunk=chunk)
+    gathered, vectorised = Gathered((count,)), Vectorised("draws")
+    for start in range(0, count, chunk):
+        values = vectorised(function, (0,), torch.arange(start, min(start + chunk, count), device=device))
+        (take or gathered.add)(start, values)
+    return gathered.values
 
 
 def _row(value: Any, dim: int | None, k: int) -> Any:

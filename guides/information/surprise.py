@@ -68,7 +68,15 @@ def surprise(
     rows = posterior._arguments(data, model_kwargs)
     base = posterior.seed if seed is None else seed
     draws = take_draws(
-        posterior.program, posterior.flat, num_samples, rows, base, same_rows=False, predictive=False, score=True
+        posterior.program,
+        posterior.flat,
+        num_samples,
+        rows,
+        base,
+        same_rows=False,
+        predictive=False,
+        score=True,
+        keep=frozenset({"log_likelihood"}),
     )
     if not draws.log_likelihood:
         raise DataError("no site of the model is observed on these data; pass the observations too")
