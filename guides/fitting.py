@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from guides.engine.checks import check_values
 from guides.engine.data import Data
 from guides.engine.loop import Trained, train
+from guides.engine.owning import is_owned, replanted
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, seeded
 from guides.errors import DataError, NonFiniteLossWarning, OptionError, check_whole
@@ -250,10 +251,8 @@ def _fit(
     program, trained.flat = program.without_objective(trained.flat)
     program, flat, info = _finish(program, trained, datasets, seeds)
     if len(seeds) == 1:
-        program.parameters.write_back(flat[0])
+        program.parameters.write_back(flat[0], spared=is_owned)
     return Posterior(
-        model=model,
-        guide=program.guide,
         family=family,
         options=family_options,
         losses=trained.losses,
@@ -267,7 +266,7 @@ def _fit(
         program=program,
         flat=flat,
         training=first,
-    )
+    ).owning()
 
 
 def _finish(
@@ -307,7 +306,12 @@ def guide_factory(model: Model, guide: Any) -> tuple[Callable[[], Callable[..., 
         family, name = guide, next((n for n, f in families.items() if f is guide), guide.__name__)
     else:
         name = next((n for n, f in families.items() if f is type(guide)), getattr(guide, "__name__", type(guide).__name__))
-        return (lambda: guide), name, dict(getattr(guide, "constructor_options", {}))
+        again = isinstance(guide, nn.Module) and is_owned(guide)  # it starts from a posterior, which must not move
+        return (
+            (lambda: replanted(guide, model) if again else guide),
+            name,
+            dict(getattr(guide, "constructor_options", {})),
+        )
 
     def make() -> Callable[..., Any]:
         try:
@@ -382,9 +386,9 @@ def restore(content: dict[str, Any], model: Model, guide: Any) -> Posterior:
     if layout.names != tuple(content["names"]) or layout.size != content["flat"].shape[-1]:
         saved, here = ", ".join(content["names"]), ", ".join(layout.names)
         raise DataError(f"the saved parameters ({saved}) are not those of this model and guide ({here})")
+    if len(content["flat"]) == 1:
+        layout.write_back(content["flat"][0], spared=is_owned)
     return Posterior(
-        model=model,
-        guide=program.guide,
         family=family,
         options=options,
         losses=content["losses"],
@@ -398,4 +402,4 @@ def restore(content: dict[str, Any], model: Model, guide: Any) -> Posterior:
         program=program,
         flat=content["flat"],
         training=training,
-    )
+    ).owning()

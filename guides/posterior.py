@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from guides.draws import PARTS, Draws, Site, sites, take_draws
 from guides.engine.data import Data
+from guides.engine.owning import is_owned, owned
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet, seeded
 from guides.errors import DataError, OptionError
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Posterior"]
 
 _FORMAT = 1
+_LAST_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,10 @@ class Posterior:
 
     With ``replicates=R`` it holds R independent fits; results then have a leading dimension R.
 
-    :ivar model: the Pyro model.
-    :ivar guide: the guide, as an object that stock Pyro can use.
+    It owns a copy of model and guide, which hold its parameters: what becomes of the caller's modules later does not change
+    it, nor does a later fit that starts from its guide. Functions cannot be copied, so networks that a model *function*
+    closes over stay the caller's, and hold what was last written to them.
+
     :ivar family: registry name of the guide, or its class or function name.
     :ivar options: the options that the family was made with.
     :ivar losses: minus the objective in nats at every step, shape ``(R, steps)``; NaN after a replicate stopped.
@@ -49,8 +55,6 @@ class Posterior:
         nats, shape ``(R, epochs)``.
     """
 
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
     family: str
     options: dict[str, Any]
     losses: Tensor
@@ -64,6 +68,16 @@ class Posterior:
     program: Program = field(repr=False)
     flat: Tensor = field(repr=False)
     training: Data = field(repr=False)
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The trained Pyro model: ``posterior.model.generate(10)`` is that of the posterior; the best of R replicates'."""
+        return self.program.model
+
+    @property
+    def guide(self) -> Callable[..., Any]:
+        """The guide, as an object that stock Pyro can use, with the parameters of the best replicate."""
+        return self.program.guide
 
     @property
     def replicates(self) -> int:
@@ -107,7 +121,36 @@ class Posterior:
             stop_reasons=self.stop_reasons[row],
             info=self.info[row],
             seed=self.seed + index,
-        )
+        ).owning()
+
+    def owning(self) -> Posterior:
+        """Return the same posterior with a model and guide of its own, which hold its parameters (those of the best
+        replicate)."""
+        memo = {id(a): a for a in (*self.training.args, *self.training.kwargs.values()) if isinstance(a, Tensor)}
+        program = owned(self.program, memo)
+        program.parameters.write_back(self.flat[self._best], spared=lambda module: not is_owned(module))
+        options = {k: copy.deepcopy(v, memo) if _holds_module(v) else v for k, v in self.options.items()}
+        return replace(self, program=program, options=options)
+
+    @property
+    def _best(self) -> int:
+        """The replicate with the best validation score, or else the lowest loss at the end."""
+        if self.validation.shape[1]:
+            scores = self.validation.nan_to_num(-math.inf, posinf=-math.inf).amax(1)
+        else:
+            last = max(1, min(_LAST_STEPS, self.losses.shape[1] // 10))
+            scores = -torch.stack([_mean_of_last(row, last) for row in self.losses])
+        return int(scores.argmax())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(copy.deepcopy(self)))  # Pyro's guides do not survive being pickled
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Posterior:
+        copied = object.__new__(type(self))
+        for name in ("program", *vars(self)):  # the program first: others hold some of its modules
+            if name not in vars(copied):
+                vars(copied)[name] = copy.deepcopy(getattr(self, name), memo)
+        return copied
 
     def draws(
         self,
@@ -304,6 +347,12 @@ class Posterior:
                 want = ("rows", *old.shape[1:]) if i in self.training.rows else tuple(old.shape)
                 return f"argument {i} has shape {tuple(new.shape)}, the training data's was ({', '.join(map(str, want))})"
         return None
+
+
+def _mean_of_last(losses: Tensor, count: int) -> Tensor:
+    """Return the mean of the last losses that there are; infinity if there are none."""
+    finite = losses[torch.isfinite(losses)]
+    return finite[-count:].mean() if len(finite) else losses.new_tensor(math.inf)
 
 
 def _holds_module(value: Any) -> bool:

@@ -25,7 +25,7 @@ from torch.distributions import constraints, transform_to
 
 from guides.errors import UnsupportedModelError
 
-__all__ = ["ParameterLayout", "Substitute", "detached_parameters", "isolated_store"]
+__all__ = ["Owner", "ParameterLayout", "Substitute", "detached_parameters", "isolated_store", "reachable_modules"]
 
 
 @contextmanager
@@ -62,13 +62,17 @@ def detached_parameters(function: Callable[..., Any]) -> Iterator[None]:
 
     Other functions see them as constants too where they share modules with ``function``.
     """
-    modules = _unique(m for root in _reachable_modules(function) for m in root.modules())
-    plain = _plain_parameters(modules)
+    plain = _plain_parameters(reachable_modules(function))
     owners = {f"{i}": (owner,) for i, (_, owner) in enumerate(plain)}
     values = {f"{i}": parameter.detach() for i, (parameter, _) in enumerate(plain)}
     with _swapped(owners, values), _Detach(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*was not registered in the param store", category=UserWarning)
         yield
+
+
+def reachable_modules(*functions: Callable[..., Any]) -> list[nn.Module]:
+    """Return all modules that calling the functions can reach, each once."""
+    return _unique(m for f in functions for root in _reachable_modules(f) for m in root.modules())
 
 
 def _reachable_modules(value: Any, depth: int = 3) -> list[nn.Module]:
@@ -139,7 +143,7 @@ class ParameterLayout:
 
         :raises UnsupportedModelError: if ``pyro.module`` registered a module that cannot be found from ``functions``.
         """
-        modules = _unique(m for f in functions for root in _reachable_modules(f) for m in root.modules())
+        modules = reachable_modules(*functions)
         plain, pyro_params = _plain_parameters(modules), _pyro_parameters(modules)
         names, shapes, supports, flat = [], [], [], []
         owners: dict[str, tuple[Owner, ...]] = {}
@@ -196,12 +200,16 @@ class ParameterLayout:
         with Substitute(values), _swapped(self.owners, values):
             return function()
 
-    def write_back(self, flat: Tensor) -> None:
-        """Give the modules that own parameters the values of ``flat``, so that they work in stock Pyro."""
+    def write_back(self, flat: Tensor, spared: Callable[[nn.Module], bool] = lambda module: False) -> None:
+        """Give the modules that own parameters the values of ``flat``, so that they work in stock Pyro.
+
+        :param spared: tells which modules to leave alone.
+        """
         values = self.split(flat.detach())
         for name, group in (*self.owners.items(), *self.pyro_owners.items()):
             for module, attribute in group:
-                module.get_parameter(attribute).data = values[name].clone()
+                if not spared(module):
+                    module.get_parameter(attribute).data = values[name].clone()
 
 
 def _unique(modules: Iterable[nn.Module]) -> list[nn.Module]:

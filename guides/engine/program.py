@@ -27,6 +27,7 @@ from guides.engine.checks import (
 )
 from guides.engine.data import Data
 from guides.engine.noise import Noise, NoiseLayout, NoiseTape
+from guides.engine.owning import copy_of, pack, unpack
 from guides.engine.parameters import ParameterLayout, isolated_store
 from guides.engine.vectorise import Vectorised
 from guides.objectives.base import OWN_MODULE, Estimate, Objective, Stratum, joint_traces, num_strata
@@ -145,6 +146,15 @@ class Program:
             data.size,
             batch_size,
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return copy_of(self, memo)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return pack(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        unpack(self, state)
 
     def without_objective(self, flat: Tensor) -> tuple[Program, Tensor]:
         """Return the program and ``flat``, ``(replicates, size)``, without what the objective learned for itself.

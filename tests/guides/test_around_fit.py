@@ -1,11 +1,20 @@
 """Around a fit: who owns the trained networks, copies, replicates, interruptions, memory, threads."""
 
+import copy
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
+import pytest
 import torch
-from guide_models import line, linear, network
+from guide_models import SCHOOLS, line, linear, network, schools
+from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
 
 import guides
 
@@ -64,3 +73,195 @@ def test_all_draws_are_there_whatever_the_chunk(monkeypatch):
     assert len(draws.latents["w1"][:, :, 0, 0].unique()) == 60
     want = posterior.draws(30, predictive=True)
     torch.testing.assert_close(draws.log_likelihood["y"], want.log_likelihood["y"], rtol=0, atol=0)
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class Decoder(nn.Module):
+    """A model of rows that generates, as those of the zoo do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 4)
+
+    def model(self, x):
+        pyro.module("net", self.net)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            self.last = self.net(z)
+            return pyro.sample("x", dist.Normal(self.last, 1.0).to_event(1), obs=x)
+
+    def decode(self, z):
+        return self.net(z)
+
+
+ROWS = 3 + torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+
+
+def amortised(replicates=1, **options):
+    torch.manual_seed(1)
+    made, encoder = Decoder(), Encoder()
+    fit = {"steps": 60, "lr": 0.05, "compile": "eager", "replicates": replicates, **options}
+    return made, encoder, guides.fit(made.model, ("amortized", {"encoder": encoder}), ROWS, **fit)
+
+
+def trained_bias(module):
+    """Whether a decoder's bias has moved to the mean of the data, 3."""
+    return float(module.net.bias.detach().mean()) > 1
+
+
+def test_the_model_of_a_posterior_is_the_trained_one():
+    made, encoder, posterior = amortised()
+    inside = posterior.model.__self__
+    assert inside is not made
+    assert trained_bias(inside)
+    assert trained_bias(made)  # one fit: the caller's modules too
+    torch.testing.assert_close(inside.decode(torch.ones(2)), made.decode(torch.ones(2)), rtol=0, atol=0)
+    torch.testing.assert_close(posterior.guide.encoders[0].body[0].weight, encoder.body[0].weight, rtol=0, atol=0)
+    assert posterior.options["encoder"] is posterior.guide.encoders[0]
+
+
+def test_a_later_fit_of_the_same_modules_leaves_the_posterior_alone():
+    made, encoder, posterior = amortised()
+    before = {k: v.clone() for k, v in posterior.model.__self__.state_dict().items()}
+    want = posterior.predict(num_samples=3)
+    guides.fit(made.model, ("amortized", {"encoder": encoder}), -ROWS, steps=60, lr=0.05, compile="eager")
+    assert not trained_bias(made)
+    torch.testing.assert_close(posterior.model.__self__.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(posterior.predict(num_samples=3), want, rtol=0, atol=0)
+
+
+def test_replicates_have_models_of_their_own():
+    made, _, posterior = amortised(replicates=2)
+    assert not trained_bias(made)  # which of the two should it be?
+    parts = [posterior.replicate(r) for r in range(2)]
+    for part in parts:
+        assert trained_bias(part.model.__self__)
+        torch.testing.assert_close(part.model.__self__.net.bias.detach(), part.parameters["net$$$bias"], rtol=0, atol=0)
+    assert not torch.equal(parts[0].model.__self__.net.bias, parts[1].model.__self__.net.bias)
+    best = min(range(2), key=lambda r: posterior.losses[r, -6:].mean())
+    torch.testing.assert_close(posterior.model.__self__.net.bias, parts[best].model.__self__.net.bias, rtol=0, atol=0)
+
+
+def test_loading_trains_the_callers_networks_and_those_of_the_posterior(tmp_path):
+    _, _, posterior = amortised()
+    posterior.save(tmp_path / "saved")
+    new = Decoder()
+    loaded = guides.Posterior.load(tmp_path / "saved", new.model, guide=("amortized", {"encoder": Encoder()}))
+    for module in (new, loaded.model.__self__):
+        torch.testing.assert_close(module.net.bias, posterior.model.__self__.net.bias, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.predict(num_samples=3), posterior.predict(num_samples=3), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("replicates", [1, 3])
+def test_a_fit_that_starts_from_a_posterior_leaves_it_alone(replicates):
+    x, y = line()
+    first = guides.fit(linear, "mean_field", x, y, steps=400, lr=0.05, replicates=replicates)
+    held = first.guide.loc.detach().clone()
+    draws = first.sample(3)
+    again = guides.fit(linear, first.guide, x, y, steps=1, lr=1e-6, replicates=2)
+    torch.testing.assert_close(again.parameters["MeanField.loc"], held.expand(2, -1), rtol=0, atol=1e-4)
+    guides.fit(linear, first.guide, x, -y, steps=100, lr=0.05)
+    torch.testing.assert_close(first.guide.loc.detach(), held, rtol=0, atol=0)
+    torch.testing.assert_close(first.sample(3), draws, rtol=0, atol=0)
+    assert first.guide.model is not None
+
+
+def test_a_vae_goes_on_from_the_guide_of_a_posterior_with_new_networks():
+    """The ladder's guide asks the model for its prior: it has to be that of the fit, not that of the posterior."""
+    made, _, posterior = amortised()
+    other = Decoder()
+    again = guides.fit(other.model, posterior.guide, -ROWS, steps=60, lr=0.05, compile="eager")
+    assert again.guide.model.__self__ is again.model.__self__
+    assert posterior.guide.model.__self__ is posterior.model.__self__
+    assert float(other.net.bias.detach().mean()) < -1
+    assert trained_bias(posterior.model.__self__)
+    assert trained_bias(made)
+
+
+CASES = {
+    "plates": (schools, "mean_field", SCHOOLS),
+    "full_rank": (network, "full_rank", line()),
+    "laplace": (network, "laplace", line()),
+    "mixture": (network, ("mixture", {"components": 2}), line()),
+    "stock autoguide": (schools, AutoNormal(schools), SCHOOLS),
+}
+
+
+def same(a, b):
+    torch.testing.assert_close(a.predict(num_samples=4), b.predict(num_samples=4), rtol=0, atol=0)
+    torch.testing.assert_close(a.draws(4).log_p, b.draws(4).log_p, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_posterior_is_pickled_and_copied(name):
+    model, guide, data = CASES[name]
+    posterior = guides.fit(model, guide, *data, **QUICK)
+    posterior.diagnose(num_samples=30)  # leaves tensors of the draws' transforms behind
+    for other in (copy.deepcopy(posterior), pickle.loads(pickle.dumps(posterior))):
+        same(other, posterior)
+        assert other.guide is not posterior.guide
+        stock = poutine.trace(other.guide).get_trace(*data)
+        assert set(posterior.sample(1)) <= set(stock.nodes)
+        same(copy.deepcopy(other), posterior)
+        guides.fit(model, other.guide, *data, steps=3)
+    same(posterior, pickle.loads(pickle.dumps(posterior.replicate(0))))
+    assert posterior.guide.model is not None
+
+
+def test_a_posterior_with_networks_is_pickled_and_copied():
+    _, _, posterior = amortised()
+    posterior.predict(num_samples=3)
+    assert torch._C._functorch.is_functorch_wrapped_tensor(posterior.model.__self__.last)
+    for other in (copy.deepcopy(posterior), pickle.loads(pickle.dumps(posterior))):
+        same(other, posterior)
+        assert trained_bias(other.model.__self__)
+        assert other.options["encoder"] is other.guide.encoders[0]
+        (inside, _), *_ = other.program.parameters.owners["net$$$bias"]
+        assert inside is other.model.__self__.net
+    with torch.no_grad():
+        posterior.model.__self__.net.bias.zero_()
+    same(posterior, other)  # its methods go by the parameters, whatever becomes of the modules
+
+
+def test_a_posterior_comes_back_from_a_worker():
+    joblib = pytest.importorskip("joblib")
+    x, y = line()
+    scale = nn.Linear(1, 1)
+
+    def local(x, y=None):  # a closure, which only cloudpickle can send
+        pyro.module("scale", scale)
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, scale.weight.exp().squeeze()), obs=y)
+
+    def work():
+        return guides.fit(local, "mean_field", x, y, steps=30, compile="eager")
+
+    (there,) = joblib.Parallel(n_jobs=2)([joblib.delayed(work)()])
+    here = work()
+    torch.testing.assert_close(there.flat, here.flat, rtol=1e-4, atol=1e-5)
+    same(there, replace(here, flat=there.flat))
+
+
+def test_what_cannot_be_copied_is_shared():
+    x, y = line()
+
+    class Held:
+        def __init__(self):
+            self.file = open(__file__)  # noqa: SIM115
+
+        def __call__(self, x, y=None):
+            return linear(x, y)
+
+    model = Held()
+    posterior = guides.fit(model, "mean_field", x, y, **QUICK)
+    assert posterior.model is model
+    model.file.close()

@@ -1,0 +1,174 @@
+"""Copies of programs, in memory and in pickles: what a posterior owns is nobody else's.
+
+Three things stand in the way of a plain copy. Pyro's autoguides lose their model when they are copied or pickled, the
+original as well as the copy. Modules keep tensors of the run that they last took part in, which may have been inside a
+transform of :mod:`torch.func` that is over. And functions are never copied, so that the modules which a model or guide
+function closes over stay the same ones, and a layout of parameters has to go on pointing to those.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
+
+from guides.engine.parameters import Owner, reachable_modules
+from guides.errors import DataError
+
+if TYPE_CHECKING:
+    from guides.engine.program import Program
+
+__all__ = ["copy_of", "is_owned", "owned", "pack", "replanted", "unpack"]
+
+_MARK = "_of_a_posterior"
+
+
+def owned(program: Program, memo: dict[int, Any]) -> Program:
+    """Return a copy of a program whose modules are marked as those of a posterior, which no later fit changes.
+
+    Modules that functions close over are not copied and stay the caller's; so does everything that cannot be copied, such
+    as a model that holds an open file.
+    """
+    before = {id(module) for module in _modules(program)}
+    try:
+        copied = copy_of(program, memo)
+    except (TypeError, copy.Error, pickle.PicklingError, NotImplementedError):  # of copy.deepcopy, for what is no data
+        return program
+    for module in _modules(copied):
+        if id(module) not in before:
+            module.__dict__[_MARK] = True
+    return copied
+
+
+def is_owned(module: nn.Module) -> bool:
+    """Tell whether a module belongs to a posterior."""
+    return _MARK in module.__dict__
+
+
+def copy_of(program: Program, memo: dict[int, Any]) -> Program:
+    """Return a copy of a program that shares no module with it, but for those that functions close over.
+
+    :param memo: as for :func:`copy.deepcopy`; what is in it is taken from there.
+    """
+    with _copyable(_modules(program), memo):
+        model, guide = copy.deepcopy(program.model, memo), copy.deepcopy(program.guide, memo)
+        objective = copy.deepcopy(program.objective, memo)
+    layout = program.parameters
+    moved = [
+        {name: tuple((memo.get(id(module), module), a) for module, a in group) for name, group in owners.items()}
+        for owners in (layout.owners, layout.pyro_owners)
+    ]
+    parameters = replace(layout, owners=moved[0], pyro_owners=moved[1], initial=layout.initial.clone())
+    return replace(program, model=model, guide=guide, objective=objective, parameters=parameters)
+
+
+def replanted(guide: nn.Module, model: Callable[..., Any]) -> nn.Module:
+    """Return a copy of a posterior's guide that belongs to no posterior, for ``model`` instead of the posterior's."""
+    memo: dict[int, Any] = {}
+    modules = list(guide.modules())
+    if isinstance(guide, AutoGuide):
+        held = guide.model
+        while isinstance(held, functools.partial):  # inside handlers, such as that of the initial values
+            held = held.args[-1]
+        memo[id(held)], memo[id(_bound_to(held))] = model, _bound_to(model)
+    with _copyable(modules, memo):
+        copied = copy.deepcopy(guide, memo)
+    for module in copied.modules():
+        module.__dict__.pop(_MARK, None)
+    return copied
+
+
+def _bound_to(function: Any) -> Any:
+    """Return the object of a method, whose copy would be made anew; of anything else the thing itself."""
+    return getattr(function, "__self__", function)
+
+
+def pack(program: Program) -> dict[str, Any]:
+    """Return what a pickle of a program holds; parameters are found by the place of their module among all of them.
+
+    The program's own guide is not fit for use afterwards: pickle a copy.
+    """
+    modules = _modules(program)
+    number = {id(module): i for i, module in enumerate(modules)}
+    layout = program.parameters
+    places = [
+        {name: [(number[id(module)], attribute) for module, attribute in group] for name, group in owners.items()}
+        for owners in (layout.owners, layout.pyro_owners)
+    ]
+    prototype = program.prototype.copy()
+    for name, site in list[tuple[str, Any]](prototype.nodes.items()):
+        if site["type"] != "sample":  # whose function is Pyro's global store
+            prototype.remove_node(name)
+    return {
+        **vars(program),
+        "parameters": replace(layout, owners={}, pyro_owners={}),
+        "prototype": prototype,
+        "places": places,
+        "kinds": [type(module).__name__ for module in modules],
+        "models": {i: m._model for i, m in enumerate(modules) if isinstance(m, AutoGuide)},
+    }
+
+
+def unpack(program: Program, state: dict[str, Any]) -> None:
+    """Fill a program with what :func:`pack` returned.
+
+    :raises DataError: if model or guide are no longer made of the modules that they were made of.
+    """
+    places, kinds, models = (state.pop(name) for name in ("places", "kinds", "models"))
+    vars(program).update(state)
+    modules = _modules(program)
+    if [type(module).__name__ for module in modules] != kinds:
+        found = ", ".join(type(module).__name__ for module in modules)
+        raise DataError(f"model and guide of this pickle hold the modules {', '.join(kinds)}; here they hold {found}")
+    for i, model in models.items():
+        modules[i].__dict__["_model"] = model
+    owners: list[dict[str, tuple[Owner, ...]]] = [
+        {name: tuple((modules[i], attribute) for i, attribute in group) for name, group in part.items()} for part in places
+    ]
+    vars(program)["parameters"] = replace(program.parameters, owners=owners[0], pyro_owners=owners[1])
+
+
+def _modules(program: Program) -> list[nn.Module]:
+    return reachable_modules(program.model, program.guide, program.objective)
+
+
+@contextmanager
+def _copyable(modules: list[nn.Module], memo: dict[int, Any]) -> Iterator[None]:
+    """Let :func:`copy.deepcopy` copy modules inside the block, and give the originals back what it took from them."""
+    guides = [(m, m._model, m.master) for m in modules if isinstance(m, AutoGuide)]
+    for module in modules:
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                plain = _plain(value)
+                if plain is not value:
+                    memo[id(value)] = plain
+        if isinstance(module, AutoGuide):
+            if module.prototype_trace is not None:
+                memo[id(module.prototype_trace)] = module.prototype_trace  # which nobody changes
+            plates = vars(module).get("plates")
+            if plates is not None:
+                memo[id(plates)] = {}  # made anew by every run
+    try:
+        yield
+    finally:
+        for guide, model, master in guides:
+            guide.__dict__.update(_model=model, master=master)
+    for guide, model, _ in guides:
+        copied = memo.get(id(guide))
+        if copied is not None:
+            copied.__dict__["_model"] = copy.deepcopy(model, memo)
+
+
+def _plain(value: Tensor) -> Tensor:
+    """Return a tensor without the history and the transforms of the run that made it."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    return value if value.is_leaf else value.detach()
