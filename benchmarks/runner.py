@@ -283,6 +283,8 @@ def _run_chunk(
                 progress=progress,
                 **setting.fit_arguments(),
             )
+            if any(posterior.interrupted for posterior in posteriors):
+                raise KeyboardInterrupt  # no result of the cell: the user wants the run to end
     except Exception as error:  # whatever one cell raises must not cost the others
         failure = error
     if failure is not None and len(chunk) == 1:

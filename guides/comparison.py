@@ -145,6 +145,8 @@ def compare(
     for label, guide in zip(labels, guides):
         try:
             posterior = fit(model, guide, *data, **{**fit_options, **(options or {}).get(label, {})})
+            if posterior.interrupted:
+                raise KeyboardInterrupt  # the user wants all of this to end
             diagnosis = diagnose(posterior, num_samples=num_samples)
         except (ValueError, RuntimeError) as error:
             rows.append(ComparisonRow(label, verdict="failed", error=_one_line(error)))

@@ -9,11 +9,15 @@ __all__ = [
     "DataError",
     "DiscreteLatentError",
     "EagerFallbackWarning",
+    "FailedDrawsWarning",
     "GuideMismatchError",
+    "InterruptedFitWarning",
     "MinibatchScaleError",
     "NonFiniteLossError",
     "NonFiniteLossWarning",
     "OptionError",
+    "StorageError",
+    "StorageWarning",
     "UnsupportedModelError",
     "check_known",
     "check_whole",
@@ -54,6 +58,22 @@ class NonFiniteLossError(RuntimeError):
 
 class NonFiniteLossWarning(RuntimeWarning):
     """A loss that turned NaN or infinite during a fit; the last finite parameters were kept."""
+
+
+class StorageError(OSError):
+    """A file that cannot be written: the disk is full, the folder does not allow it, or there is none."""
+
+
+class StorageWarning(RuntimeWarning):
+    """A checkpoint that cannot be written; the work goes on without it."""
+
+
+class InterruptedFitWarning(RuntimeWarning):
+    """A fit that Ctrl-C ended; it returns what was fitted until then."""
+
+
+class FailedDrawsWarning(RuntimeWarning):
+    """Draws at which the model cannot be evaluated, as where a matrix has no Cholesky factor."""
 
 
 def check_known(name: str, value: Any, known: Iterable[Any]) -> None:

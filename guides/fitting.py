@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from guides.engine.checks import check_values
 from guides.engine.data import Data
+from guides.engine.factors import FactorsOrNaN
 from guides.engine.loop import Trained, train
 from guides.engine.owning import is_owned, replanted
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, seeded
-from guides.errors import DataError, NonFiniteLossWarning, OptionError, check_whole
+from guides.errors import DataError, InterruptedFitWarning, NonFiniteLossWarning, OptionError, check_whole
 from guides.families.base import Family, FitContext
 from guides.objectives.base import Objective
 from guides.options import FitOptions, make_objective
@@ -217,7 +218,7 @@ def _fit(
     objective = make_objective(options.objective, options.num_particles)
     program, starts, checked = None, [], None
     for data, seed in zip(datasets, seeds):
-        with isolated_store(), seeded(seed):
+        with isolated_store(), seeded(seed), FactorsOrNaN():  # a prior's draw may have none; the start decides
             if settings.batch_size is not None and data is not checked:
                 check_values(model, data, settings.batch_size)
                 checked = data
@@ -247,6 +248,9 @@ def _fit(
         if "not finite" in reason:
             which = f"replicate {r}: " if len(seeds) > 1 else ""
             warnings.warn(f"{which}{reason}", NonFiniteLossWarning, stacklevel=3)
+    if trained.interrupted:
+        done = f"{int(trained.steps.max())} of {settings.steps} steps"
+        warnings.warn(f"the fit was interrupted after {done}; this is its state then", InterruptedFitWarning, stacklevel=3)
     end = time.perf_counter()
     program, trained.flat = program.without_objective(trained.flat)
     program, flat, info = _finish(program, trained, datasets, seeds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from guides.diagnostics.psis import MIN_DRAWS, pareto_k_threshold
 from guides.engine.checks import check_values
 from guides.engine.data import Data
+from guides.engine.fingerprint import arguments, digest, operations, program_parts
 from guides.engine.parameters import isolated_store
 from guides.engine.program import quiet, seeded
 from guides.engine.row_keys import row_keys
@@ -26,6 +27,7 @@ from guides.weight_stream import StreamCheckpoint, WeightStream
 __all__ = ["LogMarginal", "log_marginal", "rows_to_evaluate"]
 
 _ROWS_PER_CHECK = 1024
+_ROWS_FOR_CHECKPOINT = 2
 
 
 @dataclass(frozen=True)
@@ -272,12 +274,18 @@ def _check_held_out(posterior: Posterior, rows: Data) -> None:
         )
 
 
-def _fingerprint(posterior: Posterior, rows: Data, run: WeightStream, denominator: str) -> str:
+def _fingerprint(posterior: Posterior, rows: Data, run: WeightStream, denominator: str) -> dict[str, Any]:
     kernel, program = run.kernel, posterior.program
-    # Rows in another order are other data: the sum of keys would not see that.
-    keys = row_keys(rows) * torch.arange(1, rows.size + 1)
-    flat = posterior.flat[0].double().cpu()
-    parameters = float((flat * torch.arange(1, flat.numel() + 1).double().cos()).sum()), float(flat.sum())
-    names = type(program.guide).__name__, program.parameters.names, program.latents, str(posterior.device.type)
-    options = run.num_samples, run.seed, denominator, kernel.mode, kernel.plan.rows, kernel.plan.draws
-    return repr((int(keys.sum()), rows.size, parameters, names, options))
+    some = rows.head(min(rows.size, _ROWS_FOR_CHECKPOINT)) if rows_apart(program) else rows
+    layout = program.noise_for(some)
+    return {
+        "num_samples": run.num_samples,
+        "seed": run.seed,
+        "denominator": denominator,
+        "compile": kernel.mode,
+        "chunks": f"{kernel.plan.rows} rows, {kernel.plan.draws} draws",
+        **arguments("", [rows]),
+        "parameters": digest(posterior.flat[0]),
+        **program_parts(program),
+        "the operations of model and guide": operations(replace(program, noise=layout), posterior.flat[0], some),
+    }

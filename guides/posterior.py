@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
@@ -19,6 +19,7 @@ from guides.engine.data import Data
 from guides.engine.owning import is_owned, owned
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet, seeded
+from guides.engine.state_file import write_whole
 from guides.errors import DataError, OptionError
 from guides.families.base import Family
 
@@ -83,6 +84,11 @@ class Posterior:
     def replicates(self) -> int:
         """Number of independent fits R."""
         return self.flat.shape[0]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the fit; ``stop_reasons`` says at which step."""
+        return any(reason.startswith("interrupted") for reason in self.stop_reasons)
 
     @property
     def data(self) -> tuple[Any, ...]:
@@ -240,11 +246,12 @@ class Posterior:
         return to_arviz(self, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything but the code of model and guide to ``path``, under a temporary name first.
+        """Write everything but the code of model and guide to ``path``, whole or not at all.
 
         Options that hold modules, such as an encoder, are left out; their parameters are saved with all others.
 
         :raises OptionError: if an option or an argument of the model is neither a tensor nor a plain Python value.
+        :raises StorageError: if the file cannot be written; what was there stays as it was.
         """
         content = {
             "format": _FORMAT,
@@ -265,18 +272,19 @@ class Posterior:
             "args": tuple(a.cpu() if isinstance(a, Tensor) else a for a in self.training.args),
             "kwargs": self.training.kwargs,
         }
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        torch.save(content, temporary)
-        try:
-            torch.load(temporary, weights_only=True)
-        except Exception as error:
-            temporary.unlink()
-            raise OptionError(
-                f"this posterior cannot be saved without pickle: {error}. Options and model arguments must be tensors or "
-                "plain values"
-            ) from error
-        os.replace(temporary, path)
+
+        def write(file: IO[bytes]) -> None:
+            torch.save(content, file)
+            file.seek(0)
+            try:
+                torch.load(file, weights_only=True)
+            except Exception as error:
+                raise OptionError(
+                    f"this posterior cannot be saved without pickle: {error}. Options and model arguments must be tensors "
+                    "or plain values"
+                ) from error
+
+        write_whole(Path(path), write)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Callable[..., Any], guide: Any = None) -> Posterior:

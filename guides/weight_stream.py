@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ class WeightStream:
 class StreamCheckpoint:
     """A file that an evaluation saves its state to now and then, and continues from."""
 
-    def __init__(self, path: Path, fingerprint: str) -> None:
+    def __init__(self, path: Path, fingerprint: dict[str, Any]) -> None:
         self._file = StateFile(path, fingerprint, "a run with other data, parameters, num_samples or options")
 
     def restore(self, run: WeightStream) -> None:
@@ -126,8 +127,11 @@ class StreamCheckpoint:
         """
         saved = self._file.read(run.state.sums.first.device)
         if saved is not None:
-            finished = tuple((v.cpu(), e.cpu(), k.cpu()) for v, e, k in saved["finished"])
-            run.state = State(finished, saved["chunk"], Sums(*saved["sums"]))
+            try:
+                finished = tuple((v.cpu(), e.cpu(), k.cpu()) for v, e, k in saved["finished"])
+                run.state = State(finished, saved["chunk"], Sums(*saved["sums"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise self._file.damaged(f"it lacks {error}") from error
 
     def save_sometimes(self, run: WeightStream) -> None:
         """Save if the last time is long enough ago."""

@@ -6,22 +6,24 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from guides.engine.data import Data
+from guides.engine.fingerprint import arguments, estimates, operations, program_parts
 from guides.engine.memory import CountElements, free_bytes, most_replicates
-from guides.engine.optimisers import make_optimiser, make_schedule
+from guides.engine.optimisers import Optimiser, make_optimiser, make_schedule
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet
 from guides.engine.scoring import validation_score
 from guides.engine.state import Checkpoint, State
 from guides.engine.step import ChunkRunner, Replicates
-from guides.engine.stopping import Chunk, early_stopping, rewind
+from guides.engine.stopping import Chunk, carefully, early_stopping, rewind
 from guides.engine.vectorise import Vectorised
 
 __all__ = ["COMPILE_MODES", "Settings", "Trained", "train"]
@@ -68,6 +70,11 @@ class Trained:
     stop_reasons: tuple[str, ...]
     validation: Tensor
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user ended the training."""
+        return any(reason.startswith("interrupted") for reason in self.stop_reasons)
+
 
 def train(
     program: Program,
@@ -88,11 +95,14 @@ def train(
     most = min(count, _most_together(program, initial, datasets, seeds, settings) or count)
     if most == count:
         return _train_together(program, initial, datasets, seeds, settings, validations, checkpoint)
-    parts = []
+    parts: list[Trained] = []
     for number, start in enumerate(range(0, count, most)):
         part = slice(start, start + most)
         path = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{number}")
         held_out = None if validations is None else validations[part]
+        if parts and parts[-1].interrupted:
+            parts.append(_not_begun(initial[part], parts[-1]))
+            continue
         parts.append(_train_together(program, initial[part], datasets[part], seeds[part], settings, held_out, path))
     return Trained(
         flat=torch.cat([p.flat for p in parts]),
@@ -100,6 +110,18 @@ def train(
         steps=torch.cat([p.steps for p in parts]),
         stop_reasons=tuple(reason for p in parts for reason in p.stop_reasons),
         validation=_stacked([p.validation for p in parts]),
+    )
+
+
+def _not_begun(initial: Tensor, like: Trained) -> Trained:
+    """Return the outcome of replicates that an interruption of others left no time for."""
+    count = len(initial)
+    return Trained(
+        flat=initial,
+        losses=like.losses.new_full((count, like.losses.shape[1]), math.nan),
+        steps=torch.zeros(count, dtype=torch.long),
+        stop_reasons=("interrupted at step 0, before it began",) * count,
+        validation=like.validation.new_full((count, like.validation.shape[1]), math.nan),
     )
 
 
@@ -154,46 +176,115 @@ def _train_together(
     rates = torch.tensor([settings.lr * schedule(k / settings.steps) for k in range(settings.steps)], device=initial.device)
     clock = optimiser.clock(rates)
     state = State.start(initial, optimiser.moments, settings.steps)
-    saver = Checkpoint(checkpoint, _fingerprint(settings, replicates, initial)) if checkpoint else None
+    saver = None if checkpoint is None else _checkpoint(checkpoint, settings, replicates, datasets, validations, initial)
     if saver:
-        saver.restore(state, replicates)
-    running = torch.arange(len(seeds), device=initial.device)
-    chunk_before: Chunk | None = None
-    chunk_now: Chunk | None = None
-    with _undisturbed(replicates, seeds[0] + state.step), _progress_bar(settings, len(seeds), state.step) as bar:
+        saver.restore(state, replicates, settings.steps)
+    work = _Work(replicates, optimiser, runner, settings, clock, chunk, steps_per_round, score, saver, state)
+    began, seed = state.step, seeds[0] + state.step
+    with _undisturbed(replicates, seed), _progress_bar(settings, len(seeds), state.step) as bar:
+        try:
+            work.run(bar)
+        except KeyboardInterrupt:
+            if work.settled.step == began:
+                raise
+            if saver:
+                saver.save(*work.round)
+            work.state = work.settled
+            work.state.interrupt()
+    return _outcome(work.state, settings, restored=score is not None)
+
+
+class _Work:
+    """Chunks of steps one after the other, with everything that needs the host between them.
+
+    :ivar state: changes while a chunk runs.
+    :ivar settled: the state after the last chunk that is done.
+    :ivar round: the state after the last round that is done and the sources of random numbers then: all that it takes to go
+        on as if nothing had happened. The sources are kept only if there is a file to save them to.
+    """
+
+    def __init__(
+        self,
+        replicates: Replicates,
+        optimiser: Optimiser,
+        runner: ChunkRunner,
+        settings: Settings,
+        clock: Tensor,
+        chunk: int,
+        steps_per_round: int,
+        score: Callable[[Tensor], Tensor] | None,
+        saver: Checkpoint | None,
+        state: State,
+    ) -> None:
+        self._replicates, self._optimiser, self._runner, self._settings = replicates, optimiser, runner, settings
+        self._clock, self._chunk, self._steps_per_round = clock, chunk, steps_per_round
+        self._score, self._saver = score, saver
+        self._running = torch.arange(replicates.count, device=clock.device)
+        self._chunks: tuple[Chunk, ...] = ()
+        self.state = state
+        self.settled = state.snapshot()
+        self.round = (self.settled, self._sources())
+
+    def run(self, bar: tqdm) -> None:
+        """Run all steps that are left."""
+        state, settings = self.state, self._settings
         while state.step < settings.steps and bool(state.active.any()):
-            stop_round = min(state.step + steps_per_round, settings.steps)
-            running = _worth_running(running, state.active)
+            stop_round = min(state.step + self._steps_per_round, settings.steps)
+            self._running = _worth_running(self._running, state.active)
             while state.step < stop_round:
-                steps = min(chunk, stop_round - state.step)
-                now = clock[state.step : state.step + steps]
-                inputs = replicates.inputs(steps)
-                chunk_before, chunk_now = chunk_now, Chunk(state.step, state.flat, state.moments, inputs, now)
-                old = (state.flat[running], *(m[running] for m in state.moments))
-                left = settings.steps - state.step - steps
-                new, losses = runner(old, running, inputs, now, state.step, left)
-                on = state.active[running.cpu()].to(running.device)
-                state.write(running[on], new[0][on], tuple(m[on] for m in new[1:]))
-                record = losses.new_full((len(seeds), steps), math.nan)
-                record[running[on]] = losses[on]
-                broken = on & ~(torch.isfinite(losses).all(1) & torch.isfinite(new[0]).all(1))
-                for r in running[broken].tolist():
-                    chunks = [c for c in (chunk_before, chunk_now) if c is not None]
-                    step = rewind(r, chunks, state, replicates, optimiser, settings.clip_norm)
-                    record[r, max(0, step - state.step) :] = math.nan
-                state.losses.append(record)
-                state.step += steps
+                steps = min(self._chunk, stop_round - state.step)
+                self._run_chunk(steps)
                 bar.update(steps)
             if settings.progress:
                 bar.set_postfix(loss=f"{float(torch.nanmean(state.losses[-1][:, -1])):.4g}", refresh=False)
             state.round += 1
-            if score is not None:
-                early_stopping(state, score(state.flat), settings.patience)
-            if saver:
-                saver.save_sometimes(state, replicates)
-        if saver:
-            saver.save(state, replicates)
-    return _outcome(state, settings, restored=score is not None)
+            if self._score is not None:
+                early_stopping(state, self._scored(self._score), settings.patience)
+            self.settled = state.snapshot()
+            self.round = (self.settled, self._sources())
+            if self._saver and self._saver.due:
+                self._saver.save(*self.round)
+        if self._saver:
+            self._saver.save(*self.round)
+
+    def _run_chunk(self, steps: int) -> None:
+        state, running, count = self.state, self._running, self._replicates.count
+        now = self._clock[state.step : state.step + steps]
+        inputs = self._replicates.inputs(steps)
+        self._chunks = (*self._chunks[-1:], Chunk(state.step, state.flat, state.moments, inputs, now))
+        old = (state.flat[running], *(m[running] for m in state.moments))
+        failed = False
+        try:
+            left = self._settings.steps - state.step - steps
+            new, losses = self._runner(old, running, inputs, now, state.step, left)
+        except torch.linalg.LinAlgError:
+            failed = True
+            new, losses = carefully(self._eager(), old, running, inputs, now, state.step)
+        on = state.active[running.cpu()].to(running.device)
+        state.write(running[on], new[0][on], tuple(m[on] for m in new[1:]))
+        record = losses.new_full((count, steps), math.nan)
+        record[running[on]] = losses[on]
+        broken = on & ~(torch.isfinite(losses).all(1) & torch.isfinite(new[0]).all(1))
+        for r in running[broken].tolist():
+            step = rewind(r, self._chunks, state, self._replicates, self._eager())
+            record[r, max(0, step - state.step) :] = math.nan
+        if failed:  # what has stopped must not fail again
+            self._running = running[state.active[running.cpu()].to(running.device)]
+        state.losses.append(record)
+        state.step += steps
+        self.settled = state.snapshot()
+
+    def _eager(self) -> ChunkRunner:
+        return ChunkRunner(self._replicates, self._optimiser, self._settings.clip_norm, "eager")
+
+    def _scored(self, score: Callable[[Tensor], Tensor]) -> Tensor:
+        try:
+            return score(self.state.flat)
+        except torch.linalg.LinAlgError:  # the score of a draw without a Cholesky factor is no score
+            return torch.full((self._replicates.count,), -math.inf, device=self.state.flat.device)
+
+    def _sources(self) -> dict[str, Any]:
+        return Checkpoint.sources(self._replicates) if self._saver else {}
 
 
 def _outcome(state: State, settings: Settings, restored: bool) -> Trained:
@@ -244,17 +335,26 @@ def _progress_bar(settings: Settings, count: int, done: int) -> tqdm:
     )
 
 
-def _fingerprint(settings: Settings, replicates: Replicates, initial: Tensor) -> str:
-    options = {k: v for k, v in asdict(settings).items() if k not in ("progress", "compile", "schedule")}
-    options["schedule"] = [settings.lr * make_schedule(settings.schedule)(k / 7) for k in range(7)]
-    shapes = [tuple(a.shape) for a in replicates.args]
-    sums = [float(a.double().sum()) for a in (*replicates.args, initial)]
-    objective, guide = replicates.program.objective, replicates.program.guide
-    # Schedules that are dataclasses show their numbers; other functions cannot be compared.
-    setting = {
-        k: v
-        for k, v in vars(objective).items()
-        if k[0] != "_" and (isinstance(v, int | float | str | None) or is_dataclass(v))
+def _checkpoint(
+    path: Path,
+    settings: Settings,
+    replicates: Replicates,
+    datasets: Sequence[Data],
+    validations: Sequence[Data] | None,
+    initial: Tensor,
+) -> Checkpoint:
+    """Return the checkpoint of a fit, which knows everything that its result depends on but for the number of steps."""
+    program, schedule = replicates.program, make_schedule(settings.schedule)
+    options = {k: v for k, v in vars(settings).items() if k not in ("progress", "compile", "schedule", "steps")}
+    options["schedule"] = [round(schedule(k / 7), 9) for k in range(7)]
+    part = datasets[0] if settings.batch_size is None else datasets[0].head(settings.batch_size)
+    fingerprint = {
+        **options,
+        "replicates": replicates.count,
+        "seeds": [g.initial_seed() for g in replicates.noise_generators],
+        **arguments("", datasets),
+        **(arguments("validation ", validations) if validations else {}),
+        **program_parts(program),
+        "the operations of model, guide and objective": operations(program, initial[0], part),
     }
-    names = (type(objective).__name__, setting, type(guide).__name__, replicates.program.parameters.names)
-    return repr((options, names, shapes, sums))
+    return Checkpoint(path, fingerprint, initial, lambda flat: estimates(program, flat, part))

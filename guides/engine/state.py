@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +60,22 @@ class State:
         self.flat = self.flat.index_copy(0, rows, flat)
         self.moments = tuple(m.index_copy(0, rows, new) for m, new in zip(self.moments, moments))
 
+    def snapshot(self) -> State:
+        """Return the state as it is, which later steps do not change."""
+        return replace(
+            self,
+            active=self.active.clone(),
+            stopped_at=self.stopped_at.clone(),
+            losses=list(self.losses),
+            scores=list(self.scores),
+            reasons=dict(self.reasons),
+        )
+
+    def interrupt(self) -> None:
+        """Stop all replicates that run, as the user wants."""
+        for replicate in self.active.nonzero().flatten().tolist():
+            self.stop(replicate, self.step, f"interrupted at step {self.step}")
+
     def stop(self, replicate: int, step: int, reason: str) -> None:
         """Stop one replicate for good."""
         self.active[replicate] = False
@@ -68,37 +87,84 @@ class Checkpoint:
     """A file that a fit saves its state to now and then, and continues from.
 
     :param fingerprint: what must be equal for a saved state to be continued.
+    :param initial: where the fit starts, shape ``(R, size)``.
+    :param estimates: what model, guide and objective compute at given parameters ``(size,)``, for draws that are always the
+        same.
     """
 
-    def __init__(self, path: Path, fingerprint: str) -> None:
+    def __init__(
+        self, path: Path, fingerprint: dict[str, Any], initial: Tensor, estimates: Callable[[Tensor], list[float]]
+    ) -> None:
         self._file = StateFile(path, fingerprint, "a fit with other options, data or model")
+        self._initial, self._estimates = initial, estimates
+        self._computed: list[float] | None = None
 
-    def restore(self, state: State, replicates: Replicates) -> None:
+    def restore(self, state: State, replicates: Replicates, steps: int) -> None:
         """Fill ``state`` from the file, if there is one.
 
-        :raises OptionError: if the file belongs to another fit.
+        :param steps: how many to run in all; those of the file may be fewer.
+        :raises OptionError: if the file belongs to another fit, or one of more steps.
         """
-        saved = self._file.read()
+        saved = self._file.read(state.flat.device)
         if saved is None:
             return
-        for name, value in saved["state"].items():
-            setattr(state, name, value)
-        for generator, old in zip(replicates.noise_generators, saved["noise"]):
-            generator.set_state(old)
-        for stream, old in zip(replicates.streams, saved["streams"]):
-            stream.restore(old)
+        try:
+            self._compare(saved, replicates)
+            for name in vars(state):
+                setattr(state, name, saved["state"][name])
+            for generator, old in zip(replicates.noise_generators, saved["noise"], strict=True):
+                generator.set_state(old.cpu())
+            for stream, (left, old) in zip(replicates.streams, saved["streams"], strict=True):
+                stream.restore((left, old.cpu()))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise self._file.damaged(f"it lacks {error}") from error
+        state.active, state.stopped_at = state.active.cpu(), state.stopped_at.cpu()
+        state.losses = [part.cpu() for part in state.losses] if state.flat.device.type == "cpu" else state.losses
+        if state.step > steps:
+            raise self._file.refusal(f"steps (it has run {state.step} steps, {steps} are asked for; ask for more)")
+        state.stopped_at[state.active] = steps
 
-    def save_sometimes(self, state: State, replicates: Replicates) -> None:
-        """Save if the last time is long enough ago."""
-        if self._file.due:
-            self.save(state, replicates)
+    def _compare(self, saved: dict[str, Any], replicates: Replicates) -> None:
+        """Check that the fit starts where the saved one did, or at what it found, and computes what it computed."""
+        layout = replicates.program.parameters
+        here = layout.split(self._initial)
+        known = [layout.split(flat) for flat in (saved["initial"], saved["state"]["flat"], saved["state"]["best_flat"])]
+        moved = [n for n, v in here.items() if not any(_equal(v, other[n]) for other in known)]
+        if moved:
+            raise self._file.refusal(f"where parameter {moved[0]!r} starts")
+        self._initial = saved["initial"]
+        self._computed = self._estimates(self._initial[0])
+        if not all(_near(a, b) for a, b in zip(self._computed, saved["estimates"], strict=True)):
+            was, now = saved["estimates"][0], self._computed[0]
+            raise self._file.refusal(
+                f"what the model computes (the objective of a fixed draw, {was:.6g} there, {now:.6g} here)"
+            )
 
-    def save(self, state: State, replicates: Replicates) -> None:
-        """Save the state."""
-        self._file.write(
-            {
-                "state": dict(vars(state)),
-                "noise": [g.get_state() for g in replicates.noise_generators],
-                "streams": [s.state() for s in replicates.streams],
-            }
-        )
+    @property
+    def due(self) -> bool:
+        """Whether the last time is long enough ago."""
+        return self._file.due
+
+    @staticmethod
+    def sources(replicates: Replicates) -> dict[str, Any]:
+        """Return the state of all sources of random numbers."""
+        noise = [g.get_state() for g in replicates.noise_generators]
+        return {"noise": noise, "streams": [s.state() for s in replicates.streams]}
+
+    def save(self, state: State, sources: dict[str, Any]) -> None:
+        """Save the state.
+
+        :param sources: of random numbers, at that state.
+        """
+        if self._computed is None:
+            self._computed = self._estimates(self._initial[0])
+        whole = {"state": dict(vars(state)), "initial": self._initial, "estimates": self._computed, **sources}
+        self._file.write(whole)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b.to(a), rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+def _near(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-5) or (math.isnan(a) and math.isnan(b))

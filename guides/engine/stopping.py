@@ -11,8 +11,8 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from guides.engine.factors import FactorsOrNaN
 from guides.engine.noise import Noise
-from guides.engine.optimisers import Optimiser
 from guides.engine.state import State
 from guides.engine.step import ChunkRunner, Inputs, Replicates
 from guides.errors import NonFiniteLossError
@@ -50,30 +50,37 @@ class Chunk:
     clock: Tensor
 
 
-def rewind(
-    replicate: int,
-    chunks: Sequence[Chunk],
-    state: State,
-    replicates: Replicates,
-    optimiser: Optimiser,
-    clip_norm: float | None,
-) -> int:
+def carefully(
+    runner: ChunkRunner, state: Inputs, rows: Tensor, inputs: Inputs, clock: Tensor, first: int
+) -> tuple[Inputs, Tensor]:
+    """Run a chunk in which a matrix could not be factored: replicates in which that happens have a loss that is NaN.
+
+    :param runner: one that calls the model at every step.
+    """
+    with FactorsOrNaN():
+        try:
+            return runner(state, rows, inputs, clock, first, 0)
+        except torch.linalg.LinAlgError:  # of another kind: all are suspected, and run again one by one
+            return state, state[0].new_full((len(rows), len(clock)), math.nan)
+
+
+def rewind(replicate: int, chunks: Sequence[Chunk], state: State, replicates: Replicates, runner: ChunkRunner) -> int:
     """Take a replicate back to the last parameters that had a finite loss, stop it, and return the step that went wrong.
 
     Steps are pure, so running the last chunks again up to the bad step gives the parameters on the way there.
 
     :param chunks: the chunk with the bad step and, as that may be its first, the chunk before it.
+    :param runner: one that calls the model at every step.
     :raises NonFiniteLossError: if not even the first step of the fit was finite.
     """
     row = torch.tensor([replicate], device=state.flat.device)
-    runner = ChunkRunner(replicates, optimiser, clip_norm, "eager")
     start = chunks[0]
     now = (start.flat[row], *(m[row] for m in start.moments))
     kept = now
     for chunk in chunks:
         for k in range(len(chunk.clock)):
             one = tuple(i[:, k : k + 1] for i in chunk.inputs)
-            after, loss = runner(now, row, one, chunk.clock[k : k + 1], chunk.first + k, 0)
+            after, loss = carefully(runner, now, row, one, chunk.clock[k : k + 1], chunk.first + k)
             finite_loss = bool(torch.isfinite(loss).all())
             if finite_loss:
                 kept = now
@@ -113,13 +120,25 @@ def _first_bad_site(replicates: Replicates, r: int, flat: Tensor, inputs: Inputs
     normals, uniforms, *index = (i[r, k] for i in inputs)
     tensors = replicates.args if replicates.shared else tuple(a[r] for a in replicates.args)
     args = replicates.arguments(tensors, index[0] if index else None)
-    with torch.no_grad(), Stratum(replicates.program.strata(flat.device)[0]):
-        model_trace, guide_trace = replicates.program.traces(flat, args, replicates.kwargs, Noise(normals[0], uniforms[0]))
+    factors = FactorsOrNaN()
+    with torch.no_grad(), Stratum(replicates.program.strata(flat.device)[0]), factors:
+        try:
+            noise = Noise(normals[0], uniforms[0])
+            model_trace, guide_trace = replicates.program.traces(flat, args, replicates.kwargs, noise)
+        except torch.linalg.LinAlgError as error:
+            return f"a decomposition of a matrix ({str(error).splitlines()[0]})"
         for owner, trace in (("guide", guide_trace), ("model", model_trace)):
             name = _bad_site(trace)
             if name is not None:
-                return f"{owner} site {name!r}"
-    return "the gradient (every site's log density is finite)"
+                return f"{owner} site {name!r}{_cause(factors)}"
+    return f"the gradient (every site's log density is finite){_cause(factors)}"
+
+
+def _cause(factors: FactorsOrNaN) -> str:
+    if not factors.failed:
+        return ""
+    what = " and ".join(sorted(factors.failed))
+    return f" (a matrix has no {what}; add more to its diagonal, or compute in float64)"
 
 
 def _bad_site(trace: Trace) -> str | None:

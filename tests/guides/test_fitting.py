@@ -146,7 +146,7 @@ def test_a_checkpoint_of_another_fit_is_refused(data, tmp_path):
         {"data": (x, y + 1)},
         {"data": (x[:20], y[:20])},
         {"lr": 0.03},
-        {"steps": 40},
+        {"steps": 20},
         {"batch_size": 5},
         {"seed": 1},
         {"guide": "full_rank"},
