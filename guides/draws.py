@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,12 +17,13 @@ from torch import Tensor
 
 from guides.engine.checks import is_latent, is_observed
 from guides.engine.data import Data
+from guides.engine.factors import FactorsOrNaN
 from guides.engine.memory import CountElements
 from guides.engine.noise import NoiseTape
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet, seeded
 from guides.engine.vectorise import Gathered, over_draws
-from guides.errors import OptionError
+from guides.errors import FailedDrawsWarning, OptionError
 from guides.likelihoods import coordinates
 from guides.prior import unobserved
 
@@ -103,7 +105,7 @@ def take_draws(
     """
     fresh = frozenset() if same_rows else program.local - program.amortized
     _check_size(program, len(flat) * num_samples, data, keep if predictive else keep - {"predictive"})
-    gathered = Gathered((len(flat), num_samples))
+    gathered, failed = Gathered((len(flat), num_samples)), False
     with isolated_store(), quiet(), torch.no_grad():
         chunk = 1
         for r, parameters in enumerate(flat):
@@ -115,9 +117,17 @@ def take_draws(
 
             if r == 0 and num_samples > 1:
                 chunk = _draws_at_once(one, seed)
-            with seeded(seed + _SEED_STRIDE * r):
-                over_draws(one, num_samples, chunk, flat.device, partial(gathered.add, r))
+            take = partial(gathered.add, r)
+            try:
+                with seeded(seed + _SEED_STRIDE * r):
+                    over_draws(one, num_samples, chunk, flat.device, take)
+            except torch.linalg.LinAlgError:  # at some draws: the same ones again, and NaN there
+                with seeded(seed + _SEED_STRIDE * r), FactorsOrNaN():
+                    over_draws(one, num_samples, chunk, flat.device, take)
+                failed = True
     merged = gathered.values
+    if failed:
+        _report_failed(merged, len(flat) * num_samples)
     undefined = flat.new_full((len(flat), num_samples), float("nan"))
     return Draws(
         latents=merged.get("latents", {}),
@@ -129,9 +139,24 @@ def take_draws(
     )
 
 
+def _report_failed(parts: dict[str, Any], count: int) -> None:
+    """Give the draws at which a matrix could not be factored the density that they have: none."""
+    tensors = [v for part in parts.values() for v in (part.values() if isinstance(part, dict) else [part])]
+    bad = torch.stack([t.isnan().reshape(*t.shape[:2], -1).any(-1) for t in tensors]).any(0)
+    for density in (*parts.get("log_likelihood", {}).values(), *([parts["log_p"]] if "log_p" in parts else [])):
+        density[density.isnan()] = -math.inf
+    warnings.warn(
+        f"at {int(bad.sum())} of {count} draws the model cannot be evaluated, as a matrix has no Cholesky factor or "
+        "inverse: their density is zero and their predictions are NaN; add more to the matrix's diagonal, or compute in "
+        "float64",
+        FailedDrawsWarning,
+        stacklevel=4,
+    )
+
+
 def _draws_at_once(one: Callable[[Tensor], Any], seed: int) -> int:
     """Return how many draws make so many numbers on the way that they fit into the memory for a chunk."""
-    with seeded(seed), CountElements() as made:
+    with seeded(seed), FactorsOrNaN(), CountElements() as made:
         one(torch.tensor(0))
     return max(1, _ELEMENTS_PER_CHUNK // max(1, made.elements))
 

@@ -131,7 +131,8 @@ class Program:
             check_guide(prototype, guide_trace, guide, objective.reparameterised_only)
             if batch_size is not None:
                 check_local(follows, prototype, guide, data.size)
-            noise = _noise(model, guide, objective, data if batch_size is None else data.head(batch_size))
+            with quiet():  # a start at which the model has no density is the first step's to report, by site
+                noise = _noise(model, guide, objective, data if batch_size is None else data.head(batch_size))
             layout = ParameterLayout.discover(store, model, guide, objective)
         latents = tuple(n for n, s in prototype.nodes.items() if is_latent(s))
         return cls(

@@ -265,3 +265,85 @@ def test_what_cannot_be_copied_is_shared():
     posterior = guides.fit(model, "mean_field", x, y, **QUICK)
     assert posterior.model is model
     model.file.close()
+
+
+GRID = torch.linspace(0, 1, 12)
+
+
+def process(x, y=None):
+    """A Gaussian process whose covariance has no Cholesky factor, as far as float32 can tell, once the scale is long."""
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 3.0))
+    covariance = torch.exp(-0.5 * ((x[:, None] - x) / scale) ** 2) + 1e-7 * torch.eye(len(x))
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), covariance), obs=y)
+
+
+def started(at):
+    """A guide that starts at a lengthscale ``exp(at)`` and hardly varies."""
+
+    def guide(x, y=None):
+        loc = pyro.param("loc", torch.tensor(at))
+        pyro.sample("scale", dist.LogNormal(loc, 0.001))
+
+    return guide
+
+
+@pytest.mark.parametrize("compile", ["eager", "auto"])
+def test_a_cholesky_factor_that_fails_stops_the_replicate_as_a_nan_loss_does(compile):
+    y = torch.ones(12)  # constant: the longer the scale the better
+    with pytest.warns(guides.NonFiniteLossWarning, match=r"at step \d+.*'y'.*no Cholesky factor"):
+        posterior = guides.fit(process, started(-3.0), GRID, y, steps=300, lr=0.05, compile=compile)
+    assert "kept the last finite parameters" in posterior.stop_reasons[0]
+    assert -3.0 < float(posterior.parameters["loc"]) < 2.0
+    assert torch.isfinite(posterior.losses[0, : posterior.steps]).all()
+
+
+def test_a_cholesky_factor_that_fails_costs_the_other_replicates_nothing():
+    x = torch.linspace(0, 1, 12)
+
+    def model(x, y=None):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 3.0))
+        covariance = torch.exp(-0.5 * ((x[:, None] - x) / scale) ** 2) + 1e-7 * torch.eye(len(x))
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), covariance), obs=y)
+
+    rough = torch.tensor([1.0, -1.0]).repeat(6)
+    options = {"steps": 300, "lr": 0.05, "compile": "eager", "seeds": [0, 1]}
+    with pytest.warns(guides.NonFiniteLossWarning, match="replicate 0"):
+        smooth, good = guides.fit_many(model, started(-3.0), [(x, torch.ones(12)), (x, rough)], **options)
+    assert "no Cholesky factor" in smooth.stop_reasons[0]
+    assert good.stop_reasons == ("ran all 300 steps",)
+    alone = guides.fit(model, started(-3.0), x, rough, steps=300, lr=0.05, compile="eager", seed=1)
+    torch.testing.assert_close(good.flat, alone.flat, rtol=1e-3, atol=1e-3)
+
+
+def test_a_cholesky_factor_that_fails_before_the_first_step_is_an_error():
+    def indefinite(x, y=None):
+        scale = pyro.sample("scale", dist.LogNormal(-2.0, 0.1))
+        covariance = torch.exp(-0.5 * ((x[:, None] - x) / scale) ** 2) + (0.1 - (scale > 1).float()) * torch.eye(len(x))
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), covariance), obs=y)
+
+    with pytest.raises(guides.NonFiniteLossError, match=r"before the first step.*'y'.*no Cholesky factor"):
+        guides.fit(indefinite, started(1.0), GRID, torch.ones(12), steps=30, compile="eager")
+
+
+def test_a_draw_without_a_cholesky_factor_is_reported_and_has_no_density():
+    def wide(x, y=None):
+        loc = pyro.param("loc", torch.tensor(-2.0))
+        pyro.sample("scale", dist.LogNormal(loc, 1.5))
+
+    posterior = guides.fit(process, started(-3.0), GRID, torch.ones(12), steps=2, lr=1e-9, compile="eager")
+    posterior = replace(posterior, program=replace(posterior.program, guide=wide))
+    with pytest.warns(guides.FailedDrawsWarning, match=r"\d+ of 200 draws"):
+        draws = posterior.draws(200)
+    scale, log_p = draws.latents["scale"][0], draws.log_p[0]
+    bad = log_p == -torch.inf
+    assert 0 < bad.sum() < 100
+    assert not log_p.isnan().any()
+    assert scale[bad].min() > scale[~bad].median()
+    for s in (~bad).nonzero().flatten()[:5].tolist():
+        want = poutine.trace(poutine.condition(process, data={"scale": scale[s]})).get_trace(GRID, torch.ones(12))
+        torch.testing.assert_close(log_p[s], want.log_prob_sum(), rtol=1e-3, atol=1e-2)
+    with pytest.warns(guides.FailedDrawsWarning):
+        found = posterior.diagnose(num_samples=200)
+    assert str(found)
+    with pytest.warns(guides.FailedDrawsWarning):
+        assert posterior.predict(num_samples=200)["y"].shape == (200, 12)
