@@ -18,6 +18,7 @@ from torch import Tensor
 
 from guides.engine.checks import is_observed
 from guides.engine.data import Data
+from guides.engine.noise import NoiseTape
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet
 from guides.engine.traces import nodes
@@ -70,10 +71,11 @@ class Curvature:
         data = data or self.data
 
         def run() -> tuple[Trace, Trace]:
-            guide_trace = poutine.trace(self.program.guide).get_trace(*data.args, **data.kwargs)
-            model = poutine.trace(poutine.replay(self.program.model, trace=guide_trace))
-            with LinearRules(rules(guide_trace) if rules else {}):
-                return model.get_trace(*data.args, **data.kwargs), guide_trace
+            with NoiseTape():  # nothing is drawn, but it replaces kernels that cannot be differentiated twice or forwards
+                guide_trace = poutine.trace(self.program.guide).get_trace(*data.args, **data.kwargs)
+                model = poutine.trace(poutine.replay(self.program.model, trace=guide_trace))
+                with LinearRules(rules(guide_trace) if rules else {}):
+                    return model.get_trace(*data.args, **data.kwargs), guide_trace
 
         return self.program.parameters.call(self.at(loc, flat), run)
 

@@ -2,19 +2,28 @@
 
 A step of stochastic variational inference is a pure function only if its noise is an argument. Distributions draw theirs
 deep inside ``rsample``; :class:`NoiseTape` intercepts the handful of torch functions that they use and hands out slices of
-two vectors, one of standard normals and one of uniforms. The same tape gives the same step, whatever runs it.
+two vectors, one of standard normals and one of uniforms. The same tape gives the same step, whatever runs it. Dropout, which
+draws inside its kernels, is done by hand for that.
+
+The tape is open wherever a model runs, so that it also replaces the kernels that :mod:`torch.func` cannot follow; see
+:mod:`guides.engine.recurrent`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from guides.engine import recurrent
 
 __all__ = ["Noise", "NoiseLayout", "NoiseTape"]
 
@@ -117,6 +126,10 @@ class NoiseTape(TorchFunctionMode):
             return func(*args, **kwargs)
         return handler(self, *args, **kwargs)
 
+    def dropout(self, input: Tensor, rate: float) -> Tensor:
+        """Return ``input`` with every element zero with probability ``rate``, and larger otherwise."""
+        return _dropped(self, input, rate, tuple(input.shape))
+
 
 def _randn(tape: NoiseTape, *size: Any, **kwargs: Any) -> Tensor:
     return tape._take_normal(_shape(size, kwargs), **_options(None, kwargs))
@@ -176,6 +189,96 @@ def _cauchy_(tape: NoiseTape, self: Tensor, median: float = 0.0, sigma: float = 
     return _into(self, median + sigma * torch.tan(math.pi * (uniform - 0.5)))
 
 
+def _bernoulli_(tape: NoiseTape, self: Tensor, p: Any = 0.5, **_: Any) -> Tensor:
+    return _into(self, (tape._take_uniform(tuple(self.shape), torch.get_default_dtype(), self.device) < p).to(self.dtype))
+
+
+def _dropped(tape: NoiseTape, input: Tensor, rate: float, shape: tuple[int, ...]) -> Tensor:
+    """Return ``input`` times noise of ``shape``, which is zero with probability ``rate`` and has mean one."""
+    if rate == 0.0 or input.numel() == 0:
+        return input
+    if rate == 1.0:
+        return input * 0.0
+    return input * ((tape._take_uniform(shape, input.dtype, input.device) >= rate) / (1.0 - rate)).to(input.dtype)
+
+
+def _alpha_dropped(tape: NoiseTape, input: Tensor, rate: float, shape: tuple[int, ...]) -> Tensor:
+    """Dropout to the least value of a scaled exponential linear unit, rescaled to keep mean and variance.
+
+    Klambauer, Unterthiner, Mayr and Hochreiter (2017), Self-Normalizing Neural Networks.
+    """
+    if rate == 0.0 or input.numel() == 0:
+        return input
+    if rate == 1.0:
+        return input * 0.0
+    least = -1.7580993408473766
+    kept = (tape._take_uniform(shape, input.dtype, input.device) >= rate).to(input.dtype)
+    a = 1.0 / math.sqrt((least**2 * rate + 1.0) * (1.0 - rate))
+    return a * (input * kept + least * (1.0 - kept)) - a * least * rate
+
+
+def _dropout_like(
+    drop: Callable[[NoiseTape, Tensor, float, tuple[int, ...]], Tensor], whole_features: bool, in_place: bool
+) -> Callable[..., Tensor]:
+    """Return a handler of one of torch's dropouts."""
+
+    def handler(tape: NoiseTape, input: Tensor, p: float, train: bool) -> Tensor:
+        if not train:
+            return input
+        shape = (*input.shape[:2], *(1 for _ in input.shape[2:])) if whole_features else tuple(input.shape)
+        found = drop(tape, input, float(p), shape)
+        return _into(input, found) if in_place else found
+
+    return handler
+
+
+def _rrelu(tape: NoiseTape, input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Tensor:
+    slope: Any = (lower + upper) / 2
+    if training:
+        slope = lower + (upper - lower) * tape._take_uniform(tuple(input.shape), input.dtype, input.device)
+    return torch.where(input >= 0, input, input * slope)
+
+
+def _attention(tape: NoiseTape, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    scores = query.shape[-2] * key.shape[-2]
+    if kwargs.pop("enable_gqa", False) or scores > _LARGEST_SCORES:
+        return functional.scaled_dot_product_attention(query, key, *args, **kwargs)
+    return recurrent.attention(tape.dropout, query, key, *args, **kwargs)
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a handler that calls a function which draws nothing."""
+    return lambda tape, *args, **kwargs: function(*args, **kwargs)
+
+
+def _dropping(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a handler that calls a function which drops out between layers."""
+    return lambda tape, *args: function(tape.dropout, *args)
+
+
+def _seen_through(name: str) -> Callable[..., Any]:
+    """Return a handler of a Python function of ``torch.nn.functional`` that lets the tape see the calls inside.
+
+    Such a function shows itself to a mode first, and inside there is no mode any more. A copy that does not ask is called
+    with the tape open instead.
+    """
+
+    @functools.cache
+    def copy() -> Callable[..., Any]:
+        original = getattr(functional, name)
+        asking = [n for n in original.__globals__ if n.startswith("has_torch_function")]
+        names = {**original.__globals__, **dict.fromkeys(asking, lambda *_: False)}
+        made = types.FunctionType(original.__code__, names, name, original.__defaults__, original.__closure__)
+        made.__kwdefaults__ = original.__kwdefaults__
+        return made
+
+    def handler(tape: NoiseTape, *args: Any, **kwargs: Any) -> Any:
+        with tape:
+            return copy()(*args, **kwargs)
+
+    return handler
+
+
 def _into(target: Tensor, draw: Tensor) -> Tensor:
     """Write a draw into the tensor that it should fill, and return what the in-place function would.
 
@@ -189,7 +292,21 @@ def _into(target: Tensor, draw: Tensor) -> Tensor:
         return draw
 
 
-_HANDLERS: dict[Any, Callable[..., Tensor]] = {
+_LARGEST_SCORES = 2**16  # of an attention; the kernel that never stores them pays for longer sequences
+
+_DRAWING = (
+    "alpha_dropout",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "feature_alpha_dropout",
+    "gumbel_softmax",
+    "multi_head_attention_forward",
+    "rrelu",
+)
+
+_HANDLERS: dict[Any, Callable[..., Any]] = {
     torch.randn: _randn,
     torch.randn_like: _randn_like,
     torch.Tensor.normal_: _normal_,
@@ -202,4 +319,28 @@ _HANDLERS: dict[Any, Callable[..., Tensor]] = {
     torch.Tensor.multinomial: _multinomial,
     torch.Tensor.exponential_: _exponential_,
     torch.Tensor.cauchy_: _cauchy_,
+    torch.Tensor.bernoulli: _bernoulli,
+    torch.Tensor.bernoulli_: _bernoulli_,
+    torch.dropout: _dropout_like(_dropped, whole_features=False, in_place=False),
+    torch.dropout_: _dropout_like(_dropped, whole_features=False, in_place=True),
+    torch.feature_dropout: _dropout_like(_dropped, whole_features=True, in_place=False),
+    torch.feature_dropout_: _dropout_like(_dropped, whole_features=True, in_place=True),
+    torch.alpha_dropout: _dropout_like(_alpha_dropped, whole_features=False, in_place=False),
+    torch.alpha_dropout_: _dropout_like(_alpha_dropped, whole_features=False, in_place=True),
+    torch.feature_alpha_dropout: _dropout_like(_alpha_dropped, whole_features=True, in_place=False),
+    torch.feature_alpha_dropout_: _dropout_like(_alpha_dropped, whole_features=True, in_place=True),
+    torch.rrelu: _rrelu,
+    functional.scaled_dot_product_attention: _attention,
+    torch.lstm: _dropping(recurrent.lstm),
+    torch.gru: _dropping(recurrent.gru),
+    torch.rnn_tanh: _dropping(recurrent.rnn_tanh),
+    torch.rnn_relu: _dropping(recurrent.rnn_relu),
+    torch.lstm_cell: _plain(recurrent.lstm_cell),
+    torch.gru_cell: _plain(recurrent.gru_cell),
+    torch.rnn_tanh_cell: _plain(recurrent.rnn_tanh_cell),
+    torch.rnn_relu_cell: _plain(recurrent.rnn_relu_cell),
+    torch.Tensor.__getitem__: _plain(recurrent.first),
+    torch._pack_padded_sequence: _plain(recurrent.pack_padded),
+    torch._pad_packed_sequence: _plain(recurrent.pad_packed),
+    **{getattr(functional, name): _seen_through(name) for name in _DRAWING},
 }

@@ -123,7 +123,8 @@ def _predictive_score(
     device = program.parameters.initial.device
     strata = program.strata(device)
     samples = len(strata) * math.ceil(samples / len(strata))  # every component as often as every other
-    normals, uniforms = _draw(program.noise, samples, [torch.Generator(device).manual_seed(s + 2**33) for s in seeds])
+    layout = program.noise_for(validations[0])  # dropout, for one, draws as often as there are rows
+    normals, uniforms = _draw(layout, samples, [torch.Generator(device).manual_seed(s + 2**33) for s in seeds])
     which = strata.repeat(samples // len(strata))
     over_samples, over_replicates = Vectorised("draws"), Vectorised("replicates")
 

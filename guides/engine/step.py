@@ -173,12 +173,20 @@ class ChunkRunner:
             try:
                 grad, (_, losses) = torch.func.grad_and_value(loss, has_aux=True)(flat)
                 return grad, losses
+            except (torch.OutOfMemoryError, torch.linalg.LinAlgError):
+                raise
             except RuntimeError as error:
-                if "setup_context" not in str(error):
-                    raise
+                reason = f"torch.func cannot take its gradient ({said(error)})"
+                if "setup_context" in str(error):
+                    reason = "some of its draws (Beta or Dirichlet, say) have gradients that torch.func cannot take"
+            found = self._plain_gradient(loss, flat)  # which raises what the model raises by itself
             self._plain, self._step.enabled = True, False
-            reason = "some of its draws (Beta or Dirichlet, say) have gradients that torch.func cannot take"
             warnings.warn(f"the model runs without acceleration: {reason}", EagerFallbackWarning, stacklevel=6)
+            return found
+        return self._plain_gradient(loss, flat)
+
+    @staticmethod
+    def _plain_gradient(loss: Callable[[Tensor], tuple[Tensor, Tensor]], flat: Tensor) -> tuple[Tensor, Tensor]:
         flat = flat.detach().requires_grad_()
         total, losses = loss(flat)
         return torch.autograd.grad(total, flat)[0], losses.detach()

@@ -9,13 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guides.engine.tracing import said
 from guides.errors import EagerFallbackWarning
 
 __all__ = ["Gathered", "Vectorised", "over_draws"]
 
 
+_NOT_FOR_LACK_OF_A_RULE = (torch.OutOfMemoryError, torch.linalg.LinAlgError, MemoryError)
+
+
 class Vectorised:
     """``torch.vmap`` of functions, or a loop over them from the first time that one does not allow it.
+
+    An operation without a rule for vectorising, or Python that looks at values, fails in many ways. What tells such a
+    failure from one of the function's own is that the function works by itself.
 
     :param what: what the evaluations run over, for the warning (``"particles"``).
     """
@@ -35,22 +42,25 @@ class Vectorised:
         :param in_dims: 0 for inputs (tensors, or tuples of them) to take rows of, ``None`` for those to pass whole.
         :param inputs: random draws inside the function differ between rows.
         """
+        reason = None
         if not self._looping:
             try:
                 return torch.vmap(function, in_dims=tuple(in_dims), randomness="different")(*inputs)
-            except RuntimeError as error:
-                if "vmap" not in str(error) and "functorch" not in str(error):
-                    raise
-                reason = str(error).splitlines()[0]
+            except _NOT_FOR_LACK_OF_A_RULE:
+                raise
+            except Exception as error:  # of any kind; what the function raises by itself comes again below
+                reason = said(error)
+        first = inputs[list(in_dims).index(0)]
+        count = len(first[0] if isinstance(first, tuple) else first)
+        results = [function(*(_row(i, d, k) for i, d in zip(inputs, in_dims))) for k in range(count)]
+        if reason is not None:
             self._looping = True
             warnings.warn(
                 f"the model cannot be vectorised over {self._what}, which are taken one by one: {reason}",
                 EagerFallbackWarning,
                 stacklevel=2,
             )
-        first = inputs[list(in_dims).index(0)]
-        count = len(first[0] if isinstance(first, tuple) else first)
-        return _stack([function(*(_row(i, d, k) for i, d in zip(inputs, in_dims))) for k in range(count)])
+        return _stack(results)
 
 
 class Gathered:
