@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, constraints
@@ -21,6 +22,7 @@ __all__ = [
     "BOUNDS",
     "MixtureDensity",
     "Pairs",
+    "chosen",
     "entropy_bound",
     "log_density",
     "pairs_of",
@@ -46,6 +48,11 @@ def weighted_sum(log_weights: Tensor, values: Tensor) -> Tensor:
     """
     weights = log_weights.exp()
     return (weights * torch.where(weights > 0, values, torch.zeros_like(values))).sum(-1)
+
+
+def chosen(values: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of ``values``, shape ``(K, ...)``, that ``index`` names, shape ``(*index shape, ...)``."""
+    return values.index_select(0, index.reshape(-1)).reshape(index.shape + values.shape[1:])
 
 
 def log_density(log_weights: Tensor, log_components: Tensor) -> Tensor:
@@ -208,14 +215,17 @@ class MixtureDensity(TorchDistribution):
     :param log_weights: normalised, shape ``(..., K)``.
     :param components: a distribution of batch shape ``(..., K)`` over vectors.
     :param chosen: the component to draw from, of batch shape ``(...)``.
+    :param log_choice: log weight of that component, ``(...)``, where it was chosen at random: Pyro's ``Trace_ELBO`` then
+        gets a gradient for the weights.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, log_weights: Tensor, components: Any, chosen: Any) -> None:
+    def __init__(self, log_weights: Tensor, components: Any, chosen: Any, log_choice: Tensor | None = None) -> None:
         self.log_weights = log_weights
+        self.log_choice = log_choice
         self.components = components
         self.chosen = chosen
         super().__init__(chosen.batch_shape, chosen.event_shape, validate_args=False)
@@ -226,7 +236,8 @@ class MixtureDensity(TorchDistribution):
         if batch == self.batch_shape:
             return self
         components = self.components.expand(batch + self.components.batch_shape[-1:])
-        return MixtureDensity(self.log_weights.expand(components.batch_shape), components, self.chosen.expand(batch))
+        choice = None if self.log_choice is None else self.log_choice.expand(batch)
+        return MixtureDensity(self.log_weights.expand(components.batch_shape), components, self.chosen.expand(batch), choice)
 
     def rsample(self, sample_shape: Any = _NO_SHAPE) -> Tensor:
         """Return reparameterised draws of the chosen component, shape ``(*sample_shape, ..., D)``."""
@@ -236,6 +247,18 @@ class MixtureDensity(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of the whole mixture in nats."""
         return log_density(self.log_weights, self.components.log_prob(value.unsqueeze(-2)))
+
+    def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
+        """Return what Pyro's objectives take gradients of.
+
+        The learning signal that ``Trace_ELBO`` gives the choice of a component is made of the model's densities alone, as
+        no auxiliary site is in it. The part of this density is added here.
+        """
+        parts: ScoreParts = super().score_parts(x, *args, **kwargs)
+        if self.log_choice is None:
+            return parts
+        score = self.log_choice - self.log_choice.detach()
+        return parts._replace(entropy_term=parts.entropy_term + parts.log_prob.detach() * score)
 
     def log_excess(self, value: Tensor) -> Tensor:
         r"""Return :math:`\log q(z) - \log q_k(z)` for the chosen component k, in nats."""

@@ -68,7 +68,7 @@ class GaussianMixture(nn.Module):
         torch.Size([8, 2])
     """
 
-    natural_guide: tuple[str, dict] = ("mean_field", {"init": "spread", "init_scale": 0.1})
+    natural_guide: tuple[str, dict] = ("mean_field", {"init_loc_fn": "spread", "init_scale": 0.1})
     prior_mean: Tensor
     prior_scatter: Tensor
     bartlett: Tensor

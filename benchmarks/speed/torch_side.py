@@ -136,7 +136,7 @@ class _Ours:
     def __init__(self, case: Case, start: Start, data: Rows, mode: str, steps: int, default: bool = False) -> None:
         model, guide = model_and_guide(case, start, stock=False)
         if default:
-            guide = guides.MeanField(model, init_scale=case.init_scale, init=init_to_value(values=start))
+            guide = guides.MeanField(model, init_scale=case.init_scale, init_loc_fn=init_to_value(values=start))
         objective = guides.ELBO(case.particles, kl="closed_form" if default else "monte_carlo")
         training = Data.of(data)
         batch_size = case.batch or None

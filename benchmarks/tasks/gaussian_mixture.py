@@ -60,7 +60,7 @@ def evaluate(posterior: Any, split: Split, *, num_samples: int, seed: int) -> Ev
     return Evaluation(metrics)
 
 
-SPREAD = Override({"init": "spread"})
+SPREAD = Override({"init_loc_fn": "spread"})
 
 for _name, _kind, _components, _covariance in (
     ("gaussian_mixture", "finite", 3, "full"),
@@ -79,7 +79,7 @@ for _name, _kind, _components, _covariance in (
             fit={"steps": 1500, "lr": 0.02, "schedule": "cosine"},
             guides={
                 "full_rank": SPREAD,
-                "laplace": Override({"curvature": "hessian", "init": "spread"}),
+                "laplace": Override({"curvature": "hessian", "init_loc_fn": "spread"}),
                 "low_rank": SPREAD,
                 "map": SPREAD,
                 "mean_field": SPREAD,

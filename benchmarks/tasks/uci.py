@@ -31,7 +31,7 @@ GUIDES = {
     "laplace": Override(options={"curvature": "ggn"}),
 }
 
-MIXTURE = {"components": 5, "options": {"estimator": "local"}, "init": "median", "weights": "uniform"}
+MIXTURE = {"components": 5, "options": {"estimator": "local"}, "init_loc_fn": "median", "weights": "uniform"}
 
 for _short, _dataset, _target, _splits, (_steps, _long), _batch in SETS:
     TASKS.add(

@@ -109,7 +109,7 @@ def _stop(
     if step == 0:
         raise NonFiniteLossError(
             f"{what} is not finite before the first step, first at {site}. Check the data's scale and the prior, or start "
-            "elsewhere (init='sample')"
+            "elsewhere (init_loc_fn='sample')"
         )
     state.write(torch.tensor([replicate], device=flat.device), kept[0], kept[1:])
     state.stop(replicate, step, f"{what} was not finite at step {step}, first at {site}; kept the last finite parameters")

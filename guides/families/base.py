@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pyro
+import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide import AutoGuide, init_to_feasible, init_to_median, init_to_sample
 from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.ops.tensor_utils import periodic_repeat
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import Normal, biject_to, constraints
 
 from guides.engine.traces import nodes
 from guides.errors import OptionError
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
     from guides.engine.data import Data
     from guides.engine.program import Program
 
-__all__ = ["Family", "Finished", "FitContext", "FlatFamily", "init_function", "is_unconstrained"]
+__all__ = ["Family", "Finished", "FitContext", "FlatFamily", "check_scale", "init_function", "is_unconstrained"]
 
 
 @dataclass(frozen=True)
@@ -71,16 +77,30 @@ _INITIALISERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def init_function(init: str | Callable[..., Any]) -> Callable[..., Any]:
-    """Return Pyro's initialisation strategy of that name, or ``init`` itself if it is callable.
+def init_function(init_loc_fn: str | Callable[..., Any]) -> Callable[..., Any]:
+    """Return Pyro's initialisation strategy of that name, or ``init_loc_fn`` itself if it is callable.
 
     :raises OptionError: for an unknown name.
     """
-    if callable(init):
-        return init
-    if init not in _INITIALISERS:
-        raise OptionError(f"init={init!r} is not known; use {', '.join(map(repr, _INITIALISERS))} or a Pyro init function")
-    return _INITIALISERS[init]
+    if callable(init_loc_fn):
+        return init_loc_fn
+    if init_loc_fn not in _INITIALISERS:
+        known = ", ".join(map(repr, _INITIALISERS))
+        raise OptionError(f"init_loc_fn={init_loc_fn!r} is not known; use {known} or a Pyro init function")
+    return _INITIALISERS[init_loc_fn]
+
+
+def check_scale(init_scale: Any) -> float:
+    """Return an initial standard deviation as a float.
+
+    :raises OptionError: if it is not a positive number.
+    """
+    if not isinstance(init_scale, int | float) or not init_scale > 0:
+        raise OptionError(f"init_scale must be positive, not {init_scale!r}")
+    return float(init_scale)
+
+
+_QUANTILE_DRAWS = 1000
 
 
 class Family(AutoGuide):
@@ -98,8 +118,11 @@ class Family(AutoGuide):
     def __new__(cls, *args: Any, **kwargs: Any) -> Family:
         """Remember the options that the guide is made with, so that a saved posterior can make it again."""
         guide = super().__new__(cls)
-        given = inspect.signature(cls.__init__).bind_partial(guide, *args, **kwargs).arguments
+        signature = inspect.signature(cls.__init__)
+        given = signature.bind_partial(guide, *args, **kwargs).arguments
         options = dict(list(given.items())[2:])  # without the guide and the model
+        for name in [n for n in options if signature.parameters[n].kind is inspect.Parameter.VAR_KEYWORD]:
+            options |= options.pop(name)
         object.__setattr__(guide, "constructor_options", options)
         return guide
 
@@ -115,6 +138,28 @@ class Family(AutoGuide):
         """Return the kind of guide that :meth:`finish` returns, not set up; ``None`` if the optimum is the answer."""
         return None
 
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return the median of every latent, element by element, shape of the site.
+
+        :param args: arguments of the model, which guides with an encoder need.
+        """
+        return {name: values[0] for name, values in self.quantiles([0.5], *args, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return quantiles of every latent, element by element, shape ``(Q, *site shape)``: those of 1000 draws.
+
+        :param quantiles: probabilities, Q of them.
+        :param args: arguments of the model, which guides with an encoder need.
+        """
+        draws = [self(*args, **kwargs) for _ in range(_QUANTILE_DRAWS)]
+        found = {}
+        for name, value in draws[0].items():
+            stacked = torch.stack([draw[name] for draw in draws])
+            found[name] = torch.quantile(stacked, torch.as_tensor(quantiles, dtype=value.dtype, device=value.device), dim=0)
+        return found
+
 
 class FlatFamily(Family, AutoContinuous):
     """A family with one distribution over the flat vector of all latents, mapped to each site's support.
@@ -122,8 +167,12 @@ class FlatFamily(Family, AutoContinuous):
     A subclass gives :meth:`~pyro.infer.autoguide.guides.AutoContinuous.get_posterior`.
     """
 
-    def __init__(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Callable[..., Any], *args: Any, create_plates: Callable[..., Any] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(model, *args, **kwargs)
+        self.create_plates = create_plates
+        self._unconstrained_shapes: dict[str, torch.Size] = {}
         self._plain_model = (model,)  # in a tuple, so that a module does not become a part of the guide
 
     @property
@@ -180,8 +229,96 @@ class FlatFamily(Family, AutoContinuous):
         for name, value in self.split(latent).items():
             site = self.latent_site_prototype(name)
             shape = self._unconstrained_shapes[name]
-            event_dim = site["fn"].event_dim + len(shape) - site["value"].dim()
+            event_dim = self._event_dim(site)
             yield site, value.reshape(torch.broadcast_shapes(shape, batch + (1,) * event_dim))
+
+    def _event_dim(self, site: Any) -> int:
+        """Return how many dimensions of a site's unconstrained value are no plates."""
+        found: int = site["fn"].event_dim + len(self._unconstrained_shapes[site["name"]]) - site["value"].dim()
+        return found
+
+    @property
+    def latent_dim(self) -> int:
+        """The length of the flat vector."""
+        return sum(shape.numel() for shape in self._unconstrained_shapes.values())
+
+    @latent_dim.setter
+    def latent_dim(self, size: int) -> None:
+        # Pyro sets it when it has read the sites' shapes, before it makes parameters of that length. Of a plate that the
+        # model subsamples it has seen some rows; the guide has them all.
+        for name, site in self.latent_sites():
+            shape = list(self._unconstrained_shapes[name])
+            for dim, full_size in self._subsampled(site):
+                shape[dim] = full_size
+            self._unconstrained_shapes[name] = torch.Size(shape)
+
+    def _subsampled(self, site: Any) -> list[tuple[int, int]]:
+        """Return the dimensions of a site's unconstrained value of which the model sees some rows, and their sizes."""
+        return [
+            (frame.dim - self._event_dim(site), frame.full_size)
+            for frame in site["cond_indep_stack"]
+            if frame.full_size is not None and frame.full_size != frame.size
+        ]
+
+    def _init_loc(self) -> Tensor:
+        """Return the flat vector to start from."""
+        return self._flat_start({name: site["value"].detach() for name, site in self.latent_sites()})
+
+    def _flat_start(self, values: dict[str, Tensor]) -> Tensor:
+        """Return the flat vector of values of the model's latents; rows that it does not see start as those it does."""
+        parts = []
+        for name, site in self.latent_sites():
+            value = biject_to(site["fn"].support).inv(values[name])
+            for dim, full_size in self._subsampled(site):
+                value = periodic_repeat(value, full_size, dim)
+            parts.append(value.reshape(-1))
+        return torch.cat(parts)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw every latent; of plates that are subsampled, the rows that the plate has."""
+        if self.prototype_trace is None and self.create_plates is not None:
+            AutoGuide._setup_prototype(self, *args, **kwargs)  # to see whether there are latents besides the plates
+        if self.prototype_trace is None or (self.latent_sites() and not self._unconstrained_shapes):
+            self._setup_prototype(*args, **kwargs)
+        if not self.latent_sites():
+            self._create_plates(*args, **kwargs)
+            return {}
+        latent = self.sample_latent(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        result = {}
+        for site, value in self._unpack_latent(latent):
+            name = site["name"]
+            with ExitStack() as stack:
+                for frame in self._cond_indep_stacks[name]:
+                    stack.enter_context(plates[frame.name])
+                rows = pyro.subsample(value, event_dim=self._event_dim(site))
+                result[name] = pyro.sample(name, _point(site, rows))
+        return result
+
+    def flat_quantiles(self, quantiles: Tensor) -> Tensor:
+        """Return quantiles of every element of the flat vector, shape ``(Q, D)``; those of a normal, by default.
+
+        :param quantiles: probabilities, shape ``(Q,)``.
+        """
+        loc, scale = self._loc_scale()
+        return Normal(loc, scale, validate_args=False).icdf(quantiles.to(loc).unsqueeze(-1))
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return quantiles of every latent, element by element, shape ``(Q, *site shape)``.
+
+        Those of the unconstrained value, mapped to the site's support, as in Pyro's autoguides: exact where each element of
+        the value is a monotone function of one element of the unconstrained value, as it is but for simplices and matrices.
+
+        :param quantiles: probabilities, Q of them.
+        """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        found: dict[str, list[Tensor]] = {}
+        for flat in self.flat_quantiles(torch.as_tensor(quantiles, dtype=torch.get_default_dtype())):
+            for site, value in self._unpack_latent(flat.detach()):
+                found.setdefault(site["name"], []).append(biject_to(site["fn"].support)(value))
+        return {name: torch.stack(values) for name, values in found.items()}
 
     def unconstrained_shape(self, name: str) -> torch.Size:
         """Return the shape of one site's unconstrained value."""
@@ -191,3 +328,14 @@ class FlatFamily(Family, AutoContinuous):
         """Return the flat vector that a trace of this guide drew."""
         draw: Tensor = nodes(guide_trace)[self.latent_site]["value"]
         return draw
+
+
+def _point(site: Any, value: Tensor) -> Any:
+    """Return a point mass at a site's value whose density is the Jacobian of the transform to its support."""
+    transform, event_dim = biject_to(site["fn"].support), site["fn"].event_dim
+    point = transform(value)
+    if poutine.get_mask() is False:
+        return dist.Delta(point, event_dim=event_dim)
+    jacobian = transform.inv.log_abs_det_jacobian(point, value)
+    jacobian = sum_rightmost(jacobian, jacobian.dim() - point.dim() + event_dim)
+    return dist.Delta(point, log_density=jacobian, event_dim=event_dim)

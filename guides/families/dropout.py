@@ -34,7 +34,7 @@ class Dropout(FlatFamily):
 
     :param model: a Pyro model that multiplies data by latent weight matrices.
     :param rate: the probability p of dropping an input of a layer.
-    :param init: where the weights start; see :class:`guides.MAP`.
+    :param init_loc_fn: where the weights start; see :class:`guides.MAP`.
     :raises OptionError: if ``rate`` is not in [0, 1).
     :raises UnsupportedModelError: if no latent weight matrix multiplies data.
 
@@ -57,10 +57,12 @@ class Dropout(FlatFamily):
 
     is_point_mass: ClassVar[bool] = True
 
-    def __init__(self, model: Callable[..., Any], rate: float = 0.05, init: str | Callable[..., Any] = "spread") -> None:
+    def __init__(
+        self, model: Callable[..., Any], rate: float = 0.05, init_loc_fn: str | Callable[..., Any] = "spread"
+    ) -> None:
         if not 0 <= rate < 1:
             raise OptionError(f"rate must be in [0, 1), not {rate!r}")
-        super().__init__(model, init_loc_fn=init_function(init))
+        super().__init__(model, init_loc_fn=init_function(init_loc_fn))
         self.rate = rate
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
@@ -92,6 +94,12 @@ class Dropout(FlatFamily):
         keep = self._keep(self.loc.new_empty(self._slots - 1))
         factor = torch.cat([self.loc.new_ones(1), keep]).index_select(0, self._slot)
         return dist.Delta(self.loc * factor).to_event(1)
+
+    def flat_quantiles(self, quantiles: Tensor) -> Tensor:
+        """Return quantiles of every weight, which is zero with probability ``rate``, and of every point, ``(Q, D)``."""
+        p, kept = quantiles.to(self.loc).unsqueeze(-1), self.loc / (1 - self.rate)
+        zero = torch.where(self.loc > 0, p <= self.rate, p > 1 - self.rate)
+        return torch.where(self._slot == 0, self.loc, torch.where(zero, torch.zeros_like(kept), kept))
 
     def around_model(self, guide_trace: Trace) -> AbstractContextManager[Any]:
         """Return the context in which inputs of each data point are dropped independently."""

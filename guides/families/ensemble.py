@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from guides.errors import OptionError
 from guides.families.base import FlatFamily, init_function
+from guides.mixtures import chosen
 from guides.registries import families
 
 __all__ = ["Ensemble"]
@@ -32,7 +33,9 @@ class Ensemble(FlatFamily):
 
     :param model: a Pyro model with continuous latents.
     :param members: number M of point masses.
-    :param init: where each member starts; by default ``"spread"``, a draw from the prior (its median for bounded sites).
+    :param init_loc_fn: where each member starts; by default ``"spread"``, a draw from the prior (its median for bounded
+        sites).
+    :param create_plates: see :class:`guides.MAP`.
     :raises OptionError: if ``members`` is not positive.
 
     References: Lakshminarayanan, Pritzel & Blundell (2017), *Simple and scalable predictive uncertainty estimation using
@@ -53,10 +56,16 @@ class Ensemble(FlatFamily):
 
     is_point_mass: ClassVar[bool] = True
 
-    def __init__(self, model: Callable[..., Any], members: int = 5, init: str | Callable[..., Any] = "spread") -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        members: int = 5,
+        init_loc_fn: str | Callable[..., Any] = "spread",
+        create_plates: Callable[..., Any] | None = None,
+    ) -> None:
         if members < 1:
             raise OptionError(f"members must be at least 1, not {members!r}")
-        super().__init__(model, init_loc_fn=init_function(init))
+        super().__init__(model, create_plates=create_plates, init_loc_fn=init_function(init_loc_fn))
         self.num_strata = members
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
@@ -65,7 +74,7 @@ class Ensemble(FlatFamily):
         for _ in range(self.num_strata - 1):
             trace = poutine.block(poutine.trace(self.model).get_trace)(*args, **kwargs)
             values = {n: trace.nodes[n]["value"] for n, _ in self.latent_sites()}
-            starts.append(self.flatten(values))
+            starts.append(self._flat_start(values))
         self.locs = nn.Parameter(torch.stack(starts).detach())
 
     def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -73,5 +82,11 @@ class Ensemble(FlatFamily):
         logits = torch.zeros(self.num_strata, device=self.locs.device)
         infer: Any = {"is_auxiliary": True, "stratum": True}
         member = pyro.sample(f"_{self._pyro_name}_member", dist.Categorical(logits=logits).mask(False), infer=infer)
-        loc = self.locs.index_select(-2, member.reshape(1)).squeeze(-2)
+        loc = chosen(self.locs, member)
         return pyro.sample(self.latent_site, dist.Delta(loc).to_event(1), infer={"is_auxiliary": True})
+
+    def flat_quantiles(self, quantiles: Tensor) -> Tensor:
+        """Return, for every element, the smallest member's that as large a share of the members is not above, ``(Q, D)``."""
+        # A share that is a multiple of 1/M but for rounding is that multiple.
+        position = torch.ceil(quantiles.double() * self.num_strata - 1e-6).long().clamp(1, self.num_strata) - 1
+        return self.locs.sort(0).values.index_select(0, position.to(self.locs.device))

@@ -7,8 +7,7 @@ from typing import Any
 
 from pyro.infer.autoguide import AutoMultivariateNormal
 
-from guides.errors import OptionError
-from guides.families.base import FlatFamily, init_function
+from guides.families.base import FlatFamily, check_scale, init_function
 from guides.registries import families
 
 __all__ = ["FullRank"]
@@ -25,8 +24,9 @@ class FullRank(FlatFamily, AutoMultivariateNormal):
     **When:** up to a few hundred correlated latents. **When not:** networks with thousands of weights (use ``low_rank``).
 
     :param model: a Pyro model with continuous latents.
+    :param init_loc_fn: where the means start; see :class:`guides.MAP`.
     :param init_scale: initial standard deviation of every latent in the unconstrained space.
-    :param init: where the means start; see :class:`guides.MAP`.
+    :param create_plates: see :class:`guides.MAP`.
     :raises OptionError: if ``init_scale`` is not positive.
 
     References: Kucukelbir et al. (2017), *Automatic differentiation variational inference*.
@@ -44,8 +44,12 @@ class FullRank(FlatFamily, AutoMultivariateNormal):
     """
 
     def __init__(
-        self, model: Callable[..., Any], init_scale: float = 0.1, init: str | Callable[..., Any] = "median"
+        self,
+        model: Callable[..., Any],
+        init_loc_fn: str | Callable[..., Any] = "median",
+        init_scale: float = 0.1,
+        *,
+        create_plates: Callable[..., Any] | None = None,
     ) -> None:
-        if not init_scale > 0:
-            raise OptionError(f"init_scale must be positive, not {init_scale!r}")
-        super().__init__(model, init_loc_fn=init_function(init), init_scale=float(init_scale))
+        scale = check_scale(init_scale)
+        super().__init__(model, create_plates=create_plates, init_loc_fn=init_function(init_loc_fn), init_scale=scale)

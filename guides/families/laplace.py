@@ -45,7 +45,7 @@ class Laplace(FlatFamily):
     modes, hard boundaries, or a mode that is not typical of the posterior (as with hierarchical scales).
 
     :param model: a Pyro model with continuous latents.
-    :param init_loc_fn: as for Pyro's ``AutoLaplaceApproximation``, whose place this class can take; instead of ``init``.
+    :param init_loc_fn: where the mode's search starts; see :class:`guides.MAP`.
     :param curvature: the precision matrix A:
 
         * ``"ggn"`` (default): generalised Gauss-Newton matrix of the likelihood plus the prior's curvature (its positive
@@ -65,7 +65,7 @@ class Laplace(FlatFamily):
         raised, and from what.
     :param marginal_likelihood: hold the model's own ``pyro.param`` hyperparameters (prior scale, noise) fixed while the mode
         is sought, then choose them by the Laplace log evidence, alternating with Newton steps on the mode, this many times.
-    :param init: where the mode's search starts; see :class:`guides.MAP`.
+    :param create_plates: see :class:`guides.MAP`.
     :raises OptionError: for an unknown option or site.
 
     ``posterior.info`` holds, per replicate: ``log_evidence`` (nats), ``curvature``, ``repaired`` (eigenvalues raised),
@@ -94,14 +94,14 @@ class Laplace(FlatFamily):
     def __init__(
         self,
         model: Callable[..., Any],
-        init_loc_fn: Callable[..., Any] | None = None,
+        init_loc_fn: str | Callable[..., Any] = "median",
         *,
         curvature: str = "ggn",
         sites: str | Sequence[str] = "all",
         predictive: str | None = None,
         floor: float | None = None,
         marginal_likelihood: int = 0,
-        init: str | Callable[..., Any] = "median",
+        create_plates: Callable[..., Any] | None = None,
     ) -> None:
         check_known("curvature", curvature, _CURVATURES)
         if predictive is not None:
@@ -110,7 +110,7 @@ class Laplace(FlatFamily):
             raise OptionError(f"floor must be positive, not {floor!r}")
         if marginal_likelihood and (curvature != "ggn" or sites != "all"):
             raise OptionError("marginal_likelihood needs curvature='ggn' and sites='all'")
-        super().__init__(model, init_loc_fn=init_loc_fn or init_function(init))
+        super().__init__(model, create_plates=create_plates, init_loc_fn=init_function(init_loc_fn))
         self.curvature = curvature
         self.sites = sites if isinstance(sites, str) else tuple(sites)
         self.predictive = predictive or ("sampled" if curvature == "hessian" else "linearised")
@@ -129,6 +129,10 @@ class Laplace(FlatFamily):
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
         """Return the point mass at the mode."""
         return dist.Delta(self.loc).to_event(1)
+
+    def flat_quantiles(self, quantiles: Tensor) -> Tensor:
+        """Return the mode, which has no spread before :meth:`finish`, for every probability, ``(Q, D)``."""
+        return self.loc.expand(len(quantiles), -1)
 
     def finished_guide(self) -> LaplaceNormal:
         """Return the normal that :meth:`finish` fills, not set up."""
@@ -183,7 +187,7 @@ class LaplaceNormal(FlatFamily):
     """The normal that :class:`Laplace` ends in; a guide in its own right."""
 
     def __init__(self, parent: Laplace) -> None:
-        super().__init__(parent.plain_model, init_loc_fn=init_function("median"))
+        super().__init__(parent.plain_model, create_plates=parent.create_plates, init_loc_fn=init_function("median"))
         self._parent = (parent,)
         self.linearised = parent.predictive == "linearised"
         self.blocks: tuple[Block, ...] | None = None

@@ -9,7 +9,7 @@ from pyro.infer.autoguide import AutoLowRankMultivariateNormal
 
 from guides.distributions import LowRankNormal
 from guides.errors import OptionError
-from guides.families.base import FlatFamily, init_function
+from guides.families.base import FlatFamily, check_scale, init_function
 from guides.registries import families
 
 __all__ = ["LowRank"]
@@ -25,9 +25,10 @@ class LowRank(FlatFamily, AutoLowRankMultivariateNormal):
     **When not:** when ``mean_field`` already reaches the same ELBO.
 
     :param model: a Pyro model with continuous latents.
-    :param rank: columns of W; by default about :math:`\sqrt{D}`.
+    :param init_loc_fn: where the means start; see :class:`guides.MAP`.
     :param init_scale: initial standard deviation of every latent in the unconstrained space.
-    :param init: where the means start; see :class:`guides.MAP`.
+    :param rank: columns of W; by default about :math:`\sqrt{D}`.
+    :param create_plates: see :class:`guides.MAP`.
     :raises OptionError: if ``init_scale`` or ``rank`` is not positive.
 
     References: Ong, Nott & Smith (2018), *Gaussian variational approximation with a factor covariance structure*.
@@ -47,15 +48,18 @@ class LowRank(FlatFamily, AutoLowRankMultivariateNormal):
     def __init__(
         self,
         model: Callable[..., Any],
-        rank: int | None = None,
+        init_loc_fn: str | Callable[..., Any] = "median",
         init_scale: float = 0.1,
-        init: str | Callable[..., Any] = "median",
+        rank: int | None = None,
+        *,
+        create_plates: Callable[..., Any] | None = None,
     ) -> None:
-        if not init_scale > 0:
-            raise OptionError(f"init_scale must be positive, not {init_scale!r}")
+        scale = check_scale(init_scale)
         if rank is not None and rank < 1:
             raise OptionError(f"rank must be at least 1, not {rank!r}")
-        super().__init__(model, init_loc_fn=init_function(init), init_scale=float(init_scale), rank=rank)
+        super().__init__(
+            model, create_plates=create_plates, init_loc_fn=init_function(init_loc_fn), init_scale=scale, rank=rank
+        )
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> LowRankNormal:
         """Return the normal over the flat unconstrained latents."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from pyro.infer.autoguide import AutoDelta
+from torch import Tensor
 
 from guides.families.base import Family, init_function
 from guides.registries import families
@@ -28,8 +30,10 @@ class MAP(Family, AutoDelta):
     **When not:** whenever the predictive uncertainty matters.
 
     :param model: a Pyro model.
-    :param init: where each site starts: ``"median"`` of prior draws (default), ``"sample"``, ``"feasible"``, ``"spread"``
-        (a draw from the prior, its median for bounded sites), or any function that Pyro accepts as ``init_loc_fn``.
+    :param init_loc_fn: where each site starts: ``"median"`` of prior draws (default), ``"sample"``, ``"feasible"``,
+        ``"spread"`` (a draw from the prior, its median for bounded sites), or any of Pyro's ``init_to_...`` functions.
+    :param create_plates: a function of the model's arguments that returns a plate, or several, for the guide to use in the
+        place of its own, as with Pyro's autoguides: this is how a guide is told which rows of a plate a step sees.
 
     References: Bishop (2006), *Pattern Recognition and Machine Learning*, section 1.2.5.
 
@@ -48,5 +52,21 @@ class MAP(Family, AutoDelta):
     is_point_mass: ClassVar[bool] = True
     allows_no_latents: ClassVar[bool] = True
 
-    def __init__(self, model: Callable[..., Any], init: str | Callable[..., Any] = "median") -> None:
-        super().__init__(model, init_loc_fn=init_function(init))
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        init_loc_fn: str | Callable[..., Any] = "median",
+        *,
+        create_plates: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__(model, init_loc_fn=init_function(init_loc_fn), create_plates=create_plates)
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return the point, site by site."""
+        return {name: value.detach() for name, value in self(*args, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return quantiles of every latent, shape ``(Q, *site shape)``: the point, for every probability."""
+        return {n: v.expand(len(quantiles), *v.shape).clone() for n, v in self.median(*args, **kwargs).items()}

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from guides.engine.traces import nodes
-from guides.errors import OptionError, check_known
-from guides.families.base import FlatFamily, init_function, is_unconstrained
+from guides.errors import check_known
+from guides.families.base import FlatFamily, check_scale, init_function, is_unconstrained
 from guides.linear import LinearRules, flipout, local_reparameterisation, once
 from guides.registries import families
 
@@ -36,14 +36,15 @@ class MeanField(FlatFamily, AutoDiagonalNormal):
     ``full_rank``), several modes.
 
     :param model: a Pyro model with continuous latents.
+    :param init_loc_fn: where the means start; see :class:`guides.MAP`.
     :param init_scale: initial standard deviation of every latent in the unconstrained space. Small values let a network fit
         before its weights' noise sets in.
-    :param init: where the means start; see :class:`guides.MAP`.
     :param estimator: how the noise of weights that multiply data enters. ``"weights"`` draws the weights once per step;
         ``"local"`` draws each data point's pre-activations instead (lower variance); ``"flipout"`` keeps one draw and flips
         its signs per data point. The latter two apply where the model multiplies, once, by the very tensor that
         ``pyro.sample`` returned (``x @ w``, ``torch.nn.functional.linear``) and that tensor is unconstrained; other sites
         fall back to ``"weights"``. They act in ``guides.fit`` and in stock SVI with :class:`guides.ELBO`.
+    :param create_plates: see :class:`guides.MAP`.
     :raises OptionError: for an unknown estimator or a scale that is not positive.
     :raises UnsupportedModelError: if the model multiplies by one weight twice, products that these estimators would make
         independent.
@@ -68,14 +69,15 @@ class MeanField(FlatFamily, AutoDiagonalNormal):
     def __init__(
         self,
         model: Callable[..., Any],
+        init_loc_fn: str | Callable[..., Any] = "median",
         init_scale: float = 1e-2,
-        init: str | Callable[..., Any] = "median",
+        *,
         estimator: str = "weights",
+        create_plates: Callable[..., Any] | None = None,
     ) -> None:
         check_known("estimator", estimator, _ESTIMATORS)
-        if not init_scale > 0:
-            raise OptionError(f"init_scale must be positive, not {init_scale!r}")
-        super().__init__(model, init_loc_fn=init_function(init), init_scale=float(init_scale))
+        scale = check_scale(init_scale)
+        super().__init__(model, create_plates=create_plates, init_loc_fn=init_function(init_loc_fn), init_scale=scale)
         self.estimator = estimator
 
     def unconstrained_factors(self, guide_trace: Trace) -> dict[str, tuple[Normal, Tensor]]:

@@ -20,8 +20,8 @@ from torch.distributions import Normal, constraints
 
 from guides.engine.traces import nodes
 from guides.errors import GuideMismatchError, OptionError, UnsupportedModelError
-from guides.families.base import Family, Finished, FitContext, FlatFamily, init_function
-from guides.mixtures import MixtureDensity, weight_entropy
+from guides.families.base import Family, Finished, FitContext, FlatFamily, check_scale, init_function
+from guides.mixtures import MixtureDensity, chosen, weight_entropy
 from guides.registries import families
 
 __all__ = ["DEAD", "Mixture"]
@@ -30,6 +30,7 @@ DEAD = 1e-4
 """A component with less weight than this takes no part in the posterior."""
 
 _CANDIDATES = 10
+_BISECTIONS = 60
 
 
 @families.register("mixture")
@@ -61,8 +62,10 @@ class Mixture(FlatFamily):
     :param family: registry name of the components' family, any that has a density over the flat latents.
     :param options: options of that family, such as ``{"rank": 5}``, the same for all components.
     :param weights: ``"learned"`` or ``"uniform"``.
-    :param init: where each component starts; by default ``"spread"``, draws from the prior (its median for bounded sites).
-        Ten are drawn for each component, so that they start apart; see :class:`guides.MAP` for other names.
+    :param init_loc_fn: where each component starts; by default ``"spread"``, draws from the prior (its median for bounded
+        sites). Ten are drawn for each component, so that they start apart; see :class:`guides.MAP` for other names.
+    :param init_scale: initial standard deviation of every latent in the unconstrained space; by default the family's.
+    :param create_plates: see :class:`guides.MAP`.
     :raises OptionError: for K below 1, components of several families (they have to be one batch), a family that is a point
         mass or whose parameters cannot be batched, or other weights than these.
     :raises GuideMismatchError: if the components do not find the same latent sites, because the model changes between runs.
@@ -90,7 +93,9 @@ class Mixture(FlatFamily):
         family: str = "mean_field",
         options: Mapping[str, Any] | None = None,
         weights: str = "learned",
-        init: str | Callable[..., Any] = "spread",
+        init_loc_fn: str | Callable[..., Any] = "spread",
+        init_scale: float | None = None,
+        create_plates: Callable[..., Any] | None = None,
     ) -> None:
         if not isinstance(components, int) or components < 1:
             raise OptionError(f"components must be a whole number of 1 or more, not {components!r}")
@@ -98,15 +103,19 @@ class Mixture(FlatFamily):
             raise OptionError(f"family must be one registry name, so that all components are one batch, not {family!r}")
         if weights not in ("learned", "uniform"):
             raise OptionError(f"weights={weights!r} is not known; use 'learned' or 'uniform'")
-        chosen = families[family]
-        if not issubclass(chosen, FlatFamily) or chosen.is_point_mass or chosen.finish is not Family.finish:
+        member = families[family]
+        if not issubclass(member, FlatFamily) or member.is_point_mass or member.finish is not Family.finish:
             raise OptionError(f"family={family!r} cannot be a component: it has no density that a step could use")
-        super().__init__(model, init_loc_fn=init_function(init))
+        of_members = dict(options or {})
+        if init_scale is not None:
+            if "init_scale" in of_members:
+                raise OptionError("init_scale is given twice, also in options; give it once")
+            of_members["init_scale"] = check_scale(init_scale)
+        super().__init__(model, create_plates=create_plates, init_loc_fn=init_function(init_loc_fn))
         self.num_strata = components
         self.weights = weights
-        self._family = chosen
-        self._options = dict(options or {})
-        self._init = init_function(init)
+        self._family = member
+        self._options = of_members
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
@@ -172,12 +181,30 @@ class Mixture(FlatFamily):
                 del vars(member)[name]
 
     def _components(self, index: Tensor | None = None) -> Any:
-        """Return the components as one distribution, or one of them."""
+        """Return the components as one distribution, or those that ``index`` names, in its batch shape."""
         values = {n: getattr(self, n) for n in self._names}
         if index is not None:
-            values = {n: v.index_select(0, index.reshape(1)).squeeze(0) for n, v in values.items()}
+            values = {n: chosen(v, index) for n, v in values.items()}
         with self._with(values) as member:
             return member.get_posterior()
+
+    def flat_quantiles(self, quantiles: Tensor) -> Tensor:
+        r"""Return quantiles of every element of the flat vector, ``(Q, D)``: where its distribution function is p.
+
+        .. math:: \sum_k \pi_k\, \Phi\big((z_i - \mu_{ki}) / \sigma_{ki}\big) = p
+        """
+        with self._with({n: getattr(self, n) for n in self._names}) as member:
+            loc, scale = (part.double() for part in member._loc_scale())
+        normal = Normal(loc, scale, validate_args=False)
+        log_weights = self.log_weights()
+        weights, p = log_weights.double().exp(), quantiles.to(loc)[:, None]
+        ends = normal.icdf(p.unsqueeze(-1))  # (Q, K, D): the mixture's quantile is among those of its components
+        low, high = ends.amin(1), ends.amax(1)
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + high)
+            above = (weights @ normal.cdf(middle.unsqueeze(-2))) > p
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return (0.5 * (low + high)).to(log_weights)
 
     def log_weights(self) -> Tensor:
         """Return the normalised log weights of the components, shape ``(K,)``."""
@@ -195,7 +222,7 @@ class Mixture(FlatFamily):
         log_weights = self.log_weights()
         infer: Any = {"is_auxiliary": True, "stratum": True}
         index = pyro.sample(self._choice_site, _Choice(logits=log_weights), infer=infer)
-        density = MixtureDensity(log_weights, self._components(), self._components(index))
+        density = MixtureDensity(log_weights, self._components(), self._components(index), chosen(log_weights, index))
         return pyro.sample(self.latent_site, density, infer={"is_auxiliary": True})
 
     @property
@@ -211,7 +238,7 @@ class Mixture(FlatFamily):
         r"""Return :math:`\log (K \pi_k)` of the component k that a trace drew from: its weight in a mean over strata."""
         index = nodes(guide_trace)[self._choice_site]["value"]
         log_weights = self.density(guide_trace).log_weights
-        return log_weights.index_select(0, index.reshape(1)).squeeze(0) + math.log(self.num_strata)
+        return chosen(log_weights, index) + math.log(self.num_strata)
 
     def _of_component(self, guide_trace: Trace) -> Trace:
         """Return a trace as the chosen component alone would have made it."""

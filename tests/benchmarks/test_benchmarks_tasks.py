@@ -95,7 +95,7 @@ def test_protocol_of_every_guide_is_data(name: str) -> None:
         setting = task.setting(guide)
         assert setting.hash == task.setting(guide).hash
         assert task.setting(guide, {"epochs": 3, "steps": None}).hash != setting.hash
-        assert task.setting(f"{guide}:init=7").options["init"] == 7
+        assert task.setting(f"{guide}:init_loc_fn=7").options["init_loc_fn"] == 7
         assert ("steps" in setting.fit) != ("epochs" in setting.fit)
     assert set(task.metrics) <= METRICS.keys()
     assert {parse_guide(label)[0] for label in (*task.guides, *task.skip)} <= set(guides.families)

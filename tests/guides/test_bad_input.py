@@ -259,7 +259,7 @@ def test_a_minibatch_that_is_not_scaled_to_the_data(data):
 @pytest.mark.parametrize("model", [linear, scaled_by_hand, subsampled])
 def test_a_minibatch_that_is_scaled_has_the_full_datas_gradient_on_average(model, data):
     """A point mass has no noise but the batch's, and in one pass every row has its turn: the mean is exact."""
-    start = {"init": pyro.infer.autoguide.init_to_value(values={"w": torch.tensor([0.3, -0.2, 0.1])})}
+    start = {"init_loc_fn": pyro.infer.autoguide.init_to_value(values={"w": torch.tensor([0.3, -0.2, 0.1])})}
     options = {"lr": 1e-7, "optimizer": "sgd", "steps": 3, "compile": "eager"}
     batched = guides.fit(model, ("map", start), *data, batch_size=10, **options)
     full = guides.fit(model, ("map", start), *data, **{**options, "steps": 1})
@@ -342,7 +342,9 @@ def test_a_loss_that_is_nan_at_once(data):
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(x @ w, 1e-30), obs=y)
 
-    with pytest.raises(guides.NonFiniteLossError, match=r"before the first step, first at model site 'y'.*init='sample'"):
+    with pytest.raises(
+        guides.NonFiniteLossError, match=r"before the first step, first at model site 'y'.*init_loc_fn='sample'"
+    ):
         guides.fit(model, "mean_field", *data, **QUICK)
 
 
@@ -387,7 +389,7 @@ def test_a_posterior_of_a_guide_that_is_not_registered_needs_it_again(data, tmp_
 
 def test_what_cannot_be_saved_is_named_and_leaves_no_file(data, tmp_path):
     init = pyro.infer.autoguide.init_to_median
-    posterior = guides.fit(linear, ("mean_field", {"init": init}), *data, **QUICK)
+    posterior = guides.fit(linear, ("mean_field", {"init_loc_fn": init}), *data, **QUICK)
     with pytest.raises(guides.OptionError, match="cannot be saved"):
         posterior.save(tmp_path / "posterior")
     assert list(tmp_path.iterdir()) == []

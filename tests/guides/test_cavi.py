@@ -368,7 +368,7 @@ def test_gradient_descent_on_the_marginalised_model_agrees(covariance):
     x, _ = clusters(100, count=2, spread=2.0)
     model = zoo.GaussianMixture(2, 2, covariance, degrees_of_freedom=4.0)
     bound, error = guides.cavi(model, x, restarts=3, tolerance=1e-10).marginal_elbo(1000)
-    guide = ("mean_field", {"init": "spread", "init_scale": 0.05})
+    guide = ("mean_field", {"init_loc_fn": "spread", "init_scale": 0.05})
     fitted = guides.fit(model, guide, x.float(), steps=1500, lr=0.02, schedule="cosine", replicates=3)
     drawn = fitted.draws(1000)
     elbo = float((drawn.log_p - drawn.log_q).mean(1).max())

@@ -29,7 +29,7 @@ def data():
 def set_up(family, options, data):
     """A guide with its parameters made, and their unconstrained values."""
     pyro.set_rng_seed(3)
-    guide = guides.families[family](regression, init=spread, **options)
+    guide = guides.families[family](regression, init_loc_fn=spread, **options)
     with pyro.get_param_store().scope():
         guide(*data)
     return guide, {n.removesuffix("_unconstrained"): v.detach().clone() for n, v in guide.named_parameters()}

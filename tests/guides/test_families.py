@@ -26,7 +26,7 @@ def data():
 @pytest.fixture(scope="module")
 def fitted(data):
     """One posterior per family over every kind of support; the components of the mixture overlap."""
-    options = {"mixture": {"components": 2, "init": "median", "options": {"init_scale": 0.3}}}
+    options = {"mixture": {"components": 2, "init_loc_fn": "median", "options": {"init_scale": 0.3}}}
     fit = {"steps": 40, "lr": 0.1, "compile": "eager"}
     return {f: guides.fit(supports, (f, options.get(f, {})), *data, **fit) for f in GENERAL}
 
@@ -224,7 +224,7 @@ def test_a_module_keeps_its_training_mode(data):
     [
         ("mean_field", {"init_scale": 0.0}, "init_scale must be positive"),
         ("mean_field", {"estimator": "locl"}, "estimator='locl'.*'weights', 'local', 'flipout'"),
-        ("mean_field", {"init": "medain"}, "init='medain'.*'median'"),
+        ("mean_field", {"init_loc_fn": "medain"}, "init_loc_fn='medain'.*'median'"),
         ("full_rank", {"init_scale": -1.0}, "init_scale must be positive"),
         ("low_rank", {"init_scale": math.nan}, "init_scale must be positive"),
         ("low_rank", {"rank": 0}, "rank must be at least 1"),
@@ -252,7 +252,7 @@ def vector_model(x, y=None):
 
 @pytest.mark.parametrize("init", ["median", "sample", "feasible", "spread", pyro.infer.autoguide.init_to_mean])
 def test_initial_values(init, data):
-    posterior = guides.fit(supports, ("mean_field", {"init": init}), *data, steps=1, lr=1e-9)
+    posterior = guides.fit(supports, ("mean_field", {"init_loc_fn": init}), *data, steps=1, lr=1e-9)
     for name, value in posterior.sample(1).items():
         assert posterior.sites[name].support.check(value).all()
 

@@ -25,7 +25,7 @@ def location(x, y=None):
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
-FROM_ZERO = ("map", {"init": pyro.infer.autoguide.init_to_value(values={"z": torch.tensor(0.0)})})
+FROM_ZERO = ("map", {"init_loc_fn": pyro.infer.autoguide.init_to_value(values={"z": torch.tensor(0.0)})})
 
 
 @pytest.mark.parametrize("mode", ["eager", "trace"])
@@ -230,7 +230,7 @@ def reference_losses(data, steps, lr):
     return torch.tensor(losses), model.net
 
 
-AT = ("map", {"init": pyro.infer.autoguide.init_to_value(values={"z": torch.tensor(0.25)})})
+AT = ("map", {"init_loc_fn": pyro.infer.autoguide.init_to_value(values={"z": torch.tensor(0.25)})})
 
 
 @pytest.mark.parametrize("form", ["module", "method", "closure"])

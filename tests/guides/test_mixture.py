@@ -130,7 +130,7 @@ def same_mean(a, b, z=4.5):
 
 
 def overlapping(model, data, **options):
-    guide = made("mixture", model, data, components=3, init="median", options={"init_scale": 0.3, **options})
+    guide = made("mixture", model, data, components=3, init_loc_fn="median", options={"init_scale": 0.3, **options})
     with torch.no_grad():
         guide.logits.copy_(torch.tensor([0.5, 0.0, -0.7]))
     return guide
@@ -352,7 +352,10 @@ def test_scales_that_collapse_or_explode_end_the_fit_at_finite_parameters(power,
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.factor("pole", 0.5 * z**2 - power * torch.log(z.abs()) if power > 0 else 0.5 * z**2 + (0.1 * z) ** 2)
 
-    guide = ("mixture", {"components": 2, "init": pyro.infer.autoguide.init_to_value(values={"z": torch.tensor(0.0)})})
+    guide = (
+        "mixture",
+        {"components": 2, "init_loc_fn": pyro.infer.autoguide.init_to_value(values={"z": torch.tensor(0.0)})},
+    )
     with pytest.warns(guides.NonFiniteLossWarning, match="not finite"):
         posterior = guides.fit(improper, guide, steps=30, lr=lr, compile="eager", objective="selbo")
     assert posterior.flat.isfinite().all()
@@ -376,7 +379,7 @@ def changing():
         ({"family": "ensemble"}, "family='ensemble' cannot be a component"),
         ({"weights": "equal"}, "weights='equal' is not known; use 'learned' or 'uniform'"),
         ({"options": {"init_scale": 0.0}}, "init_scale must be positive"),
-        ({"init": "medain"}, r"init='medain'.*'median'"),
+        ({"init_loc_fn": "medain"}, r"init_loc_fn='medain'.*'median'"),
     ],
 )
 def test_bad_options_are_named(options, message, data):

@@ -75,7 +75,7 @@ def test_particles_are_averaged(data):
 def fixed_mean_field(model, data, scale=0.3):
     """A mean-field guide away from the posterior, so that estimators differ."""
     pyro.clear_param_store()
-    guide = guides.MeanField(model, init=pyro.infer.autoguide.init_to_sample, init_scale=scale)
+    guide = guides.MeanField(model, init_loc_fn=pyro.infer.autoguide.init_to_sample, init_scale=scale)
     pyro.set_rng_seed(5)
     guide(*data)
     return guide

@@ -1,0 +1,295 @@
+"""Our families in the place of Pyro's autoguides: arguments, medians, vectorised particles, subsampled plates."""
+
+from __future__ import annotations
+
+import functools
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer.autoguide import init_to_feasible
+from torch import Tensor
+
+import guides
+from guides.errors import OptionError
+
+FLAT = {
+    "mean_field": guides.MeanField,
+    "full_rank": guides.FullRank,
+    "low_rank": guides.LowRank,
+    "mixture": guides.Mixture,
+    "ensemble": guides.Ensemble,
+    "laplace": guides.Laplace,
+}
+ALL = {**FLAT, "map": guides.MAP}
+WITH_SCALE = {n: FLAT[n] for n in ("mean_field", "full_rank", "low_rank", "mixture")}
+
+
+def supports() -> None:
+    pyro.sample("x", dist.Normal(0.0, 1.0))
+    with pyro.plate("plate", 3):
+        pyro.sample("y", dist.LogNormal(0.0, 1.0))
+    pyro.sample("z", dist.MultivariateNormal(torch.zeros(2), torch.eye(2)))
+    pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+
+
+STARTS = {"x": torch.tensor(0.3), "y": torch.tensor([0.5, 1.0, 2.0]), "z": torch.tensor([-1.0, 1.0])}
+STARTS["p"] = torch.tensor([0.2, 0.3, 0.5])
+
+
+def at_starts(site: dict) -> Tensor:
+    return STARTS[site["name"]]
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_function_of_pyros_says_where_to_start_and_the_median_is_there(family: str) -> None:
+    guide = ALL[family](supports, init_loc_fn=at_starts)
+    guide()
+    median = guide.median()
+    for name, start in STARTS.items():
+        torch.testing.assert_close(median[name], start, msg=f"{family}: {name}")
+        assert not median[name].requires_grad
+
+
+@pytest.mark.parametrize("family", ["mean_field", "full_rank", "low_rank", "laplace", "map"])
+def test_the_start_is_the_second_argument_as_in_pyro(family: str) -> None:
+    guide = ALL[family](supports, at_starts)
+    guide()
+    torch.testing.assert_close(guide.median()["y"], STARTS["y"])
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_start_by_name_is_known_or_refused(family: str) -> None:
+    ALL[family](supports, init_loc_fn="feasible")()
+    with pytest.raises(OptionError, match=r"init_loc_fn='medain'.*'median'"):
+        ALL[family](supports, init_loc_fn="medain")
+
+
+@pytest.mark.parametrize("family", WITH_SCALE)
+@pytest.mark.parametrize("scale", [0.5, 1e-4])
+def test_every_family_with_a_scale_takes_init_scale(family: str, scale: float) -> None:
+    guide = WITH_SCALE[family](supports, init_loc_fn=init_to_feasible, init_scale=scale)
+    torch.manual_seed(0)
+    with pyro.plate("draws", 1000, dim=-2):
+        x = guide()["x"].detach()
+    assert 0.6 * scale < float(x.std()) < 1.6 * scale
+    with pytest.raises(OptionError, match="init_scale must be positive"):
+        WITH_SCALE[family](supports, init_scale=-1.0)
+
+
+def test_a_scale_given_twice_is_refused() -> None:
+    with pytest.raises(OptionError, match="init_scale is given twice"):
+        guides.Mixture(supports, init_scale=0.1, options={"init_scale": 0.1})
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_quantiles_are_those_of_draws(family: str) -> None:
+    torch.manual_seed(1)
+    guide = ALL[family](supports, **({"init_scale": 0.4} if family in WITH_SCALE else {}))
+    guide()
+    found = guide.quantiles([0.1, 0.5, 0.9])
+    with pyro.plate("draws", 4000, dim=-2):
+        draws = guide()
+    for name, shape in {"x": (), "y": (3,), "z": (2,)}.items():
+        assert found[name].shape == (3, *shape)
+        assert not found[name].requires_grad
+        torch.testing.assert_close(guide.median()[name], found[name][1])
+        several = draws[name].expand(4000, *draws[name].shape[1:]).reshape(4000, *shape)
+        below = (several.unsqueeze(0) <= found[name].unsqueeze(1) + 1e-5).float().mean(1)
+        wanted = torch.tensor([0.1, 0.5, 0.9]).reshape(-1, *[1] * len(shape))
+        if family in WITH_SCALE:
+            torch.testing.assert_close(below, wanted.expand_as(below), atol=0.03, rtol=0)
+        else:
+            assert (below > wanted - 0.03).all()
+
+
+def test_quantiles_of_a_mixture_are_roots_of_its_distribution_function() -> None:
+    def model() -> None:
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    guide = guides.Mixture(model, components=2)
+    guide()
+    with torch.no_grad():
+        guide.loc.copy_(torch.tensor([[-3.0], [4.0]]))
+        guide.scale = torch.tensor([[0.5], [0.1]])
+        guide.logits.copy_(torch.tensor([0.3, 0.7]).log())
+    probabilities = [0.01, 0.2, 0.5, 0.99]
+    z = guide.quantiles(probabilities)["z"].double()
+    cdf = 0.3 * dist.Normal(-3.0, 0.5).cdf(z) + 0.7 * dist.Normal(4.0, 0.1).cdf(z)
+    torch.testing.assert_close(cdf, torch.tensor(probabilities).double(), atol=1e-5, rtol=0)
+
+
+def test_quantiles_of_an_ensemble_are_members() -> None:
+    guide = guides.Ensemble(supports, members=4)
+    guide()
+    with torch.no_grad():
+        guide.locs[:, 0] = torch.tensor([3.0, 1.0, 2.0, 4.0])
+    torch.testing.assert_close(guide.quantiles([0.1, 0.25, 0.5, 0.51, 1.0])["x"], torch.tensor([1.0, 1.0, 2.0, 3.0, 4.0]))
+
+
+def test_quantiles_of_an_encoder_are_those_of_the_rows_it_is_given() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x[:, 0])
+
+    class Encoder(torch.nn.Linear):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return super().forward(x)[:, 0], torch.full((len(x),), 0.1)
+
+    torch.manual_seed(0)
+    x = torch.randn(7, 1)
+    guide = guides.Amortized(model, Encoder(1, 1))
+    found = guide.quantiles([0.5, 0.9], x)["z"] if guide(x) else None
+    assert found is not None
+    assert found.shape == (2, 7)
+    torch.testing.assert_close((found[1] - found[0]).mean(), torch.tensor(0.128), atol=0.02, rtol=0)
+
+
+def regression(x: Tensor, y: Tensor | None = None) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    sigma = pyro.sample("sigma", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal((x * w).sum(-1), sigma), obs=y)
+
+
+@pytest.mark.parametrize("family", WITH_SCALE)
+def test_every_particle_has_the_density_of_its_own_draw(family: str) -> None:
+    guide = WITH_SCALE[family](supports)
+    guide()
+    with pyro.plate("particles", 50, dim=-2):
+        trace = poutine.trace(guide).get_trace()
+    trace.compute_log_prob()
+    site = trace.nodes[guide.latent_site]
+    assert site["log_prob"].shape == (50, 1)
+    assert len(site["value"].squeeze(1).unique(dim=0)) == 50
+    torch.testing.assert_close(site["log_prob"], guide.get_posterior().log_prob(site["value"]))
+
+
+@pytest.mark.parametrize("family", FLAT)
+def test_particles_stand_left_of_the_models_plates(family: str) -> None:
+    guide = ALL[family](supports)
+    guide()
+    with pyro.plate_stack("particles", (5, 4), rightmost_dim=-2):
+        trace = poutine.trace(guide).get_trace()
+        values = guide()
+    trace.compute_log_prob()
+    lead = {"x": (5, 4, 1), "y": (5, 4, 3), "z": (5, 4, 1, 2), "p": (5, 4, 1, 3)}
+    assert {n: tuple(v.shape) for n, v in values.items()} == lead
+
+
+@pytest.mark.parametrize("family", ["mixture", "ensemble"])
+def test_parallel_predictions_come_from_all_components(family: str) -> None:
+    torch.manual_seed(0)
+    guide = FLAT[family](regression)
+    x = torch.randn(6, 2)
+    guide(x, x.sum(-1))
+    found = Predictive(regression, guide=guide, num_samples=400, parallel=True)(x)
+    assert found["y"].shape == (400, 6)
+    rounded = (found["w"].reshape(400, 2) * 2).round()
+    assert 3 <= len(rounded.unique(dim=0)) < 100
+    serial = Predictive(regression, guide=guide, num_samples=400)(x)
+    torch.testing.assert_close(found["w"].mean(0).flatten(), serial["w"].mean(0).flatten(), atol=0.2, rtol=0)
+
+
+def test_the_weights_of_a_mixture_learn_from_vectorised_particles() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 10.0))
+        two = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.2, 0.8])), dist.Normal(torch.tensor([-3.0, 3.0]), 1.0))
+        pyro.factor("two", two.log_prob(z) - dist.Normal(0.0, 10.0).log_prob(z))
+
+    def start(site: dict) -> Tensor:
+        return torch.randn(()).sign() * 3.0
+
+    torch.manual_seed(0)
+    guide = guides.Mixture(model, components=2, init_loc_fn=start, init_scale=1.0)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(num_particles=200, vectorize_particles=True))
+    for _ in range(100):
+        svi.step()
+    assert float(guide.quantiles([0.5])["z"]) > 2.0
+    with pyro.plate("draws", 4000):
+        assert float((guide()["z"] > 0).double().mean()) == pytest.approx(0.8, abs=0.06)
+
+
+def rows_of_its_own(x: Tensor, size: int | None = None) -> None:
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("rows", len(x), subsample_size=size) as index:
+        z = pyro.sample("z", dist.Normal(0.0, scale))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x[index])
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_subsampled_plate_has_one_value_per_row_of_the_full_one(family: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(12)
+    guide = ALL[family](rows_of_its_own)
+    svi = SVI(rows_of_its_own, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    for _ in range(3):
+        svi.step(x, size=4)
+    assert guide(x, size=4)["z"].shape == (4,)
+    assert guide.quantiles([0.5], x, size=4)["z"].shape[-1] == (12 if family != "map" else 4)
+
+
+@pytest.mark.parametrize("family", ["mean_field", "mixture"])
+def test_a_subsampled_plate_is_fitted_to_all_of_its_rows(family: str) -> None:
+    def model(x: Tensor, size: int | None = None) -> None:
+        with pyro.plate("rows", len(x), subsample_size=size) as index:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x[index])
+
+    torch.manual_seed(0)
+    x = 2 * torch.randn(6)
+    guide = ALL[family](model, init_scale=0.3)
+    loss = Trace_ELBO(num_particles=20, vectorize_particles=True, max_plate_nesting=1)
+    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.99}), loss)
+    for _ in range(300):
+        svi.step(x, size=3)
+    torch.testing.assert_close(guide.median(x)["z"], 0.8 * x, atol=0.25, rtol=0)
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_create_plates_gives_the_rows_that_a_step_sees(family: str) -> None:
+    def model(batch: Tensor, rows: Tensor, size: int) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", size, subsample=rows):
+            z = pyro.sample("z", dist.Normal(0.0, scale))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=batch)
+
+    def create_plates(batch: Tensor, rows: Tensor, size: int) -> pyro.plate:
+        return pyro.plate("data", size, subsample=rows)
+
+    guide = ALL[family](model, create_plates=create_plates, init_loc_fn=init_to_feasible)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
+    x = torch.randn(10)
+    for rows in (torch.arange(4), torch.arange(4, 8), torch.arange(8, 10)):  # the last one is smaller
+        svi.step(x[rows], rows, size=10)
+    svi.guide(x[:2], torch.tensor([7, 1]), size=10)
+    assert svi.guide.plates["data"].size == 10
+
+
+def test_a_guide_of_plates_alone_is_one_and_a_guide_of_nothing_is_refused() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=pyro.subsample(x, event_dim=0))
+
+    def create_plates(x: Tensor) -> pyro.plate:
+        return pyro.plate("data", len(x), subsample_size=3, dim=-1)
+
+    guide = guides.MeanField(model, create_plates=create_plates)
+    svi = SVI(model, guide, pyro.optim.Adam({}), Trace_ELBO())
+    assert svi.step(torch.zeros(9)) == pytest.approx(9 * 0.9189, abs=1e-3)
+    assert svi.step(torch.zeros(9)) == pytest.approx(9 * 0.9189, abs=1e-3)
+    with pytest.raises(RuntimeError, match="no latent"):
+        guides.MeanField(model)(torch.zeros(9))
+
+
+def test_options_of_a_subclass_are_remembered_by_name() -> None:
+    class Wide(guides.LowRank):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs, rank=2)
+
+    assert Wide(supports, init_scale=0.3).constructor_options == {"init_scale": 0.3}
+    assert functools.partial(guides.LowRank, rank=2)(supports).constructor_options == {"rank": 2}
