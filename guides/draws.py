@@ -26,6 +26,7 @@ from guides.engine.vectorise import Gathered, over_draws
 from guides.errors import FailedDrawsWarning, OptionError
 from guides.likelihoods import coordinates
 from guides.prior import unobserved
+from guides.program.supports import stated_support
 
 __all__ = ["PARTS", "Draws", "Site", "sites", "take_draws"]
 
@@ -288,5 +289,5 @@ def _site(name: str, node: Any, program: Program) -> Site:
             dims[position] = frame.name
             if frame.name in program.follows.plates:
                 shape[position] = program.size
-    support = None if kind == "deterministic" else node["fn"].support
+    support = None if kind == "deterministic" else stated_support(node["fn"])
     return Site(name, kind, tuple(dims), tuple(shape), support)

@@ -17,6 +17,7 @@ from guides.engine.checks import check_values
 from guides.engine.data import Data
 from guides.engine.factors import FactorsOrNaN
 from guides.engine.loop import Trained, train
+from guides.engine.moving_supports import check_same_supports
 from guides.engine.owning import is_owned, replanted
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, seeded
@@ -227,6 +228,7 @@ def _fit(
                 made.to(device)  # an encoder is where its author made it
             built = Program.build(model, made, objective, data, batch_size=settings.batch_size, seed=seed)
         program = program or built
+        check_same_supports(program.prototype, built.prototype, made)
         starts.append(built.parameters.initial)
     assert program is not None
     if program.parameters.size == 0:

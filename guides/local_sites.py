@@ -10,13 +10,12 @@ import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
 from guides.engine.checks import is_latent
 from guides.engine.traces import nodes
 from guides.errors import UnsupportedModelError
-from guides.families.base import is_unconstrained
+from guides.program.supports import is_unconstrained, same_support, support_of, unconstraining
 
 __all__ = ["LocalSite", "check_rows_alone", "find_local_sites"]
 
@@ -138,13 +137,13 @@ def _local_site(name: str, site: Any, one: Any, following: frozenset[str]) -> Lo
     if len(row_frames) > 1:
         names = " and ".join(repr(f.name) for f in row_frames)
         raise UnsupportedModelError(f"latent site {name!r} follows the rows in two plates, {names}; keep one of them")
-    if not _same(site["fn"].support, one["fn"].support):
+    if not same_support(support_of(site), support_of(one)):
         raise UnsupportedModelError(
             f"the support of latent site {name!r} depends on the row or on other latents, which an amortised guide cannot "
             "follow; give the site a fixed support and transform its value in the model"
         )
     event_dim, value = site["fn"].event_dim, one["value"]
-    transform = None if is_unconstrained(site) else biject_to(one["fn"].support)
+    transform = None if is_unconstrained(site) else unconstraining(one)
     if transform is not None:
         value = transform.inv(value)
     batch_dims = len(site["fn"].batch_shape)
@@ -173,17 +172,3 @@ def _cut(value: Any, rows: int) -> Any:
 def _repeated(value: Any) -> Any:
     tall = isinstance(value, Tensor) and value.dim() > 0 and len(value) == 1
     return torch.cat([value, value]) if tall else value
-
-
-def _same(support: Any, other: Any) -> bool:
-    """Tell whether two supports are the same up to expansion."""
-    if isinstance(support, Tensor) and isinstance(other, Tensor):
-        try:
-            return bool((support == other).all())
-        except RuntimeError:
-            return False
-    if isinstance(support, list | tuple):
-        return all(_same(a, b) for a, b in zip(support, other))
-    if hasattr(support, "__dict__") and vars(support):
-        return type(support) is type(other) and all(_same(v, vars(other)[k]) for k, v in vars(support).items())
-    return type(support) is type(other) and (not isinstance(support, float | int) or support == other)

@@ -18,13 +18,16 @@ from pyro.util import check_site_shape
 
 from guides.engine.data import Data
 from guides.engine.traces import nodes
+from guides.engine.tracing import said
 from guides.errors import (
     DataError,
     DiscreteLatentError,
     GuideMismatchError,
     MinibatchScaleError,
     OptionError,
+    UnsupportedModelError,
 )
+from guides.program.supports import PlainSupports, is_discrete
 
 __all__ = [
     "Following",
@@ -72,11 +75,17 @@ def _trace(model: Callable[..., Any], data: Data) -> Trace:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trace = poutine.trace(poutine.block(model, hide_types=["param"])).get_trace(*data.args, **data.kwargs)
+            with PlainSupports():
+                trace = poutine.trace(poutine.block(model, hide_types=["param"])).get_trace(*data.args, **data.kwargs)
             trace.compute_log_prob()
             for name, site in nodes(trace).items():
                 if is_latent(site) or is_observed(site):
                     _check_shape(name, site)
+    except NotImplementedError as error:
+        raise UnsupportedModelError(
+            f"the model cannot be run: {said(error)}. A distribution there has no sampler or no density; give "
+            "the site another, or reparametrise it (pyro.infer.reparam)"
+        ) from error
     except (RuntimeError, ValueError, IndexError) as error:
         shapes = ", ".join(str(tuple(a.shape)) if hasattr(a, "shape") else repr(a) for a in data.args)
         raise DataError(f"the model cannot be run on the data it was given (arguments {shapes}): {error}") from error
@@ -89,7 +98,7 @@ def _check_shape(name: str, site: Any) -> None:
         check_site_shape(site, math.inf)  # type: ignore[arg-type]
         return
     batch = site["value"].shape[: site["value"].dim() - site["fn"].event_dim]
-    if site["log_prob"].numel() > max(batch.numel(), site["fn"].batch_shape.numel()):
+    if site["log_prob"].numel() > max(batch.numel(), math.prod(site["fn"].batch_shape)):  # some have a tuple for a shape
         raise ValueError(
             f"at site {name!r}, a value of shape {tuple(site['value'].shape)} broadcasts against a distribution of batch "
             f"shape {tuple(site['fn'].batch_shape)}"
@@ -240,7 +249,7 @@ def check_latents(prototype: Trace, guide: Callable[..., Any], reparameterised_o
     if not (reparameterised_only or continuous_guide):
         return
     for name, site in latents:
-        if site["fn"].support.is_discrete if hasattr(site["fn"], "support") else False:
+        if is_discrete(site["fn"]):
             needs = _name(guide) if continuous_guide else "the objective"
             raise DiscreteLatentError(
                 f"latent site {name!r} is discrete ({type(site['fn']).__name__}), and {needs} needs continuous latents; "

@@ -26,12 +26,14 @@ from guides.engine.checks import (
     is_observed,
 )
 from guides.engine.data import Data
+from guides.engine.moving_supports import check_supports
 from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.owning import copy_of, pack, unpack
 from guides.engine.parameters import ParameterLayout, isolated_store
 from guides.engine.vectorise import Vectorised
 from guides.objectives.base import OWN_MODULE, Estimate, Objective, Stratum, joint_traces, num_strata
 from guides.objectives.components import stratum_log_weight
+from guides.program.validation import Unvalidated
 
 __all__ = ["Program", "RescalePlates", "quiet", "seeded"]
 
@@ -78,7 +80,7 @@ def quiet() -> Iterator[None]:
 
     Also silence vmap's remark on operations, such as gamma draws, that it runs one by one.
     """
-    with pyro.validation_enabled(False), warnings.catch_warnings():
+    with pyro.validation_enabled(False), Unvalidated(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*was not registered in the param store", category=UserWarning)
         yield
@@ -127,6 +129,7 @@ class Program:
             some = data if batch_size is None else data.head(_setup_rows(batch_size))
             follows, prototype = follow_rows(model, some, batch_size, data.size)
             check_latents(prototype, guide, objective.reparameterised_only)
+            check_supports(model, prototype, guide, some, batch_size)
             guide_trace = poutine.trace(guide).get_trace(*some.args, **some.kwargs)
             check_guide(prototype, guide_trace, guide, objective.reparameterised_only)
             if batch_size is not None:

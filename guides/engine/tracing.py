@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from guides.engine.simplifying import simplified, with_constants_computed
 from guides.errors import EagerFallbackWarning
+from guides.program.failures import at_site
 
 __all__ = ["Traced", "close", "said"]
 
@@ -106,8 +107,8 @@ def _shapes(inputs: Sequence[Tensor]) -> Any:
 
 
 def said(error: Exception) -> str:
-    """Return the kind of an error and the first line of its message."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+    """Return the kind of an error, the site of the model that it came from, and the first line of its message."""
+    return f"{type(error).__name__}{at_site(error)}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
 
 
 def close(a: Tensor, b: Tensor) -> bool:

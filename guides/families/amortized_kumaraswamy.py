@@ -16,6 +16,7 @@ from guides.families.amortized import Amortized
 from guides.heads import Gaussian, Head
 from guides.kumaraswamy import Kumaraswamy
 from guides.local_sites import LocalSite
+from guides.program.supports import has_elements_in
 from guides.registries import families
 
 __all__ = ["AmortizedKumaraswamy"]
@@ -91,10 +92,7 @@ class AmortizedKumaraswamy(Amortized):
         return _KumaraswamyHead(site, width, self.head_options, like)
 
     def _is_fraction(self, name: str) -> bool:
-        support: Any = nodes(self.prototype_trace)[name]["fn"].support
-        while hasattr(support, "base_constraint"):
-            support = support.base_constraint
-        return support is constraints.unit_interval
+        return has_elements_in(nodes(self.prototype_trace)[name], constraints.unit_interval)
 
 
 class _KumaraswamyHead(Head):

@@ -18,16 +18,17 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.ops.tensor_utils import periodic_repeat
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import Normal, biject_to, constraints
+from torch.distributions import Normal
 
 from guides.engine.traces import nodes
 from guides.errors import OptionError
+from guides.program.supports import PlainSupports, is_unconstrained, unconstraining
 
 if TYPE_CHECKING:
     from guides.engine.data import Data
     from guides.engine.program import Program
 
-__all__ = ["Family", "Finished", "FitContext", "FlatFamily", "check_scale", "init_function", "is_unconstrained"]
+__all__ = ["Family", "Finished", "FitContext", "FlatFamily", "check_scale", "init_function"]
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,6 @@ class Finished:
     guide: Family
     parameters: dict[str, Tensor]
     info: dict[str, Any]
-
-
-def is_unconstrained(site: Any) -> bool:
-    """Tell whether a site's support is all real numbers, so that its value is its unconstrained value."""
-    support = site["fn"].support
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support is constraints.real
 
 
 def _init_to_spread(site: Any = None) -> Any:
@@ -125,6 +118,9 @@ class Family(AutoGuide):
             options |= options.pop(name)
         object.__setattr__(guide, "constructor_options", options)
         return guide
+
+    def __init__(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        super().__init__(PlainSupports()(model), *args, **kwargs)
 
     def site_values(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the values of this guide's own sites that stand for given values of the model's latents."""
@@ -197,7 +193,7 @@ class FlatFamily(Family, AutoContinuous):
         """Return the flat unconstrained vector of latents by name, each with ``leading`` leading dimensions."""
         parts = []
         for name, site in self.latent_sites():
-            value = biject_to(site["fn"].support).inv(latents[name])
+            value = unconstraining(site).inv(latents[name])
             parts.append(value.reshape(*value.shape[:leading], -1))
         return torch.cat(parts, dim=-1)
 
@@ -268,7 +264,7 @@ class FlatFamily(Family, AutoContinuous):
         """Return the flat vector of values of the model's latents; rows that it does not see start as those it does."""
         parts = []
         for name, site in self.latent_sites():
-            value = biject_to(site["fn"].support).inv(values[name])
+            value = unconstraining(site).inv(values[name])
             for dim, full_size in self._subsampled(site):
                 value = periodic_repeat(value, full_size, dim)
             parts.append(value.reshape(-1))
@@ -317,7 +313,7 @@ class FlatFamily(Family, AutoContinuous):
         found: dict[str, list[Tensor]] = {}
         for flat in self.flat_quantiles(torch.as_tensor(quantiles, dtype=torch.get_default_dtype())):
             for site, value in self._unpack_latent(flat.detach()):
-                found.setdefault(site["name"], []).append(biject_to(site["fn"].support)(value))
+                found.setdefault(site["name"], []).append(unconstraining(site)(value))
         return {name: torch.stack(values) for name, values in found.items()}
 
     def unconstrained_shape(self, name: str) -> torch.Size:
@@ -332,7 +328,7 @@ class FlatFamily(Family, AutoContinuous):
 
 def _point(site: Any, value: Tensor) -> Any:
     """Return a point mass at a site's value whose density is the Jacobian of the transform to its support."""
-    transform, event_dim = biject_to(site["fn"].support), site["fn"].event_dim
+    transform, event_dim = unconstraining(site), site["fn"].event_dim
     point = transform(value)
     if poutine.get_mask() is False:
         return dist.Delta(point, event_dim=event_dim)

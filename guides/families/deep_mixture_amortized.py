@@ -18,6 +18,7 @@ from guides.families.amortized import Amortized
 from guides.layered_mixtures import LayerHead, MixtureLayer, log_fractions, mean_log_fractions
 from guides.local_sites import check_rows_alone
 from guides.mixtures import MixtureDensity
+from guides.program.supports import has_elements_in
 from guides.registries import families
 from guides.row_mixtures import (
     ComponentChoice,
@@ -161,10 +162,7 @@ class DeepMixtureAmortized(Amortized):
         return [list(pair) for pair in pairs][::-1]
 
     def _has_support(self, name: str, wanted: Any) -> bool:
-        support: Any = nodes(self.prototype_trace)[name]["fn"].support
-        while hasattr(support, "base_constraint"):
-            support = support.base_constraint
-        return support is wanted
+        return has_elements_in(nodes(self.prototype_trace)[name], wanted)
 
     def _make_heads(self, inputs: list[Any]) -> None:
         self.heads = nn.ModuleList()

@@ -12,8 +12,9 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from guides.errors import OptionError, UnsupportedModelError
-from guides.families.base import FlatFamily, init_function, is_unconstrained
+from guides.families.base import FlatFamily, init_function
 from guides.linear import LinearRules, Product, apply_weight, linear_uses
+from guides.program.supports import is_unconstrained
 from guides.registries import families
 
 __all__ = ["Dropout"]

@@ -18,9 +18,10 @@ from guides.engine.data import Data
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, seeded
 from guides.errors import OptionError, UnsupportedModelError, check_known
-from guides.families.base import Finished, FitContext, FlatFamily, init_function, is_unconstrained
+from guides.families.base import Finished, FitContext, FlatFamily, init_function
 from guides.linear import LinearUse
 from guides.objectives.elbo import ELBO
+from guides.program.supports import is_unconstrained
 from guides.registries import families
 
 __all__ = ["Laplace", "LaplaceNormal"]
