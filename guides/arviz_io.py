@@ -52,7 +52,7 @@ def import_arviz() -> ModuleType:
 
 
 def from_groups(
-    groups: Mapping[str, Mapping[str, np.ndarray]],
+    groups: Mapping[str, Mapping[str, Any]],
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     attrs: Mapping[str, Any] | None = None,
@@ -61,7 +61,8 @@ def from_groups(
 
     Arrays of all groups except the ``..._data`` groups lead with the dimensions chain and draw.
 
-    :param groups: group name -> variable name -> array.
+    :param groups: group name -> variable name -> array, or a pair of dimension names (of those after chain and draw) and
+        array, where they are others than elsewhere.
     :param dims: variable name -> one name per dimension after chain and draw. A variable that has fewer
         dimensions in a group, as a log-likelihood of vector-valued observations has, uses the first of them.
         Others get ``<name>_dim_<i>``.
@@ -92,7 +93,7 @@ def from_groups(
 
 def _dataset(
     group: str,
-    variables: Mapping[str, np.ndarray],
+    variables: Mapping[str, Any],
     dims: Mapping[str, Sequence[str]],
     coords: Mapping[str, Sequence[Any]],
     attrs: Mapping[str, Any],
@@ -103,8 +104,9 @@ def _dataset(
     arrays: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     sizes: dict[str, int] = {}
     for name, value in variables.items():
+        given, value = value if isinstance(value, tuple) else (dims.get(name, ()), value)
         value = np.asarray(value)
-        own = list(dims.get(name, ()))[: value.ndim - len(leading)]
+        own = list(given)[: value.ndim - len(leading)]
         own += [f"{name}_dim_{i}" for i in range(len(own), value.ndim - len(leading))]
         arrays[name] = ((*leading, *own), value)
         for dim, size in zip(arrays[name][0], value.shape, strict=True):
@@ -125,7 +127,7 @@ def _dataset(
 
 
 def _without_clashes(
-    groups: Mapping[str, Mapping[str, np.ndarray]],
+    groups: Mapping[str, Mapping[str, Any]],
     dims: Mapping[str, Sequence[str]],
     coords: Mapping[str, Sequence[Any]],
 ) -> tuple[dict[str, list[str]], dict[str, Sequence[Any]]]:
@@ -176,11 +178,13 @@ def to_arviz(
     * ``posterior``: latent sites, then deterministic ones, (chain, draw, ...);
     * ``posterior_predictive``: observed sites drawn anew;
     * ``predictions``: observed and deterministic sites at the arguments ``predictions``;
-    * ``log_likelihood``: observed sites, one number per observation, nats;
+    * ``log_likelihood``: observed sites, one number per observation, nats; where the model masks observations out, of the
+      others alone, along a dimension ``<site>_point`` that bears their labels;
     * ``sample_stats``: ``lp`` (log joint density) and ``log_q`` (the guide's log density), nats, (chain, draw);
     * ``prior``, ``prior_predictive``: draws from the model with nothing observed; one chain;
     * ``observed_data``: values of the observed sites;
-    * ``constant_data``: other tensor arguments of the model, under their argument names.
+    * ``constant_data``: other tensor arguments of the model, under their argument names, and latents that ``pyro.condition``
+      holds fixed.
 
     Dimensions are named by plates, those of events ``<site>_dim_<i>``. A plate that bears the name of a
     variable becomes ``<name>_plate``.
@@ -217,22 +221,26 @@ def to_arviz(
         raise ValueError(f"dims names {unknown[0]!r}, which is no site of the model; its sites are {sorted(inferred)}")
     dims = {**inferred, **(dims or {})}
 
-    collected: dict[str, dict[str, np.ndarray]] = {name: {} for name in GROUPS if name in wanted}
+    collected: dict[str, dict[str, Any]] = {name: {} for name in GROUPS if name in wanted}
     if wanted & {"posterior", "posterior_predictive", "log_likelihood", "sample_stats"}:
         draws = posterior.draws(num_samples, seed=seed, predictive="posterior_predictive" in wanted)
         parts = {
             "posterior": {**draws.latents, **draws.deterministic},
             "posterior_predictive": {name: value for name, value in draws.predictive.items() if name in sites},
-            "log_likelihood": draws.log_likelihood,
             "sample_stats": {"lp": draws.log_p, "log_q": draws.log_q},
         }
         collected |= {name: _arrays(part) for name, part in parts.items() if name in wanted}
+        if "log_likelihood" in wanted:
+            collected["log_likelihood"], labels = _points(draws, inferred, coords or {})
+            coords = {**labels, **(coords or {})}
     if predictions is not None:
         new = _arrays(posterior.predict(*predictions, num_samples=num_samples, seed=seed))
         collected["predictions"] = new if posterior.replicates > 1 else {k: v[None] for k, v in new.items()}
     if wanted & {"prior", "prior_predictive"}:
         prior = _prior(posterior, prior_samples, seed)
         for name, values in prior.items():
+            if sites[name].kind == "conditioned":
+                continue
             group = "prior_predictive" if sites[name].kind == "observed" else "prior"
             if group in wanted:
                 collected[group][name] = values[None]
@@ -259,6 +267,25 @@ def _arrays(values: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: value.detach().cpu().numpy() for name, value in values.items()}
 
 
+def _points(
+    draws: Any, dims: Mapping[str, Sequence[str]], coords: Mapping[str, Sequence[Any]]
+) -> tuple[dict[str, Any], dict[str, Sequence[Any]]]:
+    """Return the log-likelihood of the observations that the model counts, and labels for them where it leaves some out."""
+    found: dict[str, Any] = {}
+    labels: dict[str, Sequence[Any]] = {}
+    for name, value in draws.log_likelihood.items():
+        counted = draws.counted[name]
+        if bool(counted.all()):
+            found[name] = _arrays({name: value})[name]
+        elif bool(counted.any()):
+            flat = value.flatten(2)[..., counted.flatten()]
+            found[name] = ((f"{name}_point",), _arrays({name: flat})[name])
+            kept = counted.flatten().nonzero().squeeze(-1).tolist()
+            rows = coords.get(dims[name][0]) if counted.dim() == 1 and dims[name] else None
+            labels[f"{name}_point"] = kept if rows is None else [rows[k] for k in kept]
+    return found, labels
+
+
 def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[str]]]:
     """Return the observed values, the other tensor arguments, and names for the dimensions of the latter."""
     import torch
@@ -266,7 +293,7 @@ def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray],
     from guides.prior import run_once
 
     args, kwargs = posterior.data, posterior.training.kwargs
-    nodes = run_once(posterior.model, args, kwargs, _with_parameters(posterior))
+    nodes = run_once(posterior.program.model, args, kwargs, _with_parameters(posterior))
     sites = posterior.sites
     observed = {name: nodes[name]["value"] for name, site in sites.items() if site.kind == "observed"}
     constant = {
@@ -274,9 +301,12 @@ def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray],
         for name, value in _named_arguments(posterior.model, args, kwargs).items()
         if isinstance(value, torch.Tensor) and not any(torch.equal(value, seen) for seen in observed.values())
     }
+    constant |= {name: nodes[name]["value"] for name, site in sites.items() if site.kind == "conditioned"}
     rows = {(sites[name].dims[0], value.shape[0]) for name, value in observed.items() if sites[name].dims}
     dims = {}
     for name, value in constant.items():
+        if name in sites:
+            continue
         plates = [plate for plate, size in rows if value.dim() and value.shape[0] == size]
         if len(plates) == 1:
             dims[name] = [plates[0], *(f"{name}_dim_{i}" for i in range(1, value.dim()))]
@@ -285,7 +315,7 @@ def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray],
 
 def _with_parameters(posterior: Any) -> Callable[[Callable[[], Any]], Any]:
     """Return what calls a function with the model's learnt parameters, those of the first restart, in place."""
-    return lambda function: posterior.program.parameters.call(posterior.flat[0], function)
+    return lambda function: posterior.program.call(posterior.flat[0], function)
 
 
 def _named_arguments(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,7 +337,7 @@ def _prior(posterior: Any, num_samples: int, seed: int | None) -> dict[str, np.n
     from guides.prior import sample_prior
 
     draws = sample_prior(
-        posterior.model,
+        posterior.program.model,
         *posterior.data,
         num_samples=num_samples,
         seed=posterior.seed if seed is None else seed,

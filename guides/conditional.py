@@ -13,11 +13,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from guides.engine.checks import is_latent
-from guides.engine.traces import nodes
 from guides.errors import UnsupportedModelError
 from guides.heads import Gaussian
 from guides.local_sites import LocalSite
+from guides.program.sites import is_latent, nodes
 
 __all__ = ["check_ladder", "conditional_prior", "precision_weighted"]
 

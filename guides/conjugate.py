@@ -11,12 +11,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from guides.engine.checks import is_observed
 from guides.engine.parameters import isolated_store
 from guides.engine.program import quiet, seeded
-from guides.engine.traces import nodes
 from guides.engine.vectorise import over_draws
 from guides.errors import OptionError
+from guides.program.sites import is_observed, nodes
 
 __all__ = ["ConjugatePosterior", "ConjugateStructure", "Natural", "rows_per_chunk"]
 

@@ -16,15 +16,14 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.engine.checks import is_observed
 from guides.engine.data import Data
 from guides.engine.noise import NoiseTape
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet
-from guides.engine.traces import nodes
 from guides.errors import UnsupportedModelError
 from guides.likelihoods import Coordinates, coordinates
 from guides.linear import LinearRules, LinearUse, Product, apply_weight, linear_uses
+from guides.program.sites import is_observed, nodes
 
 __all__ = ["Curvature", "positive_part"]
 
@@ -77,7 +76,7 @@ class Curvature:
                 with LinearRules(rules(guide_trace) if rules else {}):
                     return model.get_trace(*data.args, **data.kwargs), guide_trace
 
-        return self.program.parameters.call(self.at(loc, flat), run)
+        return self.program.call(self.at(loc, flat), run)
 
     def linear_uses(self) -> dict[str, LinearUse]:
         """Return the weight matrices among the latents that the model multiplies data by, in order of use."""
@@ -85,7 +84,7 @@ class Curvature:
             trace, _ = self.traces(self.loc)
             values = {n: nodes(trace)[n]["value"] for n in self.program.latents}
             run = lambda: linear_uses(self.program.model, values, self.data.args, self.data.kwargs)  # noqa: E731
-            return self.program.parameters.call(self.flat, run)
+            return self.program.call(self.flat, run)
 
     def log_joint(self, loc: Tensor, flat: Tensor | None = None) -> Tensor:
         """Return the log joint density of data and unconstrained latents, in nats."""

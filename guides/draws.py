@@ -15,7 +15,6 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from guides.engine.checks import is_latent, is_observed
 from guides.engine.data import Data
 from guides.engine.factors import FactorsOrNaN
 from guides.engine.memory import CountElements
@@ -26,6 +25,7 @@ from guides.engine.vectorise import Gathered, over_draws
 from guides.errors import FailedDrawsWarning, OptionError
 from guides.likelihoods import coordinates
 from guides.prior import unobserved
+from guides.program.sites import contribution, counted, is_deterministic, is_latent, is_observed, log_prob, nodes, role
 from guides.program.supports import stated_support
 
 __all__ = ["PARTS", "Draws", "Site", "sites", "take_draws"]
@@ -33,6 +33,7 @@ __all__ = ["PARTS", "Draws", "Site", "sites", "take_draws"]
 _ELEMENTS_PER_CHUNK = 2**25
 _SEED_STRIDE = 7919
 _MOST_ELEMENTS = 2**33
+_KINDS = ("latent", "observed", "conditioned", "deterministic")
 
 PARTS = frozenset({"latents", "log_p", "log_q", "log_likelihood", "deterministic", "predictive"})
 """What draws consist of: the fields of :class:`Draws`."""
@@ -42,7 +43,8 @@ PARTS = frozenset({"latents", "log_p", "log_q", "log_likelihood", "deterministic
 class Site:
     """What is known of one site of the model.
 
-    :ivar kind: ``"latent"``, ``"observed"`` or ``"deterministic"``.
+    :ivar kind: ``"latent"``, ``"observed"``, ``"deterministic"``, or ``"conditioned"``: a latent that ``pyro.condition``
+        holds fixed.
     :ivar dims: a name per dimension of the value: the plate's for plate dimensions, ``<site>_dim_<i>`` for others.
     :ivar shape: shape of the value on the training data.
     :ivar support: constraint on the value, or ``None`` for deterministic sites.
@@ -63,8 +65,11 @@ class Draws:
     :ivar latents: by site, shape ``(C, S, *site shape)``.
     :ivar log_p: log joint density of latents and data in nats, shape ``(C, S)``.
     :ivar log_q: log density of the guide in nats, shape ``(C, S)``; NaN where latents of new rows come from the prior.
-    :ivar log_likelihood: by observed site, in nats per data point, shape ``(C, S, *batch shape)``.
-    :ivar deterministic: by deterministic site, shape ``(C, S, *site shape)``.
+    :ivar log_likelihood: by observed site, in nats per data point, shape ``(C, S, *batch shape)``, as the model scales it;
+        zero where the model masks a point out.
+    :ivar counted: by observed site, which elements of the batch are data points, bool, shape ``(*batch shape)``.
+    :ivar deterministic: by deterministic site, shape ``(C, S, *site shape)``: functions of the latents and the data or,
+        where no densities are asked for, of what is predicted.
     :ivar predictive: by observed site, fresh draws given the latents, shape ``(C, S, *site shape)``; empty unless asked for.
     """
 
@@ -72,13 +77,14 @@ class Draws:
     log_p: Tensor
     log_q: Tensor
     log_likelihood: dict[str, Tensor]
+    counted: dict[str, Tensor]
     deterministic: dict[str, Tensor]
     predictive: dict[str, Tensor] = field(default_factory=dict)
 
 
 def sites(program: Program) -> dict[str, Site]:
     """Return the latent, observed and deterministic sites of a program's model."""
-    return {name: _site(name, node, program) for name, node in _nodes(program.prototype) if _kind(node) is not None}
+    return {name: _site(name, node, program) for name, node in nodes(program.prototype).items() if role(node) in _KINDS}
 
 
 def take_draws(
@@ -113,7 +119,7 @@ def take_draws(
 
             def one(_: Tensor, parameters: Tensor = parameters) -> dict[str, Any]:
                 run = lambda: _one_draw(program, data, fresh, predictive=predictive, score=score)  # noqa: E731
-                found = program.parameters.call(parameters, run)
+                found = program.call(parameters, run)
                 return {part: values for part, values in found.items() if part in keep}
 
             if r == 0 and num_samples > 1:
@@ -126,6 +132,7 @@ def take_draws(
                 with seeded(seed + _SEED_STRIDE * r), FactorsOrNaN():
                     over_draws(one, num_samples, chunk, flat.device, take)
                 failed = True
+        points = _counted(program, flat[0], data, seed) if score and "log_likelihood" in keep else {}
     merged = gathered.values
     if failed:
         _report_failed(merged, len(flat) * num_samples)
@@ -135,6 +142,7 @@ def take_draws(
         log_p=merged.get("log_p", undefined),
         log_q=merged.get("log_q", undefined),
         log_likelihood=merged.get("log_likelihood", {}),
+        counted=points,
         deterministic=merged.get("deterministic", {}),
         predictive=merged.get("predictive", {}),
     )
@@ -160,6 +168,19 @@ def _draws_at_once(one: Callable[[Tensor], Any], seed: int) -> int:
     with seeded(seed), FactorsOrNaN(), CountElements() as made:
         one(torch.tensor(0))
     return max(1, _ELEMENTS_PER_CHUNK // max(1, made.elements))
+
+
+def _counted(program: Program, flat: Tensor, data: Data, seed: int) -> dict[str, Tensor]:
+    """Return by observed site which elements of its batch are data points, which does not differ between draws."""
+    with seeded(seed):
+        model_trace, _ = program.traces(flat, data.args, data.kwargs)
+    found = {}
+    for name, site in nodes(model_trace).items():
+        if is_observed(site):
+            batch = log_prob(site).shape
+            mask = counted(site)
+            found[name] = torch.ones(batch, dtype=torch.bool) if mask is None else mask.cpu().expand(batch)
+    return found
 
 
 def _check_size(program: Program, draws: int, data: Data, keep: frozenset[str]) -> None:
@@ -199,16 +220,16 @@ def _one_draw(program: Program, data: Data, fresh: frozenset[str], *, predictive
             out["log_p"] = torch.as_tensor(model_trace.log_prob_sum())
             # Latents drawn from the prior instead have no density under the guide.
             out["log_q"] = torch.as_tensor(density(guide_trace)) * (math.nan if fresh else 1.0)
-            observed = [(n, s) for n, s in _nodes(model_trace) if is_observed(s)]
-            out["log_likelihood"] = {n: s["fn"].log_prob(s["value"]) for n, s in observed}
+            out["log_likelihood"] = {n: contribution(s) for n, s in nodes(model_trace).items() if is_observed(s)}
             out["deterministic"] = _deterministic(model_trace)
         if getattr(guide, "linearised", False) and not fresh:
             out.update(_linearised(program, guide_trace, data, predictive=predictive, score=score))
         elif predictive:
             trace = poutine.trace(unobserved(replayed)).get_trace(*data.args, **data.kwargs)
-            drawn = [n for n, s in _nodes(trace) if is_latent(s) and n not in program.latents]
+            drawn = [n for n, s in nodes(trace).items() if is_latent(s) and n not in program.latents]
             out["predictive"] = {n: _value(trace, n) for n in drawn}
-            out["deterministic"] = _deterministic(trace)
+            # Those of draws with densities are functions of the data, those of predictions of what is predicted.
+            out.setdefault("deterministic", _deterministic(trace))
     return out
 
 
@@ -217,44 +238,38 @@ def _linearised(program: Program, guide_trace: Trace, data: Data, *, predictive:
     guide: Any = program.guide
     observed = [n for n, s in sites(program).items() if s.kind == "observed"]
 
-    def trace_at(latent: Tensor) -> Trace:
+    def trace_at(latent: Tensor, seen: dict[str, Tensor] | None = None) -> Trace:
         conditioned = poutine.condition(guide, data={guide.latent_site: latent})
         values = poutine.trace(conditioned).get_trace(*data.args, **data.kwargs)
-        return poutine.trace(poutine.replay(program.model, trace=values)).get_trace(*data.args, **data.kwargs)
+        model = poutine.condition(program.model, data=seen or {})
+        return poutine.trace(poutine.replay(model, trace=values)).get_trace(*data.args, **data.kwargs)
 
-    def outputs(latent: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        trace = trace_at(latent)
-        return {n: coordinates(n, dict(_nodes(trace))[n]["fn"]).value for n in observed}, _deterministic(trace)
+    def outputs(latent: Tensor) -> dict[str, Tensor]:
+        trace = nodes(trace_at(latent))
+        return {n: coordinates(n, trace[n]["fn"]).value for n in observed}
 
     # A copy: the tangent of a view is as large as the tensor that it views, here every parameter of every replicate.
     mean, draw = guide.loc.clone(), guide.flat_draw(guide_trace)
-    at, along = torch.func.jvp(outputs, (mean,), (draw - mean,))[:2]
-    (values, fixed), (slopes, fixed_slopes) = at, along
-    at_mean = dict(_nodes(trace_at(mean)))
+    values, slopes = torch.func.jvp(outputs, (mean,), (draw - mean,))[:2]
+    at_mean = nodes(trace_at(mean))
     fns = {n: coordinates(n, at_mean[n]["fn"]).rebuild(v + slopes[n].to(v)) for n, v in values.items()}
-    out: dict[str, Any] = {"deterministic": {n: v + fixed_slopes[n].to(v) for n, v in fixed.items()}}
-    if predictive:
-        out["predictive"] = {n: fn.sample() for n, fn in fns.items()}
+    out: dict[str, Any] = {"predictive": {n: fn.sample() for n, fn in fns.items()}} if predictive else {}
+    # As elsewhere: functions of the data beside densities, of what is predicted beside predictions.
+    seen = None if score else out.get("predictive")
+    fixed, along = torch.func.jvp(lambda z: _deterministic(trace_at(z, seen)), (mean,), (draw - mean,))[:2]
+    out["deterministic"] = {n: v + along[n].to(v) for n, v in fixed.items()}
     if score:
-        seen = {n: at_mean[n]["value"] for n in observed if is_observed(at_mean[n])}
-        out["log_likelihood"] = {n: fns[n].log_prob(y) for n, y in seen.items()}
+        there = {n: at_mean[n] for n in observed if is_observed(at_mean[n])}
+        out["log_likelihood"] = {n: contribution({**s, "fn": fns[n], "unscaled_log_prob": None}) for n, s in there.items()}
     return out
-
-
-def _nodes(trace: Trace) -> list[tuple[str, Any]]:
-    return list(trace.nodes.items())
 
 
 def _value(trace: Trace, name: str) -> Any:
     return trace.nodes[name]["value"]
 
 
-def _is_fixed(site: Any) -> bool:
-    return site["type"] == "sample" and bool(site["infer"].get("_deterministic"))
-
-
 def _deterministic(trace: Trace) -> dict[str, Any]:
-    return {n: _value(trace, n) for n, s in _nodes(trace) if _is_fixed(s)}
+    return {n: s["value"] for n, s in nodes(trace).items() if is_deterministic(s)}
 
 
 def _without(trace: Trace, names: frozenset[str]) -> Trace:
@@ -262,26 +277,18 @@ def _without(trace: Trace, names: frozenset[str]) -> Trace:
     if not names:
         return trace
     kept = trace.copy()
-    for name, site in _nodes(trace):
+    for name, site in nodes(trace).items():
         if name in names or (site["type"] == "sample" and site_is_subsample(site)):
             kept.remove_node(name)
     return kept
 
 
-def _kind(site: Any) -> str | None:
-    if _is_fixed(site):
-        return "deterministic"
-    if is_observed(site):
-        return "observed"
-    return "latent" if is_latent(site) else None
-
-
 def _site(name: str, node: Any, program: Program) -> Site:
-    kind = _kind(node)
-    assert kind is not None
+    kind = role(node)
     shape = list(node["value"].shape)
-    # pyro.deterministic calls the whole value one event, whatever plates it stands in.
-    event_dim = 0 if kind == "deterministic" else node["fn"].event_dim
+    # pyro.deterministic without event_dim calls the whole value one event, whatever plates it stands in.
+    event_dim = node["fn"].event_dim
+    event_dim = 0 if kind == "deterministic" and event_dim == len(shape) else event_dim
     dims = [f"{name}_dim_{i}" for i in range(len(shape))]
     for frame in node["cond_indep_stack"]:
         position = len(shape) - event_dim + frame.dim if frame.dim is not None else -1

@@ -10,6 +10,7 @@ __all__ = [
     "DiscreteLatentError",
     "EagerFallbackWarning",
     "FailedDrawsWarning",
+    "FixedSubsampleWarning",
     "GuideMismatchError",
     "InterruptedFitWarning",
     "MinibatchScaleError",
@@ -34,6 +35,10 @@ class OptionError(ValueError):
 
 class EagerFallbackWarning(RuntimeWarning):
     """A model that cannot be traced; it runs as it is, more slowly."""
+
+
+class FixedSubsampleWarning(RuntimeWarning):
+    """A model that chooses its rows in a way that cannot be steered: what is said of the fit is said of those rows."""
 
 
 class GuideMismatchError(ValueError):

@@ -12,9 +12,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions.transforms import Transform
 
-from guides.engine.checks import is_latent
-from guides.engine.traces import nodes
 from guides.errors import UnsupportedModelError
+from guides.program.sites import is_latent, nodes
 from guides.program.supports import is_unconstrained, same_support, support_of, unconstraining
 
 __all__ = ["LocalSite", "check_rows_alone", "find_local_sites"]

@@ -229,7 +229,7 @@ class Posterior:
             for flat in self.flat:
                 # Inside the call, as a flow's density is a network's, which reads its parameters when it is asked.
                 run = lambda: poutine.trace(guide).get_trace(*args, **kwargs).log_prob_sum()  # noqa: E731
-                results.append(self.program.parameters.call(flat, run))
+                results.append(self.program.call(flat, run))
         stacked = torch.stack(results)
         return stacked if self.replicates > 1 else stacked[0]
 

@@ -15,6 +15,7 @@ from guides.engine.noise import NoiseTape
 from guides.engine.parameters import isolated_store
 from guides.engine.program import quiet, seeded
 from guides.engine.vectorise import over_draws
+from guides.program.sites import role
 
 __all__ = ["run_once", "sample_prior", "unobserved"]
 
@@ -83,15 +84,15 @@ def sample_prior(
 
 class _Unobserve(UnconditionMessenger):
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["infer"].get("_deterministic"):
+        if role(msg) == "observed":
             super()._pyro_sample(msg)
 
 
 def unobserved(model: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the model with its observed sites drawn instead, and its deterministic sites left alone.
+    """Return the model with its observed sites drawn instead, and everything else left alone.
 
-    ``pyro.poutine.uncondition`` draws deterministic sites too; inside a plate of size N, where ``pyro.deterministic`` takes
-    a vector of N values for one event, that silently makes it an (N, N) matrix.
+    ``pyro.poutine.uncondition`` also draws latents that are held fixed, and deterministic sites: inside a plate of size N,
+    where ``pyro.deterministic`` takes a vector of N values for one event, that silently makes it an (N, N) matrix.
 
     Example::
 
@@ -125,4 +126,4 @@ def run_once(
 
 
 def _is_site(node: Any) -> bool:
-    return node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample"
+    return role(node) in ("latent", "observed", "conditioned", "deterministic")

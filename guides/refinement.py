@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, TransformedDistribution
 
 from guides.distributions import LowRankNormal
-from guides.engine.traces import nodes
 from guides.errors import UnsupportedModelError
+from guides.program.sites import nodes
 
 __all__ = ["OffsetLayout", "Refine"]
 

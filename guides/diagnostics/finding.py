@@ -46,6 +46,10 @@ class DrawsLike(Protocol):
         """Log density of the guide, (C, S), nats."""
 
     @property
+    def counted(self) -> Mapping[str, Tensor]:
+        """Which elements of ``log_likelihood``'s batch are data points: not those that the model masks out."""
+
+    @property
     def log_likelihood(self) -> Mapping[str, Tensor]:
         """Pointwise log-likelihood of every observed site, (C, S, *batch shape), nats."""
 

@@ -104,7 +104,11 @@ def elpd_loo(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
             level="unknown",
             text="not defined for a point mass: nothing can be left out of it; score held-out data instead",
         )
-    pointwise = {name: value.detach().double().flatten(2) for name, value in draws.log_likelihood.items() if value.dim() > 2}
+    pointwise = {
+        name: value.detach().double().flatten(2)[..., draws.counted[name].flatten()]
+        for name, value in draws.log_likelihood.items()
+        if value.dim() > 2 and bool(draws.counted[name].any())
+    }
     if not pointwise:
         reason = "the model has no observed site"
         if draws.log_likelihood:

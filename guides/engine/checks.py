@@ -10,14 +10,11 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Unit
 from pyro.infer.autoguide import AutoDiscreteParallel, AutoGuide, AutoGuideList
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape
 
 from guides.engine.data import Data
-from guides.engine.traces import nodes
 from guides.engine.tracing import said
 from guides.errors import (
     DataError,
@@ -27,6 +24,7 @@ from guides.errors import (
     OptionError,
     UnsupportedModelError,
 )
+from guides.program.sites import is_latent, is_observed, nodes, role
 from guides.program.supports import PlainSupports, is_discrete
 
 __all__ = [
@@ -38,21 +36,10 @@ __all__ = [
     "check_local",
     "check_values",
     "follow_rows",
-    "is_latent",
-    "is_observed",
+    "run_model",
 ]
 
 _ROWS_PER_CHECK = 1024
-
-
-def is_latent(site: Any) -> bool:
-    """Tell whether a trace's site is a latent variable (and not, say, a plate's choice of a subsample)."""
-    return site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
-
-
-def is_observed(site: Any) -> bool:
-    """Tell whether a trace's site is an observed variable; ``pyro.deterministic`` sites are not."""
-    return site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic")
 
 
 def check_batch_size(batch_size: int | None, data: Data) -> int | None:
@@ -71,7 +58,11 @@ def check_batch_size(batch_size: int | None, data: Data) -> int | None:
     return None if batch_size == data.size else batch_size
 
 
-def _trace(model: Callable[..., Any], data: Data) -> Trace:
+def run_model(model: Callable[..., Any], data: Data) -> Trace:
+    """Run a model on data and return its trace, with densities.
+
+    :raises DataError: if that fails, or a value broadcasts against its distribution.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -113,7 +104,7 @@ def check_values(model: Callable[..., Any], data: Data, batch_size: int | None) 
     rows = data.size if batch_size is None else batch_size * max(1, _ROWS_PER_CHECK // batch_size)
     with torch.no_grad():
         for start in range(0, data.size, rows):
-            _trace(model, data.rows_from(min(start, max(0, data.size - rows)), rows))
+            run_model(model, data.rows_from(min(start, max(0, data.size - rows)), rows))
 
 
 @dataclass(frozen=True)
@@ -141,12 +132,12 @@ def follow_rows(model: Callable[..., Any], data: Data, batch_size: int | None, s
     :raises MinibatchScaleError: if an observed site would count a batch as if it were all the data.
     :raises DataError: if the model cannot be run on the data.
     """
-    full = _trace(model, data)
+    full = run_model(model, data)
     fewer = batch_size if batch_size is not None else data.size - 1
     if data.size < 2 or fewer < 1:
         return Following(), full
     try:
-        part = _trace(model, data.head(fewer))
+        part = run_model(model, data.head(fewer))
     except DataError:
         if batch_size is None:  # a model bound to all of its rows is fine as long as it gets them
             return Following(), full
@@ -192,13 +183,13 @@ def _check_factors(
     model: Callable[..., Any], full: Trace, plates: frozenset[str], data: Data, batch_size: int, size: int
 ) -> None:
     """Refuse ``pyro.factor`` terms that depend on the rows given and are not rescaled; their shape tells nothing."""
-    factors = {n: s for n, s in nodes(full).items() if is_observed(s) and isinstance(s["fn"], Unit)}
+    factors = {n: s for n, s in nodes(full).items() if role(s) == "factor"}
     loose = {n for n, s in factors.items() if not any(f.name in plates for f in s["cond_indep_stack"])}
     if not loose:
         return
     latents = {n: s["value"] for n, s in nodes(full).items() if is_latent(s)}
     shared = {n: v for n, v in latents.items() if not any(f.name in plates for f in nodes(full)[n]["cond_indep_stack"])}
-    part = nodes(_trace(poutine.condition(model, data=shared), data.head(batch_size)))
+    part = nodes(run_model(poutine.condition(model, data=shared), data.head(batch_size)))
     wanted = size / batch_size
     for name in loose & set(part):
         before, after = factors[name]["log_prob"].sum(), part[name]["log_prob"].sum()

@@ -12,10 +12,9 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch.distributions import transform_to
 
-from guides.engine.checks import is_latent
 from guides.engine.data import Data
-from guides.engine.traces import nodes
 from guides.errors import UnsupportedModelError
+from guides.program.sites import is_latent, nodes
 from guides.program.supports import (
     Mapped,
     PlainSupports,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -22,8 +23,7 @@ from guides.engine.checks import (
     check_latents,
     check_local,
     follow_rows,
-    is_latent,
-    is_observed,
+    run_model,
 )
 from guides.engine.data import Data
 from guides.engine.moving_supports import check_supports
@@ -33,6 +33,9 @@ from guides.engine.parameters import ParameterLayout, isolated_store
 from guides.engine.vectorise import Vectorised
 from guides.objectives.base import OWN_MODULE, Estimate, Objective, Stratum, joint_traces, num_strata
 from guides.objectives.components import stratum_log_weight
+from guides.program.prepare import PreparedModel, prepare
+from guides.program.sites import contribution, is_latent, is_observed
+from guides.program.subsampling import OwnPlates, own_plates
 from guides.program.validation import Unvalidated
 
 __all__ = ["Program", "RescalePlates", "quiet", "seeded"]
@@ -96,9 +99,10 @@ class Program:
     :ivar prototype: a trace of the model on the data it was built with, or under minibatching on the first rows of them.
     :ivar follows: which plates and latents follow the rows of the data.
     :ivar size: number of rows of the data it was built with.
+    :ivar own: plates whose rows the model chooses itself; a step is given them, all else runs on all of them.
     """
 
-    model: Callable[..., Any]
+    model: PreparedModel
     guide: Callable[..., Any]
     objective: Objective
     parameters: ParameterLayout
@@ -108,6 +112,7 @@ class Program:
     latents: tuple[str, ...]
     size: int
     batch_size: int | None
+    own: OwnPlates = field(default_factory=OwnPlates, compare=False)
     over_particles: Vectorised = field(default_factory=lambda: Vectorised("particles"), compare=False)
 
     @classmethod
@@ -125,21 +130,26 @@ class Program:
 
         :raises GuideMismatchError, DiscreteLatentError, MinibatchScaleError, UnsupportedModelError: see the classes.
         """
+        model = model.model if isinstance(model, PreparedModel) else model
         with isolated_store() as store, seeded(seed), torch.no_grad():
             some = data if batch_size is None else data.head(_setup_rows(batch_size))
-            follows, prototype = follow_rows(model, some, batch_size, data.size)
-            check_latents(prototype, guide, objective.reparameterised_only)
-            check_supports(model, prototype, guide, some, batch_size)
-            guide_trace = poutine.trace(guide).get_trace(*some.args, **some.kwargs)
-            check_guide(prototype, guide_trace, guide, objective.reparameterised_only)
+            own = OwnPlates() if batch_size is not None else _own_plates(model, guide, some)
+            with own.whole():
+                prepared = _prepared(model, some)
+                follows, prototype = follow_rows(prepared, some, batch_size, data.size)
+                check_latents(prototype, guide, objective.reparameterised_only)
+                check_supports(prepared, prototype, guide, some, batch_size)
+                guide_trace = poutine.trace(guide).get_trace(*some.args, **some.kwargs)
+                check_guide(prototype, guide_trace, guide, objective.reparameterised_only)
             if batch_size is not None:
                 check_local(follows, prototype, guide, data.size)
-            with quiet():  # a start at which the model has no density is the first step's to report, by site
-                noise = _noise(model, guide, objective, data if batch_size is None else data.head(batch_size))
+            shown = {n: torch.arange(part) for n, (_, part) in own.streams.items()}
+            with own.part(shown, guide), quiet():  # a start without density is the first step's to report, by site
+                noise = _noise(prepared, guide, objective, data if batch_size is None else data.head(batch_size))
             layout = ParameterLayout.discover(store, model, guide, objective)
         latents = tuple(n for n, s in prototype.nodes.items() if is_latent(s))
         return cls(
-            model,
+            prepared,
             guide,
             objective,
             layout,
@@ -149,6 +159,7 @@ class Program:
             latents,
             data.size,
             batch_size,
+            own,
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
@@ -159,6 +170,11 @@ class Program:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         unpack(self, state)
+
+    def call(self, flat: Tensor, function: Callable[[], Any]) -> Any:
+        """Call ``function`` with the parameters ``flat`` in place, and all rows in the plates that the model subsamples."""
+        with self.own.whole():
+            return self.parameters.call(flat, function)
 
     def without_objective(self, flat: Tensor) -> tuple[Program, Tensor]:
         """Return the program and ``flat``, ``(replicates, size)``, without what the objective learned for itself.
@@ -199,7 +215,7 @@ class Program:
             return _noise(self.model, self.guide, self.objective, data)
 
         with isolated_store(), quiet(), seeded(0), torch.no_grad():
-            layout: NoiseLayout = self.parameters.call(self.parameters.initial, run)
+            layout: NoiseLayout = self.call(self.parameters.initial, run)
         return layout
 
     @property
@@ -234,6 +250,7 @@ class Program:
         kwargs: dict[str, Any],
         factor: float,
         step: Tensor,
+        rows: Mapping[str, Tensor] | None = None,
     ) -> Estimate:
         """Return one estimate of the objective.
 
@@ -241,11 +258,14 @@ class Program:
         :param normals: shape ``(particles, noise.normals)``; ``uniforms`` likewise.
         :param factor: rows of the full data over rows of ``args``.
         :param step: scalar, the number of the optimisation step, from 1.
+        :param rows: of the plates :attr:`own`, the rows that the model sees; all of them by default.
         """
+        plates = self.own.whole if rows is None else lambda: self.own.part(rows, self.guide)
 
         def particle(normals: Tensor, uniforms: Tensor, stratum: Tensor) -> dict[str, Tensor]:
             def run() -> dict[str, Tensor]:
                 with (
+                    plates(),
                     NoiseTape(Noise(normals, uniforms)),
                     RescalePlates(self.plates, factor),
                     Stratum(stratum),
@@ -262,12 +282,17 @@ class Program:
         return self.objective.combine(terms, step)
 
     def traces(
-        self, flat: Tensor, args: Sequence[Any], kwargs: dict[str, Any], noise: Noise | None = None
+        self,
+        flat: Tensor,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        noise: Noise | None = None,
+        rows: Mapping[str, Tensor] | None = None,
     ) -> tuple[Trace, Trace]:
-        """Return model and guide traces of one draw at parameters ``flat``."""
+        """Return model and guide traces of one draw at parameters ``flat``; ``rows`` as for :meth:`estimate`."""
 
         def run() -> tuple[Trace, Trace]:
-            with NoiseTape(noise):
+            with self.own.whole() if rows is None else self.own.part(rows, self.guide), NoiseTape(noise):
                 return joint_traces(self.model, self.guide, tuple(args), kwargs)
 
         return self.parameters.call(flat, run)
@@ -287,9 +312,24 @@ class Program:
             parts = []
             for site in list[Any](model_trace.nodes.values()):
                 if is_observed(site):
-                    log_prob = site["fn"].log_prob(site["value"])
-                    parts.append(log_prob.reshape(-1) if log_prob.dim() < 2 else log_prob.flatten(1).sum(-1))
+                    density = contribution(site)
+                    parts.append(density.reshape(-1) if density.dim() < 2 else density.flatten(1).sum(-1))
             return sum(parts[1:], start=parts[0]) + stratum_log_weight(self.guide, guide_trace)
 
-        found: Tensor = self.parameters.call(flat, run)
+        found: Tensor = self.call(flat, run)
         return found
+
+
+def _own_plates(model: Callable[..., Any], guide: Callable[..., Any], data: Data) -> OwnPlates:
+    """Return the plates of which the model, or a guide written by hand, sees rows of its own choice."""
+
+    def of_guide() -> Trace:
+        return poutine.trace(guide).get_trace(*data.args, **data.kwargs)
+
+    with isolated_store(), seeded(0):  # a parameter's first value is drawn by the fit itself
+        return own_plates(lambda: run_model(model, data), None if isinstance(guide, AutoGuide) else of_guide)
+
+
+def _prepared(model: Callable[..., Any], data: Data) -> PreparedModel:
+    with isolated_store(), seeded(0), quiet():
+        return prepare(model, data.args, data.kwargs)

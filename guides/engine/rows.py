@@ -6,15 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from guides.engine.traces import nodes
+from guides.program.sites import contribution, density_sites, log_prob
 
 __all__ = [
-    "density_sites",
     "evaluate_densities",
     "log_density",
     "outermost_plate",
@@ -55,15 +52,6 @@ def row_log_densities(model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, T
     return total(model_sites.values()), total(guide_sites.values()), sites[0]["scale"] if same and sites else 1.0
 
 
-def density_sites(trace: Trace) -> dict[str, Any]:
-    """Return the sites that have a density: not ``pyro.deterministic``, not a plate's choice of a subsample."""
-    return {
-        name: site
-        for name, site in nodes(trace).items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
-    }
-
-
 def outermost_plate(sites: Iterable[Any]) -> str | None:
     """Return the name of the outermost plate that all ``sites`` stand in, or ``None``."""
     plates = [{f.name: f for f in site["cond_indep_stack"] if f.vectorized} for site in sites]
@@ -80,13 +68,8 @@ def same_scale(sites: Iterable[Any]) -> bool:
 def evaluate_densities(trace: Trace) -> Trace:
     """Compute the log densities of a trace now, and return it: flows read their parameters only when that is done."""
     for site in density_sites(trace).values():
-        site["unscaled_log_prob"] = _unscaled(site)
+        site["unscaled_log_prob"] = log_prob(site)
     return trace
-
-
-def _unscaled(site: Any) -> Tensor:
-    known: Tensor | None = site.get("unscaled_log_prob")  # where Pyro keeps it, too
-    return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]) if known is None else known
 
 
 def log_density(site: Any, plate: str | None, scaled: bool) -> Tensor:
@@ -94,8 +77,8 @@ def log_density(site: Any, plate: str | None, scaled: bool) -> Tensor:
 
     :param plate: a plate that the site stands in, for a sum per row of that plate, ``(rows,)``; or ``None`` for a scalar.
     """
-    log_prob = scale_and_mask(_unscaled(site), site["scale"] if scaled else 1.0, site["mask"])
+    density = contribution(site, scaled)
     if plate is None:
-        return log_prob.sum()
+        return density.sum()
     dim = next(f.dim for f in site["cond_indep_stack"] if f.name == plate)
-    return log_prob.movedim(dim, 0).flatten(1).sum(-1) if log_prob.dim() > 1 else log_prob
+    return density.movedim(dim, 0).flatten(1).sum(-1) if density.dim() > 1 else density

@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from guides.engine.checks import is_latent, is_observed
 from guides.engine.data import Data, stack
 from guides.engine.libraries import has_compiler
 from guides.engine.native.library import NativeLoop
 from guides.engine.native.values import Unsupported
 from guides.engine.noise import Noise, NoiseLayout
 from guides.engine.step import Replicates
-from guides.engine.traces import nodes
 from guides.engine.tracing import Traced, said
 from guides.engine.vectorise import Vectorised
 from guides.errors import EagerFallbackWarning
+from guides.program.sites import is_latent, is_observed, nodes
 
 __all__ = ["validation_score"]
 

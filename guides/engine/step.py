@@ -68,20 +68,31 @@ class Replicates:
         self.args = tuple(self._all_args[i] for i in self._tensors)
         self._over_replicates = Vectorised("replicates")
         self.noise_generators = [torch.Generator(device).manual_seed(s) for s in seeds]
-        self.streams = [IndexStream(first.size, self.batch, torch.Generator(device).manual_seed(s + 2**31)) for s in seeds]
+        sizes = [(first.size, batch_size)] if batch_size is not None else []
+        sizes += list(program.own.streams.values())
+        self.streams = [
+            IndexStream(size, part, torch.Generator(device).manual_seed(s + 2**31 + k))
+            for k, (size, part) in enumerate(sizes)
+            for s in seeds
+        ]
 
     def inputs(self, steps: int) -> Inputs:
         """Draw noise and minibatch indices of the next ``steps`` steps."""
         noise = self.program.noise.draw_each((steps, self.program.particles), self.noise_generators)
-        if self.batch_size is None:
-            return (noise.normals, noise.uniforms)
-        return (noise.normals, noise.uniforms, torch.stack([s.take(steps) for s in self.streams]))
+        groups = [self.streams[k : k + self.count] for k in range(0, len(self.streams), self.count)]
+        return (noise.normals, noise.uniforms, *(torch.stack([s.take(steps) for s in group]) for group in groups))
 
     def select(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return the model's tensors for the replicates ``rows``."""
         if self.shared or len(rows) == self.count:
             return self.args
         return tuple(a.index_select(0, rows) for a in self.args)
+
+    def chosen(self, index: Sequence[Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Return, of one step's index tensors, the minibatch, and the rows of each plate that the model subsamples."""
+        batched = self.batch_size is not None
+        rows = dict(zip(self.program.own.streams, index[1:] if batched else index))
+        return (index[0] if batched else None), rows
 
     def arguments(self, tensors: Sequence[Tensor], index: Tensor | None) -> tuple[Any, ...]:
         """Return one replicate's model arguments: its tensors, cut to a minibatch, among the others."""
@@ -105,10 +116,11 @@ class Replicates:
 
         def one(flat: Tensor, tensors: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             number, normals, uniforms, *index = inputs
-            args = self.arguments(tensors, index[0] if index else None)
+            batch, rows = self.chosen(index)
+            args = self.arguments(tensors, batch)
             step = number.squeeze(-1)
             with products_in(self._precision):
-                estimate = self.program.estimate(flat, normals, uniforms, args, self._kwargs, self.factor, step)
+                estimate = self.program.estimate(flat, normals, uniforms, args, self._kwargs, self.factor, step, rows)
             return estimate.surrogate, estimate.value
 
         if flat.shape[0] == 1:
@@ -120,7 +132,7 @@ class Replicates:
 
 
 Inputs = tuple[Tensor, ...]
-"""Noise ``(R, steps, particles, n)`` twice and, under minibatching, indices ``(R, steps, batch)``."""
+"""Noise ``(R, steps, particles, n)`` twice and indices ``(R, steps, rows)`` of minibatches and of subsampled plates."""
 
 
 class ChunkRunner:

@@ -119,12 +119,13 @@ def _first_bad_site(replicates: Replicates, r: int, flat: Tensor, inputs: Inputs
     """Name the first site whose value or log density is not finite at one step's parameters, noise and batch."""
     normals, uniforms, *index = (i[r, k] for i in inputs)
     tensors = replicates.args if replicates.shared else tuple(a[r] for a in replicates.args)
-    args = replicates.arguments(tensors, index[0] if index else None)
+    batch, rows = replicates.chosen(index)
+    args = replicates.arguments(tensors, batch)
     factors = FactorsOrNaN()
     with torch.no_grad(), Stratum(replicates.program.strata(flat.device)[0]), factors:
         try:
             noise = Noise(normals[0], uniforms[0])
-            model_trace, guide_trace = replicates.program.traces(flat, args, replicates.kwargs, noise)
+            model_trace, guide_trace = replicates.program.traces(flat, args, replicates.kwargs, noise, rows)
         except torch.linalg.LinAlgError as error:
             return f"a decomposition of a matrix ({str(error).splitlines()[0]})"
         for owner, trace in (("guide", guide_trace), ("model", model_trace)):

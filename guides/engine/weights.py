@@ -21,10 +21,10 @@ from guides.engine.memory import CountElements
 from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.program import Program
 from guides.engine.rows import row_log_weights
-from guides.engine.traces import nodes
 from guides.engine.tracing import Traced, said
 from guides.engine.vectorise import Vectorised
 from guides.errors import EagerFallbackWarning, OptionError, UnsupportedModelError
+from guides.program.sites import nodes
 
 __all__ = ["WEIGHT_MODES", "Plan", "WeightKernel", "log_weights", "rows_apart"]
 
@@ -181,7 +181,7 @@ class WeightKernel:
                 )
                 return log_weights(model_trace, guide_trace, self._denominator), guide_trace
 
-        found: tuple[Tensor, Trace] = self._program.parameters.call(self._flat, run)
+        found: tuple[Tensor, Trace] = self._program.call(self._flat, run)
         rows = len(tensors[0]) if tensors else 1
         if found[0].shape != (rows,):
             raise UnsupportedModelError(

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from guides.engine.traces import nodes
 from guides.errors import OptionError, UnsupportedModelError
 from guides.families.amortized import Amortized
 from guides.heads import Gaussian, Head
 from guides.kumaraswamy import Kumaraswamy
 from guides.local_sites import LocalSite
+from guides.program.sites import nodes
 from guides.program.supports import has_elements_in
 from guides.registries import families
 

@@ -20,8 +20,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Normal
 
-from guides.engine.traces import nodes
 from guides.errors import OptionError
+from guides.program.sites import nodes
 from guides.program.supports import PlainSupports, is_unconstrained, unconstraining
 
 if TYPE_CHECKING:

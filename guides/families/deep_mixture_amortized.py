@@ -12,12 +12,12 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from guides.engine.traces import nodes
 from guides.errors import GuideMismatchError, OptionError, UnsupportedModelError, check_whole
 from guides.families.amortized import Amortized
 from guides.layered_mixtures import LayerHead, MixtureLayer, log_fractions, mean_log_fractions
 from guides.local_sites import check_rows_alone
 from guides.mixtures import MixtureDensity
+from guides.program.sites import nodes
 from guides.program.supports import has_elements_in
 from guides.registries import families
 from guides.row_mixtures import (

@@ -11,10 +11,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Normal
 
-from guides.engine.traces import nodes
 from guides.errors import check_known
 from guides.families.base import FlatFamily, check_scale, init_function
 from guides.linear import LinearRules, flipout, local_reparameterisation, once
+from guides.program.sites import nodes
 from guides.program.supports import is_unconstrained
 from guides.registries import families
 

@@ -18,10 +18,10 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import Normal, constraints
 
-from guides.engine.traces import nodes
 from guides.errors import GuideMismatchError, OptionError, UnsupportedModelError
 from guides.families.base import Family, Finished, FitContext, FlatFamily, check_scale, init_function
 from guides.mixtures import MixtureDensity, chosen, weight_entropy
+from guides.program.sites import nodes
 from guides.registries import families
 
 __all__ = ["DEAD", "Mixture"]

@@ -15,11 +15,11 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from guides.engine.traces import nodes
 from guides.errors import OptionError, check_known
 from guides.families.amortized import Amortized
 from guides.local_sites import LocalSite, check_rows_alone
 from guides.mixtures import MixtureDensity
+from guides.program.sites import nodes
 from guides.registries import families
 from guides.row_mixtures import (
     WEIGHTS,

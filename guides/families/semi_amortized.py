@@ -12,11 +12,11 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import TransformedDistribution
 
-from guides.engine.checks import is_observed
-from guides.engine.rows import density_sites, log_density
+from guides.engine.rows import log_density
 from guides.errors import OptionError, check_known
 from guides.families.amortized import Amortized
 from guides.heads import Gaussian
+from guides.program.sites import density_sites, is_observed
 from guides.registries import families
 
 __all__ = ["SemiAmortized"]

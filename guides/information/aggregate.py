@@ -15,7 +15,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 
 from guides.engine.data import Data
 from guides.engine.rows import log_density, outermost_plate
-from guides.engine.traces import nodes
+from guides.program.sites import nodes
 
 __all__ = ["Aggregate", "aggregate", "row_densities", "unit_densities"]
 

@@ -11,17 +11,16 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from guides.engine.checks import is_latent, is_observed
 from guides.engine.data import Data
 from guides.engine.parameters import isolated_store
 from guides.engine.program import quiet, seeded
 from guides.engine.rows import outermost_plate
-from guides.engine.traces import nodes
 from guides.errors import OptionError, UnsupportedModelError
 from guides.information.aggregate import aggregate, row_densities, unit_densities
 from guides.information.measure import Measure, Unit, per_nat
 from guides.information.units import UnitVariance, unit_variances
 from guides.objectives.base import joint_traces
+from guides.program.sites import is_latent, is_observed, nodes
 
 if TYPE_CHECKING:
     from guides.posterior import Posterior
@@ -176,9 +175,7 @@ def latent_information(
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(rows.size, generator=generator)[:max_drawn].sort().values.to(posterior.device)
     with isolated_store(), quiet(), seeded(seed + _SEED_OFFSET), torch.no_grad():
-        return posterior.program.parameters.call(
-            posterior.flat[0], lambda: _measure(posterior, rows, chosen, num_samples, sites, unit)
-        )
+        return posterior.program.call(posterior.flat[0], lambda: _measure(posterior, rows, chosen, num_samples, sites, unit))
 
 
 def _check(posterior: Posterior, max_drawn: int, num_samples: int) -> list[str]:

@@ -12,7 +12,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from guides.engine.data import Data
-from guides.engine.traces import nodes
+from guides.program.sites import nodes
 
 __all__ = ["UnitVariance", "unit_variances"]
 

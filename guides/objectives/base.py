@@ -20,7 +20,7 @@ from torch import Tensor
 
 from guides.engine.parameters import detached_parameters
 from guides.engine.rows import evaluate_densities
-from guides.engine.traces import nodes
+from guides.program.sites import nodes
 
 __all__ = ["OWN_MODULE", "Estimate", "Objective", "Stratum", "frozen_guide_trace", "joint_traces", "num_strata"]
 

@@ -10,11 +10,11 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from guides.engine.checks import is_observed
-from guides.engine.rows import density_sites, log_density
-from guides.engine.traces import nodes
+from guides.engine.rows import log_density
 from guides.errors import OptionError
 from guides.mixtures import MixtureDensity
+from guides.program.sites import density_sites, is_latent, nodes
+from guides.program.subsampling import rows_seen
 
 __all__ = [
     "as_scaled",
@@ -96,10 +96,10 @@ def component_terms(guide: Any, model_trace: Trace, guide_trace: Trace, kl: str)
     like = draw.new_zeros(draw.shape[:-1])
     prior, posterior = density_sites(model_trace), nodes(guide_trace)
     factors = guide.component_factors(guide_trace) if kl == "closed_form" else {}
-    closed = {n: q for n, (q, _) in factors.items() if _is_normal(prior[n]["fn"])}
-    seen = [of_site(s, plate, like) for s in prior.values() if is_observed(s)]
-    latent = [of_site(s, plate, like) for n, s in prior.items() if not is_observed(s) and n not in closed]
-    latent += [_summed(_expected_log_prior(q, prior[n]), plate) for n, q in closed.items()]
+    closed = {n: q for n, (q, _) in factors.items() if n in prior and _is_normal(prior[n]["fn"])}
+    seen = [of_site(s, plate, like) for s in prior.values() if not is_latent(s)]
+    latent = [of_site(s, plate, like) for n, s in prior.items() if is_latent(s) and n not in closed]
+    latent += [_summed(_expected_log_prior(q, posterior[n], prior[n], model_trace), plate) for n, q in closed.items()]
     # The guide's sites are points with the Jacobian of their transforms for a density.
     jacobians = [of_site(posterior[n], plate, like) for n, _ in guide.latent_sites()]
     if factors:
@@ -141,14 +141,14 @@ def _is_normal(fn: Any) -> bool:
     return isinstance(fn, Normal)
 
 
-def _expected_log_prior(q: Normal, site: dict[str, Any]) -> Tensor:
+def _expected_log_prior(q: Normal, posterior: Any, site: Any, model_trace: Trace) -> Tensor:
     """Return E_q[log p] in nats of one site with a normal prior per element of its plates, scaled and masked as it is."""
     prior = site["fn"]
+    loc, scale = (rows_seen(v.reshape(posterior["value"].shape), site, model_trace) for v in (q.loc, q.scale))
     event_dim = prior.event_dim
     while isinstance(prior, Independent):
         prior = prior.base_dist
-    shape = site["value"].shape
-    expected = prior.log_prob(q.loc.reshape(shape)) - 0.5 * (q.scale.reshape(shape) / prior.scale).square()
+    expected = prior.log_prob(loc) - 0.5 * (scale / prior.scale).square()
     expected = expected.sum(tuple(range(-event_dim, 0))) if event_dim else expected
     found: Tensor = scale_and_mask(expected, site["scale"], site["mask"])
     return found

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.kl import kl_divergence
 
-from guides.engine.checks import is_latent, is_observed
-from guides.engine.rows import density_sites, log_density, same_scale
+from guides.engine.rows import log_density, same_scale
 from guides.errors import OptionError
+from guides.program.sites import contribution, density_sites, is_latent
+from guides.program.subsampling import rows_seen
 
-__all__ = ["Factors", "check_kl", "closed_form_kl", "divergences", "log_likelihood", "site_kl"]
+__all__ = ["Factors", "check_kl", "divergences", "log_likelihood", "site_kl"]
 
 Factors = dict[str, tuple[Normal, Tensor]]
 """Per site, the guide's normal factor over its unconstrained value, and the draw of it."""
@@ -32,8 +33,8 @@ def check_kl(kl: str) -> None:
 
 
 def log_likelihood(model_trace: Trace) -> Tensor:
-    """Return the log density of the observed sites in nats, scaled and masked as they are."""
-    found = [log_density(s, None, scaled=True) for s in density_sites(model_trace).values() if is_observed(s)]
+    """Return the log density of all sites that are no latents (observed, conditioned, factors), with scales and masks."""
+    found = [contribution(s).sum() for s in density_sites(model_trace).values() if not is_latent(s)]
     return sum(found, start=torch.zeros(()))
 
 
@@ -54,19 +55,22 @@ def divergences(
     posterior = density_sites(guide_trace)
     parts, sizes, rest = [], [], []
     for name, site in prior.items():
-        kl = None
+        found = None
         if closed_form and name in factors:
-            kl = _kl(_shaped(factors[name][0], site), site) if _is_normal(site["fn"]) else None
+            if _is_normal(site["fn"]):
+                found = _of_factor(factors[name][0], posterior[name], site, model_trace, per_dimension)
         elif closed_form and not factors and name in posterior and _draws_before(name, prior, posterior):
             kl = _pair_kl(posterior[name], site)
-        if kl is None:
+            found = None if kl is None else _summed(kl, _inner(site), site, per_dimension)
+        if found is None:
             rest.append(name)
         else:
-            parts.append(_summed(kl, site, per_dimension))
-            sizes += [_size(site) / parts[-1].numel()] if per_dimension else []
+            parts.append(found)
+            sizes += [_size(site) / found.numel()] if per_dimension else []
     log_p = {n: log_density(prior[n], None, scaled=True) for n in rest}
     if factors:
-        log_q = {n: _log_q(*factors[n], posterior[n]) for n in rest}
+        # A model that subsamples in a sequential plate does not have all sites at every step.
+        log_q = {n: _log_q(*factors[n], posterior[n]) for n in (*rest, *(n for n in factors if n not in prior))}
     else:
         taken = set(prior) - set(rest)
         log_q = {n: log_density(s, None, scaled=True) for n, s in posterior.items() if n not in taken}
@@ -79,16 +83,6 @@ def divergences(
     return parts or [torch.zeros(())], sizes or [torch.zeros(())] * per_dimension
 
 
-def closed_form_kl(q: Normal, site: dict[str, Any]) -> Tensor:
-    """Return KL(q || prior) of one normal site in nats, scaled and masked as the site is.
-
-    :param q: normal with as many values as the site, in its order.
-    """
-    kl = _kl(_shaped(q, site), site)
-    assert kl is not None
-    return _summed(kl, site, per_dimension=False)
-
-
 def site_kl(posterior: Any, site: Any) -> Tensor | None:
     """Return KL(guide's site || model's site) in nats for every element of their plates, scaled and masked as they are, or
     ``None`` where torch has no closed form.
@@ -96,9 +90,34 @@ def site_kl(posterior: Any, site: Any) -> Tensor | None:
     kl = _pair_kl(posterior, site)
     if kl is None:
         return None
-    inner = site["fn"].event_dim - len(_base(site["fn"]).event_shape)
+    inner = _inner(site)
     found: Tensor = scale_and_mask(kl.sum(tuple(range(-inner, 0))) if inner else kl, site["scale"], site["mask"])
     return found
+
+
+def _of_factor(q: Normal, posterior: Any, prior: Any, model_trace: Trace, per_dimension: bool) -> Tensor:
+    r"""Return the divergence in nats of a normal factor from a normal prior.
+
+    .. math:: -s_q H[q] - s_p \mathbb{E}_q \log p
+
+    where :math:`s` are the scales and masks of the guide's site and the model's, which differ where a handler in the model
+    tempers or masks a prior: it does not reach the guide.
+    """
+    q = _shaped(q, posterior["value"].shape)
+    loc, scale = (rows_seen(v, prior, model_trace) for v in (q.loc, q.scale))
+    seen = Normal(loc, scale, validate_args=False)
+    kl, inner = _kl(seen, prior), _inner(prior)
+    assert kl is not None
+    alike = posterior["mask"] is prior["mask"] and same_scale([posterior, prior]) and seen.loc.shape == q.loc.shape
+    if alike:
+        return _summed(kl, inner, prior, per_dimension)
+    of_guide = _summed(q.entropy(), inner, posterior, per_dimension)
+    return _summed(kl + seen.entropy(), inner, prior, per_dimension) - of_guide
+
+
+def _inner(site: Any) -> int:
+    """Return how many dimensions of an event are independent."""
+    return int(site["fn"].event_dim - len(_base(site["fn"]).event_shape))
 
 
 def _base(fn: Any) -> Any:
@@ -111,8 +130,7 @@ def _is_normal(fn: Any) -> bool:
     return isinstance(_base(fn), Normal)
 
 
-def _shaped(q: Normal, site: Any) -> Normal:
-    shape = site["value"].shape
+def _shaped(q: Normal, shape: torch.Size) -> Normal:
     return Normal(q.loc.reshape(shape), q.scale.reshape(shape), validate_args=False)
 
 
@@ -146,9 +164,8 @@ def _kl(q: Distribution, site: Any) -> Tensor | None:
         return None
 
 
-def _summed(kl: Tensor, site: Any, per_dimension: bool) -> Tensor:
-    """Sum a divergence over the plates, with scale and mask."""
-    inner = site["fn"].event_dim - len(_base(site["fn"]).event_shape)
+def _summed(kl: Tensor, inner: int, site: Any, per_dimension: bool) -> Tensor:
+    """Sum a divergence over the plates and its last ``inner`` dimensions, with a site's scale and mask."""
     if not per_dimension:
         kl = kl.sum(tuple(range(-inner, 0))) if inner else kl
         return scale_and_mask(kl, site["scale"], site["mask"]).sum()

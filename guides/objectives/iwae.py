@@ -13,10 +13,10 @@ from torch import Tensor
 
 from guides.engine.parameters import detached_parameters
 from guides.engine.rows import evaluate_densities, row_log_densities, row_log_weights
-from guides.engine.traces import nodes
 from guides.errors import OptionError
 from guides.objectives.base import Estimate, Objective, frozen_guide_trace, joint_traces
 from guides.objectives.components import check_no_mixture
+from guides.program.sites import nodes
 from guides.registries import objectives
 
 __all__ = ["IWAE", "log_weights"]

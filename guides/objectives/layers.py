@@ -8,11 +8,10 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.engine.checks import is_observed
-from guides.engine.rows import density_sites
 from guides.errors import OptionError, check_known
 from guides.objectives.components import has_layers, of_site, weighed
 from guides.objectives.divergence import site_kl
+from guides.program.sites import density_sites, is_latent
 
 __all__ = ["WEIGHTS", "check_no_layers", "layer_terms"]
 
@@ -57,7 +56,7 @@ def layer_terms(
         closed = site_kl(posterior[name], prior[name]) if kl == "closed_form" else None
         return gap(name) if closed is None else closed
 
-    likelihood = sum((of_site(s, plate, like) for s in prior.values() if is_observed(s)), start=like)
+    likelihood = sum((of_site(s, plate, like) for s in prior.values() if not is_latent(s)), start=like)
     path = torch.stack([layer.log_drawn for layer in layers]).sum(0)
     divergence, below = like, like
     for number, layer in enumerate(layers):

@@ -9,11 +9,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from guides.engine.checks import is_latent
-from guides.engine.rows import density_sites, log_density, outermost_plate
+from guides.engine.rows import log_density, outermost_plate
 from guides.errors import DataError, OptionError
 from guides.objectives.base import OWN_MODULE, Estimate, Objective, joint_traces
 from guides.objectives.components import check_no_mixture
+from guides.program.sites import density_sites, is_latent
 from guides.registries import objectives
 
 __all__ = ["ScoreFunction"]

@@ -40,7 +40,13 @@ class KnownFit:
             log_p = self.break_log_p(log_p)
         likelihood = {} if self.likelihood is None else {"y": self.likelihood(z)}
         return SimpleNamespace(
-            latents={"z": z}, log_p=log_p, log_q=log_q, log_likelihood=likelihood, deterministic={}, predictive={}
+            latents={"z": z},
+            log_p=log_p,
+            log_q=log_q,
+            log_likelihood=likelihood,
+            counted={name: torch.ones(value.shape[2:], dtype=torch.bool) for name, value in likelihood.items()},
+            deterministic={},
+            predictive={},
         )
 
 

@@ -1,0 +1,233 @@
+"""The model as the engine runs it: with the handlers around it that make its sites mean one thing everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import Normal, TorchDistribution
+from pyro.poutine.condition_messenger import ConditionMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from guides.program.sites import CONDITIONED, contribution, density_sites, is_latent, is_observed, nodes, role
+from guides.program.subsampling import in_model
+from guides.program.supports import plain_support
+
+__all__ = ["PreparedModel", "prepare"]
+
+_NO_SHAPE = torch.Size()
+
+
+class PreparedModel:
+    """A model inside the handlers that the engine needs around it; it is called as the model is.
+
+    :ivar model: the model as it was given.
+    :ivar conditioned: latents that ``pyro.condition`` holds fixed.
+    :ivar idle: latents with elements that the model masks out and that nothing depends on; see :class:`_FillIdle`.
+    """
+
+    def __init__(self, model: Callable[..., Any], conditioned: frozenset[str], idle: frozenset[str]) -> None:
+        self.model, self.conditioned, self.idle = model, conditioned, idle
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model."""
+        with in_model(), _Mark(self.conditioned), _FillIdle(self.idle), _FillMissing():
+            return self.model(*args, **kwargs)
+
+
+def prepare(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PreparedModel:
+    """Find out, by running a model a few times, what its sites are, and return it prepared for the engine."""
+    prepared = PreparedModel(model, frozenset(), frozenset())
+
+    def run(around: Messenger | None = None) -> Trace:
+        return poutine.trace(prepared if around is None else around(prepared)).get_trace(*args, **kwargs)
+
+    spy = _FindConditions()
+    trace = run(spy)
+    conditioned = frozenset(n for n in spy.found if _is_fixed(n, spy.found, trace, run)) if spy.found else frozenset()
+    masked = {n for n, s in nodes(trace).items() if is_latent(s) and isinstance(s["mask"], Tensor | bool)}
+    idle = _idle(masked, trace, run) if masked else frozenset()
+    return PreparedModel(model, conditioned, idle)
+
+
+class _FindConditions(Messenger):
+    """Note the sites whose value comes from ``pyro.condition``, which leaves no trace of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        handlers = (m for m in _PYRO_STACK if isinstance(m, ConditionMessenger))
+        if msg["is_observed"] and any(msg["name"] in m.data for m in handlers):
+            self.found.add(msg["name"])
+
+
+class _Mark(Messenger):
+    """Mark the latents that ``pyro.condition`` holds fixed."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self._names:
+            msg["infer"] = {**msg["infer"], CONDITIONED: True}
+
+
+class _Put(Messenger):
+    """Give sites other values, whatever a handler inside has given them."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self._values:
+            msg["value"], msg["done"] = self._values[msg["name"]], True
+
+
+def _is_fixed(name: str, conditioned: set[str], trace: Trace, run: Callable[[Messenger], Trace]) -> bool:
+    """Tell whether a conditioned site is a latent held fixed, rather than data given by ``pyro.condition``.
+
+    It is if data depend on it, or if other sites do and it depends on no latent itself.
+    """
+    sites = {n: s for n, s in nodes(trace).items() if role(s) in ("latent", "observed")}
+    values = {n: s["value"] for n, s in sites.items()}
+    below = _changed({name: sites[name]["fn"].sample()}, values, sites, run)
+    if any(n not in conditioned and is_observed(sites[n]) for n in below):
+        return True
+    latents = {n: s["fn"].sample() for n, s in sites.items() if is_latent(s)}
+    return bool(below) and name not in _changed(latents, values, sites, run)
+
+
+def _changed(
+    new: Mapping[str, Tensor], values: Mapping[str, Tensor], sites: Mapping[str, Any], run: Callable[[Messenger], Trace]
+) -> set[str]:
+    """Return the sites whose distributions change with the values of others."""
+    found = nodes(run(_Put({**values, **new})))
+    densities = {n: found[n]["fn"].log_prob(values[n]) for n in sites if n in found and n not in new}
+    before = {n: sites[n]["fn"].log_prob(values[n]) for n in densities}
+    return {n for n, d in densities.items() if not torch.equal(torch.nan_to_num(d), torch.nan_to_num(before[n]))}
+
+
+def _idle(names: set[str], trace: Trace, run: Callable[[Messenger], Trace]) -> frozenset[str]:
+    """Return the latents with masked-out elements that the log joint does not depend on.
+
+    Elements that are masked out and matter all the same have a flat prior, which is another thing.
+    """
+    sites = nodes(trace)
+    leaves = {n: sites[n]["value"].detach().clone().requires_grad_() for n in names if sites[n]["value"].is_floating_point()}
+    others = {n: s["value"] for n, s in sites.items() if is_latent(s) and n not in leaves}
+    if not leaves:
+        return frozenset()
+    with torch.enable_grad():
+        again = run(_Put({**others, **leaves}))
+        total = sum((contribution(s).sum() for s in density_sites(again).values()), start=torch.zeros(()))
+        if not total.requires_grad:
+            return frozenset(leaves)
+        gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    found = set()
+    for (name, leaf), gradient in zip(leaves.items(), gradients):
+        site = sites[name]
+        out = ~_over_events(torch.as_tensor(site["mask"]), site["fn"])
+        still = torch.ones_like(leaf, dtype=torch.bool) if gradient is None else gradient == 0
+        if bool(out.any()) and bool(still[out.expand_as(leaf)].all()):
+            found.add(name)
+    return frozenset(found)
+
+
+class _FillIdle(Messenger):
+    """Give elements of latents that are masked out, and that nothing depends on, a density of their own.
+
+    ``obs_mask`` draws unknown values where the values are known, too, and a padded panel has cells without a meaning. Such
+    elements have neither prior nor likelihood, so a guide could spread them without end. A standard normal in the
+    unconstrained space, independent of everything, leaves the distribution of all else as it is.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self._names and not msg["is_observed"] and msg["mask"] is not None:
+            msg["fn"] = _Filled(msg["fn"], torch.as_tensor(msg["mask"]))
+            msg["mask"] = None
+
+
+class _Filled(TorchDistribution):
+    """A distribution where a mask is true, and a standard normal in the unconstrained space elsewhere."""
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - torch's own declaration
+
+    def __init__(self, inner: Any, mask: Tensor) -> None:
+        self.inner, self.mask_ = inner, mask
+        self.has_rsample = bool(inner.has_rsample)
+        super().__init__(inner.batch_shape, inner.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The support of the inner distribution."""
+        return self.inner.support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Filled:
+        """Return the same distribution in a larger batch."""
+        return _Filled(self.inner.expand(batch_shape), self.mask_.expand(batch_shape))
+
+    def sample(self, sample_shape: Any = _NO_SHAPE) -> Tensor:
+        """Draw from the inner distribution."""
+        drawn: Tensor = self.inner.sample(sample_shape)
+        return drawn
+
+    def rsample(self, sample_shape: Any = _NO_SHAPE) -> Tensor:
+        """Draw from the inner distribution."""
+        drawn: Tensor = self.inner.rsample(sample_shape)
+        return drawn
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density in nats."""
+        to, dims = biject_to(plain_support(self.inner)), value.dim() - self.inner.event_dim
+        free = to.inv(value)
+        normal = Normal(torch.zeros_like(free), 1.0).log_prob(free)
+        filled = _summed(normal, dims) - _summed(to.log_abs_det_jacobian(free, value), dims)
+        return torch.where(self.mask_, self.inner.log_prob(value), filled)
+
+
+def _summed(value: Tensor, dims: int) -> Tensor:
+    return value.flatten(dims).sum(-1) if value.dim() > dims else value
+
+
+class _FillMissing(Messenger):
+    """Put something harmless in place of NaN among observations that are masked out.
+
+    A masked term counts nothing, but the gradient of a NaN that counts nothing is still NaN.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        value, mask = msg["value"], msg["mask"]
+        if not msg["is_observed"] or not isinstance(mask, Tensor) or not isinstance(value, Tensor):
+            return
+        if not value.is_floating_point() or role(msg) != "observed":
+            return
+        out = ~_over_events(mask, msg["fn"])
+        msg["value"] = torch.where(out & torch.isnan(value), _harmless(msg["fn"], value), value)
+
+
+def _over_events(mask: Tensor, fn: Any) -> Tensor:
+    """Return a mask of a distribution's batch in a shape that broadcasts against its values."""
+    return mask.reshape((*mask.shape, *(1,) * fn.event_dim))
+
+
+def _harmless(fn: Any, value: Tensor) -> Tensor:
+    """Return values inside a distribution's support, of a value's shape."""
+    if fn.support.is_discrete:
+        return torch.zeros_like(value)
+    to = biject_to(plain_support(fn))
+    inside: Tensor = to(value.new_zeros(to.inverse_shape(value.shape)))
+    return inside
