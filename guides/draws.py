@@ -256,8 +256,10 @@ def _linearised(program: Program, guide_trace: Trace, data: Data, *, predictive:
     out: dict[str, Any] = {"predictive": {n: fn.sample() for n, fn in fns.items()}} if predictive else {}
     # As elsewhere: functions of the data beside densities, of what is predicted beside predictions.
     seen = None if score else out.get("predictive")
-    fixed, along = torch.func.jvp(lambda z: _deterministic(trace_at(z, seen)), (mean,), (draw - mean,))[:2]
-    out["deterministic"] = {n: v + along[n].to(v) for n, v in fixed.items()}
+    out["deterministic"] = {}
+    if any(is_deterministic(s) for s in at_mean.values()):
+        fixed, along = torch.func.jvp(lambda z: _deterministic(trace_at(z, seen)), (mean,), (draw - mean,))[:2]
+        out["deterministic"] = {n: v + along[n].to(v) for n, v in fixed.items()}
     if score:
         there = {n: at_mean[n] for n in observed if is_observed(at_mean[n])}
         out["log_likelihood"] = {n: contribution({**s, "fn": fns[n], "unscaled_log_prob": None}) for n, s in there.items()}
