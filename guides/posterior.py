@@ -73,7 +73,7 @@ class Posterior:
     @property
     def model(self) -> Callable[..., Any]:
         """The trained Pyro model: ``posterior.model.generate(10)`` is that of the posterior; the best of R replicates'."""
-        return self.program.model
+        return self.program.model.model
 
     @property
     def guide(self) -> Callable[..., Any]:

@@ -137,7 +137,7 @@ def unpack(program: Program, state: dict[str, Any]) -> None:
 
 
 def _modules(program: Program) -> list[nn.Module]:
-    return reachable_modules(program.model, program.guide, program.objective)
+    return reachable_modules(program.model.model, program.guide, program.objective)
 
 
 @contextmanager
