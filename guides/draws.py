@@ -190,6 +190,8 @@ def _check_size(program: Program, draws: int, data: Data, keep: frozenset[str]) 
     """
     sizes = {}
     for name, site in sites(program).items():
+        if site.kind == "conditioned":
+            continue
         rows = data.size / max(program.size, 1) if set(site.dims) & program.follows.plates else 1.0
         whole = math.prod(site.shape) * rows
         if site.kind != "observed":
