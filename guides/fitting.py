@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guides.engine.alone import undivided
 from guides.engine.checks import check_values
 from guides.engine.data import Data
 from guides.engine.factors import FactorsOrNaN
-from guides.engine.loop import Trained, train
+from guides.engine.loop import Settings, Trained, train
 from guides.engine.moving_supports import check_same_supports
 from guides.engine.owning import is_owned, replanted
 from guides.engine.parameters import isolated_store
@@ -25,10 +26,10 @@ from guides.errors import DataError, InterruptedFitWarning, NonFiniteLossWarning
 from guides.families.base import Family, FitContext
 from guides.objectives.base import Objective
 from guides.options import FitOptions, make_objective
-from guides.posterior import Posterior
+from guides.posterior import Posterior, Run
 from guides.registries import families, objectives
 
-__all__ = ["fit", "fit_many", "guide_factory", "restore"]
+__all__ = ["continue_fit", "fit", "fit_many", "guide_factory", "restore"]
 
 Model = Callable[..., Any]
 
@@ -85,14 +86,22 @@ def fit(
     :param precision: ``"bfloat16"`` or ``"float16"`` takes matrix products and convolutions in that type during
         optimisation; values, densities and gradients at every site stay in float32, and so does what follows the fit.
     :param progress: show a progress bar; by default if standard error is a terminal.
-    :param checkpoint: a file to save the state to every 20 seconds and to continue from if it exists.
+    :param checkpoint: a file to save the state to every 20 seconds and to continue from if it exists, also to more ``steps``
+        than before (a schedule is then that of all of them). A file of any other fit is refused, saying what differs; one
+        that cannot be written is warned of once and costs nothing.
     :param model_kwargs: keyword arguments of the model, the same at every step.
-    :raises DataError, OptionError, GuideMismatchError, DiscreteLatentError, MinibatchScaleError, NonFiniteLossError:
-        before any work is lost, naming what was found and what to do.
+    :raises DataError, OptionError, GuideMismatchError, DiscreteLatentError, MinibatchScaleError, NonFiniteLossError,
+        UnsupportedModelError: before any work is lost, naming what was found and what to do.
 
-    A loss that turns NaN later stops that replicate with a :class:`~guides.NonFiniteLossWarning`, keeps the last finite
-    parameters, and says in ``stop_reasons`` at which step and site it went wrong. Pyro's parameter store, torch's random
-    state, default dtype and grad mode are left as they were.
+    A loss that turns NaN later, or a matrix that has no Cholesky factor, stops that replicate with a
+    :class:`~guides.NonFiniteLossWarning`, keeps the last finite parameters, and says in ``stop_reasons`` at which step and
+    site it went wrong. Ctrl-C ends the training and returns what was fitted, with a :class:`~guides.InterruptedFitWarning`
+    (before the first steps it ends the call). Pyro's parameter store, torch's random state, default dtype and grad mode are
+    left as they were.
+
+    The posterior has a model and guide of its own. The modules that were passed get its parameters too, if it is one
+    replicate, unless they belong to a posterior: a fit that starts from ``posterior.guide`` leaves that posterior as it is
+    (replicates all start there, with other noise). Threads take turns.
 
     Example::
 
@@ -136,7 +145,8 @@ def fit(
     seeds = [seed + r for r in range(replicates)]
     many = [training] * replicates
     validations = None if held_out is None else [held_out] * replicates
-    return _fit(model, guide, many, validations, seeds, options, where, checkpoint)
+    with undivided("guides.fit"):
+        return _fit(model, guide, many, validations, seeds, options, where, checkpoint)
 
 
 def fit_many(
@@ -195,7 +205,8 @@ def fit_many(
     except TypeError as error:
         known = ", ".join(f.name for f in fields(FitOptions))
         raise OptionError(f"fit_many: {error}; the options are {known}") from None
-    joint = _fit(model, guide, training, held_out, seeds, chosen, where, checkpoint)
+    with undivided("guides.fit_many"):
+        joint = _fit(model, guide, training, held_out, seeds, chosen, where, checkpoint)
     parts = [joint.replicate(r) for r in range(len(training))]
     return [replace(p, training=d, seed=s) for p, d, s in zip(parts, training, seeds)]
 
@@ -246,33 +257,83 @@ def _fit(
         validations=validations,
         checkpoint=None if checkpoint is None else Path(checkpoint),
     )
+    _warn_of(trained, settings, stacklevel=4)
+    run = Run(program, datasets, validations, seeds, settings, trained.resume)
+    posterior = _conclude(run, trained, family, family_options, setup - start, setup)
+    if len(seeds) == 1:
+        posterior.program.parameters.write_back(posterior.flat[0], spared=is_owned)
+    return posterior.owning()
+
+
+def _warn_of(trained: Trained, settings: Settings, stacklevel: int) -> None:
     for r, reason in enumerate(trained.stop_reasons):
         if "not finite" in reason:
-            which = f"replicate {r}: " if len(seeds) > 1 else ""
-            warnings.warn(f"{which}{reason}", NonFiniteLossWarning, stacklevel=3)
+            which = f"replicate {r}: " if len(trained.stop_reasons) > 1 else ""
+            warnings.warn(f"{which}{reason}", NonFiniteLossWarning, stacklevel=stacklevel)
     if trained.interrupted:
         done = f"{int(trained.steps.max())} of {settings.steps} steps"
-        warnings.warn(f"the fit was interrupted after {done}; this is its state then", InterruptedFitWarning, stacklevel=3)
+        what = f"the fit was interrupted after {done}; this is its state then"
+        warnings.warn(what, InterruptedFitWarning, stacklevel=stacklevel)
+
+
+def _conclude(run: Run, trained: Trained, family: str, options: dict[str, Any], setup: float, began: float) -> Posterior:
+    """Return the posterior that a training ends in.
+
+    :param setup: seconds before it; ``began``: when it did.
+    """
     end = time.perf_counter()
-    program, trained.flat = program.without_objective(trained.flat)
-    program, flat, info = _finish(program, trained, datasets, seeds)
-    if len(seeds) == 1:
-        program.parameters.write_back(flat[0], spared=is_owned)
+    objective = run.program.objective
+    program, trained.flat = run.program.without_objective(trained.flat)
+    program, flat, info = _finish(program, trained, run.datasets, run.seeds)
     return Posterior(
         family=family,
-        options=family_options,
+        options=options,
         losses=trained.losses,
         objective=next((n for n, o in objectives.items() if o is type(objective)), type(objective).__name__),
         steps=int(trained.steps.max()),
-        seed=seeds[0],
+        seed=run.seeds[0],
         stop_reasons=trained.stop_reasons,
-        seconds={"setup": setup - start, "train": end - setup, "finish": time.perf_counter() - end},
+        seconds={"setup": setup, "train": end - began, "finish": time.perf_counter() - end},
         info=info,
         validation=trained.validation,
         program=program,
         flat=flat,
-        training=first,
-    ).owning()
+        training=run.datasets[0],
+        run=run,
+    )
+
+
+def continue_fit(
+    posterior: Posterior, steps: int, lr: float | None, schedule: str | Callable[[float], float], progress: bool | None
+) -> Posterior:
+    """Train on; see :meth:`guides.Posterior.continue_`."""
+    check_whole("steps", steps, least=1)
+    run = posterior.run
+    if run is None:
+        raise OptionError(
+            "this posterior was read from a file, which keeps no state of the optimiser; start a new fit from it: "
+            "guides.fit(model, posterior.guide, *data)"
+        )
+    before = run.resume.state.step
+    fresh = FitOptions(lr=run.settings.lr if lr is None else lr, schedule=schedule, steps=steps, progress=progress)
+    asked = fresh.settings(run.datasets[0], validated=False)
+    settings = replace(
+        run.settings, steps=before + steps, begun=before, lr=asked.lr, schedule=schedule, progress=asked.progress
+    )
+    began = time.perf_counter()
+    with undivided("posterior.continue_"):
+        trained = train(
+            run.program,
+            run.resume.state.flat,
+            run.datasets,
+            run.seeds,
+            settings,
+            validations=run.validations,
+            resume=run.resume,
+        )
+        _warn_of(trained, settings, stacklevel=4)
+        again = replace(run, settings=settings, resume=trained.resume)
+        return _conclude(again, trained, posterior.family, posterior.options, 0.0, began).owning()
 
 
 def _finish(
@@ -408,4 +469,5 @@ def restore(content: dict[str, Any], model: Model, guide: Any) -> Posterior:
         program=program,
         flat=content["flat"],
         training=training,
+        run=None,
     ).owning()

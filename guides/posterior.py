@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from guides.draws import PARTS, Draws, Site, sites, take_draws
 from guides.engine.data import Data
+from guides.engine.loop import Settings
 from guides.engine.owning import is_owned, owned
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet, seeded
+from guides.engine.state import Resume
 from guides.engine.state_file import write_whole
 from guides.errors import DataError, OptionError
 from guides.families.base import Family
@@ -26,10 +28,38 @@ from guides.families.base import Family
 if TYPE_CHECKING:
     from guides.diagnostics import Diagnosis
 
-__all__ = ["Posterior"]
+__all__ = ["Posterior", "Run"]
 
 _FORMAT = 1
 _LAST_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a posterior keeps of the training that it came from, to train on: everything that the training was given, and the
+    state that it ended in.
+
+    :ivar program: as it was trained, with what the objective learns for itself, before the family made a posterior of it.
+    """
+
+    program: Program
+    datasets: list[Data]
+    validations: list[Data] | None
+    seeds: list[int]
+    settings: Settings
+    resume: Resume
+
+    def row(self, index: int) -> Run:
+        """Return that of one replicate."""
+        row = slice(index, index + 1)
+        validations = None if self.validations is None else self.validations[row]
+        return replace(
+            self,
+            datasets=self.datasets[row],
+            validations=validations,
+            seeds=self.seeds[row],
+            resume=self.resume.rows(row),
+        )
 
 
 @dataclass(frozen=True)
@@ -69,6 +99,7 @@ class Posterior:
     program: Program = field(repr=False)
     flat: Tensor = field(repr=False)
     training: Data = field(repr=False)
+    run: Run | None = field(repr=False)
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -127,6 +158,7 @@ class Posterior:
             stop_reasons=self.stop_reasons[row],
             info=self.info[row],
             seed=self.seed + index,
+            run=None if self.run is None else self.run.row(index),
         ).owning()
 
     def owning(self) -> Posterior:
@@ -136,7 +168,38 @@ class Posterior:
         program = owned(self.program, memo)
         program.parameters.write_back(self.flat[self._best], spared=lambda module: not is_owned(module))
         options = {k: copy.deepcopy(v, memo) if _holds_module(v) else v for k, v in self.options.items()}
-        return replace(self, program=program, options=options)
+        run = self.run
+        if run is not None:
+            run = replace(run, program=program if run.program is self.program else owned(run.program, memo))
+        return replace(self, program=program, options=options, run=run)
+
+    def best(self) -> Posterior:
+        """Return the replicate with the best validation score, or else with the lowest loss over the last tenth of the steps
+        (at most 100)."""
+        return self.replicate(self._best)
+
+    def continue_(
+        self,
+        steps: int,
+        *,
+        lr: float | None = None,
+        schedule: str | Callable[[float], float] = "constant",
+        progress: bool | None = None,
+    ) -> Posterior:
+        """Train on from where the fit ended, on the same data with the same options, and return the longer fit.
+
+        The optimiser goes on with its state; minibatches, noise and validation go on in their order. With a constant
+        schedule the result is that of one fit of all the steps, up to rounding. Replicates that had stopped run again. The
+        caller's modules stay as they are.
+
+        :param steps: steps to add.
+        :param lr: learning rate; by default that of the fit.
+        :param schedule: over the added steps, whatever it was before: as for :func:`guides.fit`.
+        :raises OptionError: for a posterior that :meth:`load` read, as a file keeps no state of the optimiser.
+        """
+        from guides.fitting import continue_fit
+
+        return continue_fit(self, steps, lr, schedule, progress)
 
     @property
     def _best(self) -> int:
@@ -292,7 +355,8 @@ class Posterior:
 
         :param model: the model it was fitted to.
         :param guide: the guide, if it was not one of the registry or has modules among its options: as for
-            :func:`guides.fit`, with modules of the saved ones' architecture.
+            :func:`guides.fit`, with modules of the saved ones' architecture. Modules of model and guide get the saved
+            parameters (with replicates only the posterior's own copies do).
         :raises OptionError: if the guide is needed and not given.
         :raises DataError: if the file is not one of ours or does not fit ``model``.
         """

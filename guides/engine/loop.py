@@ -21,7 +21,7 @@ from guides.engine.optimisers import Optimiser, make_optimiser, make_schedule
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet
 from guides.engine.scoring import validation_score
-from guides.engine.state import Checkpoint, State
+from guides.engine.state import Checkpoint, Resume, State
 from guides.engine.step import ChunkRunner, Replicates
 from guides.engine.stopping import Chunk, carefully, early_stopping, rewind
 from guides.engine.vectorise import Vectorised
@@ -51,6 +51,7 @@ class Settings:
     compile: str = "auto"
     precision: str = "float32"
     progress: bool = False
+    begun: int = 0  # steps of an earlier fit that this one goes on from; the schedule is that of the others
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Trained:
     :ivar steps: steps each replicate ran.
     :ivar stop_reasons: why each stopped, in words.
     :ivar validation: score per epoch, shape ``(replicates, epochs)``, or empty.
+    :ivar resume: what it takes to train on.
     """
 
     flat: Tensor
@@ -69,6 +71,7 @@ class Trained:
     steps: Tensor
     stop_reasons: tuple[str, ...]
     validation: Tensor
+    resume: Resume
 
     @property
     def interrupted(self) -> bool:
@@ -85,16 +88,18 @@ def train(
     *,
     validations: Sequence[Data] | None = None,
     checkpoint: Path | None = None,
+    resume: Resume | None = None,
 ) -> Trained:
     """Maximise the objective from ``initial``, shape ``(replicates, size)``, as many replicates at once as memory allows.
 
     :param checkpoint: where to save the state; a number is appended for each batch of replicates if there are several.
+    :param resume: what an earlier fit of the same kind left, to go on from instead.
     :raises NonFiniteLossError: if a replicate's loss is not finite at its first step.
     """
     count = len(seeds)
     most = min(count, _most_together(program, initial, datasets, seeds, settings) or count)
     if most == count:
-        return _train_together(program, initial, datasets, seeds, settings, validations, checkpoint)
+        return _train_together(program, initial, datasets, seeds, settings, validations, checkpoint, resume)
     parts: list[Trained] = []
     for number, start in enumerate(range(0, count, most)):
         part = slice(start, start + most)
@@ -103,13 +108,15 @@ def train(
         if parts and parts[-1].interrupted:
             parts.append(_not_begun(initial[part], parts[-1]))
             continue
-        parts.append(_train_together(program, initial[part], datasets[part], seeds[part], settings, held_out, path))
+        before = None if resume is None else resume.rows(part)
+        parts.append(_train_together(program, initial[part], datasets[part], seeds[part], settings, held_out, path, before))
     return Trained(
         flat=torch.cat([p.flat for p in parts]),
         losses=_stacked([p.losses for p in parts]),
         steps=torch.cat([p.steps for p in parts]),
         stop_reasons=tuple(reason for p in parts for reason in p.stop_reasons),
         validation=_stacked([p.validation for p in parts]),
+        resume=Resume.joined([p.resume for p in parts]),
     )
 
 
@@ -122,6 +129,7 @@ def _not_begun(initial: Tensor, like: Trained) -> Trained:
         steps=torch.zeros(count, dtype=torch.long),
         stop_reasons=("interrupted at step 0, before it began",) * count,
         validation=like.validation.new_full((count, like.validation.shape[1]), math.nan),
+        resume=like.resume.anew(initial),
     )
 
 
@@ -159,6 +167,7 @@ def _train_together(
     settings: Settings,
     validations: Sequence[Data] | None,
     checkpoint: Path | None,
+    resume: Resume | None,
 ) -> Trained:
     replicates = Replicates(program, datasets, seeds, settings.batch_size, settings.precision)
     optimiser = make_optimiser(settings.optimizer)
@@ -173,9 +182,14 @@ def _train_together(
         score = validation_score(replicates, validations, seeds, settings.validation_samples, mode, epochs)
     per_step = max(1, program.particles * (program.noise.normals + program.noise.uniforms))
     chunk = max(1, min(steps_per_round, _NOISE_PER_CHUNK // per_step))
-    rates = torch.tensor([settings.lr * schedule(k / settings.steps) for k in range(settings.steps)], device=initial.device)
+    begun, new = settings.begun, settings.steps - settings.begun
+    rates = torch.tensor([0.0] * begun + [settings.lr * schedule(k / new) for k in range(new)], device=initial.device)
     clock = optimiser.clock(rates)
-    state = State.start(initial, optimiser.moments, settings.steps)
+    if resume is None:
+        state = State.start(initial, optimiser.moments, settings.steps)
+    else:
+        state = resume.state.again(settings.steps)
+        resume.restore(replicates)
     saver = None if checkpoint is None else _checkpoint(checkpoint, settings, replicates, datasets, validations, initial)
     if saver:
         saver.restore(state, replicates, settings.steps)
@@ -191,7 +205,7 @@ def _train_together(
                 saver.save(*work.round)
             work.state = work.settled
             work.state.interrupt()
-    return _outcome(work.state, settings, restored=score is not None)
+    return _outcome(work.state, replicates, settings, restored=score is not None)
 
 
 class _Work:
@@ -287,7 +301,7 @@ class _Work:
         return Checkpoint.sources(self._replicates) if self._saver else {}
 
 
-def _outcome(state: State, settings: Settings, restored: bool) -> Trained:
+def _outcome(state: State, replicates: Replicates, settings: Settings, restored: bool) -> Trained:
     flat = state.flat
     if restored:
         flat = torch.where(torch.isfinite(state.best_score).unsqueeze(-1), state.best_flat, flat)
@@ -295,7 +309,7 @@ def _outcome(state: State, settings: Settings, restored: bool) -> Trained:
     losses = torch.cat(state.losses, dim=1) if state.losses else flat.new_zeros((count, 0))
     reasons = tuple(state.reasons.get(r, f"ran all {settings.steps} steps") for r in range(count))
     validation = torch.stack(state.scores, dim=1) if state.scores else flat.new_zeros((count, 0))
-    return Trained(flat.detach(), losses.cpu(), state.stopped_at, reasons, validation.cpu())
+    return Trained(flat.detach(), losses.cpu(), state.stopped_at, reasons, validation.cpu(), Resume.of(state, replicates))
 
 
 def _worth_running(running: Tensor, active: Tensor) -> Tensor:

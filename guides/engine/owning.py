@@ -113,7 +113,7 @@ def pack(program: Program) -> dict[str, Any]:
         "prototype": prototype,
         "places": places,
         "kinds": [type(module).__name__ for module in modules],
-        "models": {i: m._model for i, m in enumerate(modules) if isinstance(m, AutoGuide)},
+        "models": [guide._model for guide in _autoguides(modules)],
     }
 
 
@@ -128,8 +128,9 @@ def unpack(program: Program, state: dict[str, Any]) -> None:
     if [type(module).__name__ for module in modules] != kinds:
         found = ", ".join(type(module).__name__ for module in modules)
         raise DataError(f"model and guide of this pickle hold the modules {', '.join(kinds)}; here they hold {found}")
-    for i, model in models.items():
-        modules[i].__dict__["_model"] = model
+    for guide, model in zip(_autoguides(modules), models, strict=True):
+        if model is not None:  # it was pickled before, and has lost it
+            guide.__dict__["_model"] = model
     owners: list[dict[str, tuple[Owner, ...]]] = [
         {name: tuple((modules[i], attribute) for i, attribute in group) for name, group in part.items()} for part in places
     ]
@@ -140,11 +141,25 @@ def _modules(program: Program) -> list[nn.Module]:
     return reachable_modules(program.model.model, program.guide, program.objective)
 
 
+def _autoguides(modules: list[nn.Module]) -> list[Any]:
+    """Return Pyro's guides among modules, and those that guides hold in tuples, out of sight of :mod:`torch.nn`."""
+    found: list[Any] = [m for m in modules if isinstance(m, AutoGuide)]
+    for guide in found:  # which grows
+        held = [v for value in vars(guide).values() if isinstance(value, tuple) for v in value]
+        inside = [m for v in held if isinstance(v, AutoGuide) for m in v.modules() if isinstance(m, AutoGuide)]
+        found += [m for m in inside if not any(m is other for other in found)]
+    return found
+
+
+def _unique(modules: list[Any]) -> list[nn.Module]:
+    return list({id(m): m for m in modules}.values())
+
+
 @contextmanager
 def _copyable(modules: list[nn.Module], memo: dict[int, Any]) -> Iterator[None]:
     """Let :func:`copy.deepcopy` copy modules inside the block, and give the originals back what it took from them."""
-    guides = [(m, m._model, m.master) for m in modules if isinstance(m, AutoGuide)]
-    for module in modules:
+    guides = [(guide, guide._model, guide.master) for guide in _autoguides(modules)]
+    for module in _unique([*modules, *(guide for guide, _, _ in guides)]):
         for value in vars(module).values():
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 plain = _plain(value)

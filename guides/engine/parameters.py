@@ -23,6 +23,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from guides.engine.alone import LOCK
 from guides.errors import UnsupportedModelError
 
 __all__ = ["Owner", "ParameterLayout", "Substitute", "detached_parameters", "isolated_store", "reachable_modules"]
@@ -30,9 +31,9 @@ __all__ = ["Owner", "ParameterLayout", "Substitute", "detached_parameters", "iso
 
 @contextmanager
 def isolated_store() -> Iterator[ParamStoreDict]:
-    """Give the block an empty Pyro parameter store and put the caller's back afterwards."""
+    """Give the block an empty Pyro parameter store and put the caller's back afterwards; other threads wait meanwhile."""
     store = pyro.get_param_store()
-    with store.scope():
+    with LOCK, store.scope():
         yield store
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from guides.engine.state_file import StateFile
 from guides.engine.step import Replicates
 
-__all__ = ["Checkpoint", "State"]
+__all__ = ["Checkpoint", "Resume", "State"]
 
 
 @dataclass
@@ -71,6 +71,17 @@ class State:
             reasons=dict(self.reasons),
         )
 
+    def again(self, steps: int) -> State:
+        """Return the state to go on from with all replicates until step ``steps``, those that had stopped too."""
+        count = len(self.flat)
+        return replace(
+            self.snapshot(),
+            active=torch.ones(count, dtype=torch.bool),
+            stopped_at=torch.full((count,), steps),
+            best_round=torch.full_like(self.best_round, self.round),
+            reasons={},
+        )
+
     def interrupt(self) -> None:
         """Stop all replicates that run, as the user wants."""
         for replicate in self.active.nonzero().flatten().tolist():
@@ -81,6 +92,76 @@ class State:
         self.active[replicate] = False
         self.stopped_at[replicate] = step
         self.reasons[replicate] = reason
+
+
+@dataclass(frozen=True)
+class Resume:
+    """What it takes to train on where a fit ended: its state, and the state of the sources of random numbers."""
+
+    state: State
+    noise: list[Tensor]
+    streams: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, state: State, replicates: Replicates) -> Resume:
+        """Return what there is at the end of a fit."""
+        losses = [torch.cat(state.losses, dim=1)] if state.losses else []
+        return cls(replace(state, losses=losses), *Checkpoint.sources(replicates).values())
+
+    def restore(self, replicates: Replicates) -> None:
+        """Give the sources of random numbers their states back."""
+        for generator, old in zip(replicates.noise_generators, self.noise, strict=True):
+            generator.set_state(old.cpu())
+        for stream, (left, old) in zip(replicates.streams, self.streams, strict=True):
+            stream.restore((left, old.cpu()))
+
+    def rows(self, rows: slice) -> Resume:
+        """Return what belongs to some of the replicates."""
+        state, numbers = self.state, range(len(self.state.flat))[rows]
+        cut: dict[str, Any] = {name: getattr(state, name)[rows] for name in ("flat", *_PER_REPLICATE)}
+        kept = replace(
+            state,
+            **cut,
+            moments=tuple(m[rows] for m in state.moments),
+            losses=[part[rows] for part in state.losses],
+            scores=[part[rows] for part in state.scores],
+            reasons={i: state.reasons[r] for i, r in enumerate(numbers) if r in state.reasons},
+        )
+        return Resume(kept, self.noise[rows], self.streams[rows])
+
+    def anew(self, initial: Tensor) -> Resume:
+        """Return the same for other replicates that have not begun, for which no time was left."""
+        count, state = len(initial), self.state
+        start = State.start(initial, len(state.moments), 0)
+        losses = [part.new_full((count, part.shape[1]), math.nan) for part in state.losses]
+        scores = [part.new_full((count,), math.nan) for part in state.scores]
+        begun = replace(start, step=state.step, round=state.round, losses=losses, scores=scores)
+        return Resume(begun, self.noise[:1] * count, self.streams[:1] * count)
+
+    @classmethod
+    def joined(cls, parts: list[Resume]) -> Resume:
+        """Return those of all replicates together, as if the shorter fits had run as long as the others."""
+        states = [p.state for p in parts]
+        longest = max(states, key=lambda s: s.step)
+        joint: dict[str, Any] = {name: torch.cat([getattr(s, name) for s in states]) for name in ("flat", *_PER_REPLICATE)}
+        rounds = max(len(s.scores) for s in states)
+        missing = [s.scores + [s.best_score.new_full((len(s.flat),), math.nan)] * (rounds - len(s.scores)) for s in states]
+        width = max(sum(part.shape[1] for part in s.losses) for s in states)
+        losses = [torch.cat([s.flat.new_zeros((len(s.flat), 0)), *s.losses], dim=1) for s in states]
+        padded = [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=math.nan) for part in losses]
+        whole = replace(
+            longest,
+            **joint,
+            moments=tuple(torch.cat(each) for each in zip(*(s.moments for s in states))),
+            losses=[torch.cat(padded)],
+            scores=[torch.cat(each) for each in zip(*missing)],
+            reasons={},
+        )
+        noise = [state for p in parts for state in p.noise]
+        return cls(whole, noise, [stream for p in parts for stream in p.streams])
+
+
+_PER_REPLICATE = ("active", "stopped_at", "best_flat", "best_score", "best_round")
 
 
 class Checkpoint:

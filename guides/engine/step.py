@@ -34,7 +34,7 @@ _GAIN = 0.7
 _UNTYPICAL = 2
 _MEASURED = 10
 _FIRST_CHECK = 50
-_FROM_FIT = 8  # calls from a warning here up to the caller of fit, whose line it is to show
+_FROM_FIT = 10  # calls from a warning here up to the caller of fit, whose line it is to show
 
 
 class Replicates:

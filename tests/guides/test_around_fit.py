@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from guide_models import SCHOOLS, line, linear, network, schools
+from guide_models import SCHOOLS, line, linear, linear_posterior, network, schools
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
@@ -347,3 +348,112 @@ def test_a_draw_without_a_cholesky_factor_is_reported_and_has_no_density():
     assert str(found)
     with pytest.warns(guides.FailedDrawsWarning):
         assert posterior.predict(num_samples=200)["y"].shape == (200, 12)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_size": 8}, {"replicates": 2}, {"objective": "iwae", "optimizer": "sgd", "lr": 1e-4}]
+)
+def test_training_on_is_one_longer_fit(options, monkeypatch):
+    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 30)
+    x, y = line()
+    options = {"lr": 0.01, "compile": "eager", **options}
+    whole = guides.fit(linear, "mean_field", x, y, steps=60, **options)
+    first = guides.fit(linear, "mean_field", x, y, steps=30, **options)
+    held = first.flat.clone()
+    longer = first.continue_(steps=30)
+    torch.testing.assert_close(longer.flat, whole.flat, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(longer.losses, whole.losses, rtol=1e-5, atol=1e-3)
+    assert longer.stop_reasons == whole.stop_reasons
+    assert longer.steps == 60
+    torch.testing.assert_close(first.flat, held, rtol=0, atol=0)
+    torch.testing.assert_close(first.continue_(steps=30).flat, longer.flat, rtol=0, atol=0)
+    part = pickle.loads(pickle.dumps(first)).continue_(10).continue_(20)
+    assert part.steps == 60
+    if "replicates" in options:
+        alone = first.replicate(1).continue_(steps=30)
+        torch.testing.assert_close(alone.flat[0], whole.flat[1], rtol=1e-4, atol=1e-5)
+
+
+def test_training_on_with_a_schedule_runs_it_over_the_added_steps():
+    x, y = line()
+    first = guides.fit(linear, "mean_field", x, y, steps=100, lr=0.1, schedule="cosine")
+    longer = first.continue_(steps=400, lr=0.05, schedule="cosine")
+    mean, covariance, _ = linear_posterior(x, y)
+    away = (longer.parameters["MeanField.loc"].double() - mean).abs()
+    assert (away < 0.3 * covariance.diagonal().sqrt()).all()
+    assert (first.parameters["MeanField.loc"].double() - mean).abs().max() > 2 * away.max()
+
+
+def test_laplace_and_early_stopping_and_an_objective_with_a_network_train_on(tmp_path):
+    x, y = line()
+    laplace = guides.fit(network, "laplace", x, y, steps=20, lr=0.05)
+    longer = laplace.continue_(steps=200)
+    assert longer.losses[0, -10:].mean() < laplace.losses[0, -5:].mean()
+    assert longer.family == "laplace"
+    assert longer.sample(3)["w1"].shape == (3, 3, 5)
+    stopped = guides.fit(linear, "mean_field", x, y, validation=0.2, patience=2, steps=400, lr=0.2)
+    again = stopped.continue_(steps=10)
+    assert again.validation.shape[1] > stopped.validation.shape[1]
+    assert again.validation.max() >= stopped.validation.max()
+    stopped.save(tmp_path / "saved")
+    with pytest.raises(guides.OptionError, match=r"read from a file.*start a new fit from it"):
+        guides.Posterior.load(tmp_path / "saved", linear).continue_(3)
+    with pytest.raises(guides.OptionError, match="steps must be at least 1"):
+        stopped.continue_(0)
+
+
+def test_an_interrupted_fit_trains_on(monkeypatch):
+    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
+    calls = []
+
+    def model(x, y=None):
+        calls.append(1)
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+        return linear(x, y)
+
+    with pytest.warns(guides.InterruptedFitWarning):
+        posterior = guides.fit(model, "mean_field", *line(), steps=100, lr=0.05, compile="eager")
+    longer = posterior.continue_(steps=15)
+    assert longer.steps == posterior.steps + 15
+    assert longer.stop_reasons == (f"ran all {posterior.steps + 15} steps",)
+
+
+def test_the_best_of_the_replicates():
+    x, y = line()
+    posterior = guides.fit(linear, "mean_field", x, y, steps=40, lr=0.05, replicates=3)
+    best = posterior.best()
+    want = min(range(3), key=lambda r: posterior.losses[r, -4:].mean())
+    torch.testing.assert_close(best.flat[0], posterior.flat[want], rtol=0, atol=0)
+    validated = guides.fit(linear, "mean_field", x, y, steps=40, lr=0.05, replicates=3, validation=0.2)
+    want = int(validated.validation.amax(1).argmax())
+    torch.testing.assert_close(validated.best().flat[0], validated.flat[want], rtol=0, atol=0)
+
+
+def test_fits_in_threads_give_the_numbers_of_fits_one_after_the_other():
+    x, y = line()
+
+    def work(seed):
+        posterior = guides.fit(schools, "mean_field", *SCHOOLS, steps=30, seed=seed, compile="eager")
+        other = guides.fit(linear, "full_rank", x, y + seed, steps=30, seed=seed)
+        return posterior.flat, other.flat, posterior.predict(num_samples=5)["y"], other.log_likelihood(num_samples=5)["y"]
+
+    want = [work(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(work, range(3)))
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fit_inside_a_model_is_refused():
+    x, y = line()
+
+    def model(x, y=None):
+        guides.fit(linear, "mean_field", x, torch.zeros(len(x)), steps=3)
+        return linear(x, y)
+
+    with pytest.raises(guides.DataError, match=r"guides.fit was called while a model was being run"):
+        guides.fit(model, "mean_field", x, y, steps=3)
+    with poutine.scale(scale=2.0), pytest.raises(guides.UnsupportedModelError, match=r"handlers \(ScaleMessenger\)"):
+        guides.fit(linear, "mean_field", x, y, steps=3)
+    with poutine.trace(), pytest.raises(guides.UnsupportedModelError, match=r"guides.fit_many was called"):
+        guides.fit_many(linear, "mean_field", [(x, y)], steps=3)
