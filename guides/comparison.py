@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from guides.diagnostics import Diagnosis, diagnose
 from guides.diagnostics.psis import MIN_DRAWS
+from guides.engine.keywords import check_names, keywords_of
 from guides.errors import OptionError
 from guides.fitting import fit, guide_factory
 from guides.posterior import Posterior
@@ -136,7 +137,18 @@ def compare(
     """
     if num_samples < MIN_DRAWS:
         raise OptionError(f"num_samples={num_samples} is too few to diagnose by; use at least {MIN_DRAWS}")
+    check_names("compare", fit_options, keywords_of(fit), "arguments of the model go by position, or in model_kwargs={...}")
+    if isinstance(guides, str) or not isinstance(guides, Sequence) or _is_spec(guides):
+        said = repr(guides) if isinstance(guides, str | tuple) else f"a {type(guides).__name__}"
+        raise OptionError(
+            f"guides is {said}; compare takes a list of guides after the model, such as ['mean_field', 'laplace']"
+        )
     labels = [_label(model, g) for g in guides]
+    unknown = sorted(set(options or {}) - set(labels))
+    if unknown:
+        raise OptionError(
+            f"options names the guide {unknown[0]!r}, which is not compared; the guides are {', '.join(labels)}"
+        )
     if not labels:
         raise OptionError("guides is empty; pass at least one name")
     if len(set(labels)) < len(labels):
@@ -160,6 +172,11 @@ def compare(
 def _one_line(error: Exception) -> str:
     """Return an error in one line, without the shapes that Pyro's traces append to messages."""
     return f"{type(error).__name__}: {' '.join(str(error).split('Trace Shapes:')[0].split())}"
+
+
+def _is_spec(guides: Sequence[Any]) -> bool:
+    """Tell whether this is one guide with its options, ``(name, {...})``."""
+    return isinstance(guides, tuple) and len(guides) == 2 and isinstance(guides[1], Mapping)
 
 
 def _label(model: Callable[..., Any], guide: Any) -> str:

@@ -8,21 +8,31 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from guides.engine.alone import undivided
-from guides.engine.checks import check_values
+from guides.engine.checks import check_values, scale_of
 from guides.engine.data import Data
 from guides.engine.factors import FactorsOrNaN
+from guides.engine.inputs import read, read_like
+from guides.engine.keywords import check_names, keywords_of
 from guides.engine.loop import Settings, Trained, train
 from guides.engine.moving_supports import check_same_supports
 from guides.engine.owning import is_owned, replanted
 from guides.engine.parameters import isolated_store
-from guides.engine.program import Program, seeded
-from guides.errors import DataError, InterruptedFitWarning, NonFiniteLossWarning, OptionError, check_whole
+from guides.engine.program import Program, seeded, setup_rows
+from guides.errors import (
+    DataError,
+    InterruptedFitWarning,
+    NonFiniteLossError,
+    NonFiniteLossWarning,
+    OptionError,
+    check_whole,
+)
 from guides.families.base import Family, FitContext
 from guides.objectives.base import Objective
 from guides.options import FitOptions, make_objective
@@ -57,6 +67,7 @@ def fit(
     progress: bool | None = None,
     checkpoint: str | Path | None = None,
     model_kwargs: dict[str, Any] | None = None,
+    **misspelt: Never,
 ) -> Posterior:
     r"""Fit an approximate posterior to data.
 
@@ -114,19 +125,23 @@ def fit(
         >>> posterior.sample(10)["scale"].shape
         torch.Size([10])
     """
+    check_names("fit", misspelt, keywords_of(fit), "arguments of the model go by position, or in model_kwargs={...}")
+    _check_model(model)
     if guide is not None and not _is_guide(guide):
         guide, data = None, (guide, *data)
+    _check_order(guide, data)
     check_whole("replicates", replicates, least=1)
     check_whole("seed", seed)
     where = _device(device)
-    training = Data.of(data, model_kwargs, where)
+    training = _read(model, guide, data, model_kwargs, where, seed, batch_size, wanted=isinstance(validation, float))
+    batch_size = training.batch_size if batch_size is None else batch_size
     held_out = None
     if isinstance(validation, float):
         if not training.rows:
             raise OptionError("validation is a fraction, but no positional tensor argument has rows to hold out")
         training, held_out = training.split(validation, seed)
     elif validation is not None:
-        held_out = _validation(validation, training, model_kwargs, where)
+        held_out = _validation(model, validation, training, model_kwargs, where)
     options = FitOptions(
         objective=objective,
         steps=steps,
@@ -186,25 +201,24 @@ def fit_many(
         >>> [p.replicates for p in posteriors]
         [1, 1]
     """
+    check_names("fit_many", options, [f.name for f in fields(FitOptions)])
     if not datasets:
         raise DataError("datasets is empty; pass at least one tuple of model arguments")
     where = _device(device)
-    training = [Data.of(d, model_kwargs, where) for d in datasets]
+    _check_model(model)
+    training = [_read(model, guide, datasets[0], model_kwargs, where, 0, options.get("batch_size"))]
+    training += [read_like(model, training[0], d, model_kwargs, where) for d in datasets[1:]]
     held_out = None
     if validations is not None:
         if len(validations) != len(training):
             raise DataError(f"{len(validations)} validations for {len(training)} data sets; pass one each")
-        held_out = [_validation(v, t, model_kwargs, where) for v, t in zip(validations, training)]
+        held_out = [_validation(model, v, t, model_kwargs, where) for v, t in zip(validations, training)]
     seeds = list(range(len(datasets))) if seeds is None else list(seeds)
     if len(seeds) != len(datasets):
         raise OptionError(f"{len(seeds)} seeds for {len(datasets)} data sets; pass one each")
     for seed in seeds:
         check_whole("every seed", seed)
-    try:
-        chosen = FitOptions(**options)
-    except TypeError as error:
-        known = ", ".join(f.name for f in fields(FitOptions))
-        raise OptionError(f"fit_many: {error}; the options are {known}") from None
+    chosen = FitOptions(**options)
     with undivided("guides.fit_many"):
         joint = _fit(model, guide, training, held_out, seeds, chosen, where, checkpoint)
     parts = [joint.replicate(r) for r in range(len(training))]
@@ -248,14 +262,20 @@ def _fit(
         _check_validates(program)
     initial = torch.stack(starts).to(device)
     setup = time.perf_counter()
-    trained = train(
-        program,
-        initial,
-        datasets,
-        seeds,
-        settings,
-        validations=validations,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+    try:
+        trained = train(
+            program,
+            initial,
+            datasets,
+            seeds,
+            settings,
+            validations=validations,
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+        )
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(f"{error}{scale_of(first)}") from error
+    trained.stop_reasons = tuple(
+        reason + scale_of(d) if "not finite" in reason else reason for reason, d in zip(trained.stop_reasons, datasets)
     )
     _warn_of(trained, settings, stacklevel=4)
     run = Run(program, datasets, validations, seeds, settings, trained.resume)
@@ -350,6 +370,59 @@ def _finish(
     return done, torch.stack([done.parameters.flatten(f.parameters) for f in finished]), tuple(f.info for f in finished)
 
 
+def _read(
+    model: Model,
+    guide: Any,
+    data: Sequence[Any],
+    model_kwargs: dict[str, Any] | None,
+    device: torch.device,
+    seed: int,
+    batch_size: int | None,
+    wanted: bool = False,
+) -> Data:
+    """Return the arguments of a fit, read as the model, and a guide that is not set up by its first call, can use them."""
+    rows = None if not isinstance(batch_size, int) else setup_rows(batch_size)
+    new = guide is not None and not isinstance(guide, AutoGuide)
+    make = guide_factory(model, guide)[0] if new else None
+    return read(
+        model, data, model_kwargs, device, seed=seed, rows=rows, rows_wanted=wanted or batch_size is not None, guide=make
+    )
+
+
+def _check_model(model: Any) -> None:
+    """Check that what should be a model can be one.
+
+    :raises OptionError: saying what was passed instead.
+    """
+    if isinstance(model, type):
+        raise OptionError(f"the model is the class {model.__name__}; pass an instance, {model.__name__}(...)")
+    if isinstance(model, str) or not callable(model):
+        raise OptionError(
+            f"the model is {_kind(model)}; pass a Pyro model first, then the guide, then the data: "
+            "fit(model, 'mean_field', x, y)"
+        )
+
+
+def _check_order(guide: Any, data: tuple[Any, ...]) -> None:
+    """Check that no guide stands among the data.
+
+    :raises OptionError: naming it.
+    """
+    for i, value in enumerate(data):
+        named = isinstance(value, str) and value in families
+        if isinstance(value, list) and value and all(isinstance(v, str) and v in families for v in value):
+            raise OptionError("guide is a list; fit takes one guide, guides.compare(model, [...], ...) several")
+        if guide is None and (named or isinstance(value, AutoGuide)):
+            raise OptionError(
+                f"the guide {_kind(value)} stands among the data (argument {i}); it comes right after the model: "
+                "fit(model, 'mean_field', x, y)"
+            )
+
+
+def _kind(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
 def _is_guide(value: Any) -> bool:
     if isinstance(value, str | type) or (callable(value) and not isinstance(value, Tensor)):
         return True
@@ -403,16 +476,17 @@ def _check_validates(program: Program) -> None:
         )
 
 
-def _validation(value: Any, training: Data, model_kwargs: dict[str, Any] | None, device: torch.device) -> Data:
+def _validation(model: Model, value: Any, training: Data, model_kwargs: dict[str, Any] | None, device: torch.device) -> Data:
     """Return validation data, checked to look like the training data apart from the number of rows.
 
     :raises DataError: naming the argument that does not.
     """
     if not isinstance(value, tuple | list):
         raise DataError(f"validation must be a fraction such as 0.1 or a tuple like the data, not {type(value).__name__}")
-    if len(value) != len(training.args):
-        raise DataError(f"validation has {len(value)} arguments, the data have {len(training.args)}; pass one for each")
-    held_out = Data.of(tuple(value), model_kwargs, device)
+    held_out = read_like(model, training, tuple(value), model_kwargs, device)
+    if len(held_out.args) != len(training.args):
+        given, have = len(held_out.args), len(training.args)
+        raise DataError(f"validation has {given} arguments, the data have {have}; pass one for each")
     for i, (new, old) in enumerate(zip(held_out.args, training.args)):
         rows = i in training.rows
         if rows and (not isinstance(new, Tensor) or new.shape[1:] != old.shape[1:] or new.dim() != old.dim()):

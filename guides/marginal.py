@@ -16,6 +16,7 @@ from guides.diagnostics.psis import MIN_DRAWS, pareto_k_threshold
 from guides.engine.checks import check_values
 from guides.engine.data import Data
 from guides.engine.fingerprint import arguments, digest, operations, program_parts
+from guides.engine.inputs import read_like
 from guides.engine.parameters import isolated_store
 from guides.engine.program import quiet, seeded
 from guides.engine.row_keys import row_keys
@@ -236,7 +237,7 @@ def rows_to_evaluate(posterior: Posterior, data: tuple[Any, ...]) -> Data:
     """
     if not data:
         return posterior.training
-    rows = Data.of(data, posterior.training.kwargs, posterior.device)
+    rows = read_like(posterior.model, posterior.training, data, None, posterior.device)
     if rows_apart(posterior.program):  # others are the training data, or refused
         with isolated_store(), seeded(0):
             check_values(posterior.model, rows, min(rows.size, _ROWS_PER_CHECK))

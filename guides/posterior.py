@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from guides.draws import PARTS, Draws, Site, sites, take_draws
 from guides.engine.data import Data
+from guides.engine.inputs import read_like
 from guides.engine.loop import Settings
 from guides.engine.owning import is_owned, owned
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet, seeded
 from guides.engine.state import Resume
 from guides.engine.state_file import write_whole
+from guides.engine.words import describe, in_words
 from guides.errors import DataError, OptionError
 from guides.families.base import Family
 
@@ -375,7 +377,11 @@ class Posterior:
     def _arguments(self, data: tuple[Any, ...], model_kwargs: dict[str, Any] | None) -> Data:
         if not data and model_kwargs is None:
             return self.training
-        return Data.of(data, self.training.kwargs if model_kwargs is None else model_kwargs, self.device)
+        new = read_like(self.model, self.training, data, model_kwargs, self.device)
+        odd = self._unlike_training(new)
+        if odd is not None:
+            raise DataError(odd)
+        return new
 
     def _squeeze(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         return values if self.replicates > 1 else {k: v[0] for k, v in values.items()}
@@ -407,17 +413,36 @@ class Posterior:
                 keep=frozenset(keep),
             )
         except (RuntimeError, ValueError, IndexError) as error:
-            odd = self._unlike_training(data)
-            if odd is None:
+            shapes = [
+                (i, new, old)
+                for i, (new, old) in enumerate(zip(data.args, self.training.args))
+                if _shape(new) != _shape(old)
+            ]
+            if not shapes or type(error).__module__ == DataError.__module__:
                 raise
-            raise DataError(f"{odd}, and the model cannot be run on it: {error}") from error
+            i, new, old = shapes[0]
+            raise DataError(
+                f"argument {i} has shape {describe(new)}, the training data's was {describe(old)}, and the model cannot "
+                f"be run on it: {in_words(error)}"
+            ) from error
 
     def _unlike_training(self, data: Data) -> str | None:
-        """Return what is unlike the training data in an argument that has another shape apart from its rows."""
+        """Return what is unlike the training data in an argument of a shape that broadcasts where it should not.
+
+        The first dimension, the data points, may have any size. So may the middle ones of an argument of three or more, such
+        as the steps of a series, but for 1, which would be repeated.
+        """
         for i, (new, old) in enumerate(zip(data.args, self.training.args)):
-            if isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape[1:] != old.shape[1:]:
-                want = ("rows", *old.shape[1:]) if i in self.training.rows else tuple(old.shape)
-                return f"argument {i} has shape {tuple(new.shape)}, the training data's was ({', '.join(map(str, want))})"
+            if not (isinstance(new, Tensor) and isinstance(old, Tensor)):
+                continue
+            want = ("rows", *old.shape[1:]) if i in self.training.rows else tuple(old.shape)
+            said = f"argument {i} has shape {tuple(new.shape)}, the training data's was ({', '.join(map(str, want))})"
+            if new.dim() != old.dim():
+                return f"{said}; give it {old.dim()} dimensions{_reshaped(new, old)}"
+            if new.dim() > 1 and new.shape[-1] != old.shape[-1]:
+                return f"{said}; give it {old.shape[-1]} columns, the same as in training"
+            if any(a != b and 1 in (a, b) for a, b in zip(new.shape[1:], old.shape[1:])):
+                return f"{said}; a dimension of size 1 would be repeated"
         return None
 
 
@@ -425,6 +450,16 @@ def _mean_of_last(losses: Tensor, count: int) -> Tensor:
     """Return the mean of the last losses that there are; infinity if there are none."""
     finite = losses[torch.isfinite(losses)]
     return finite[-count:].mean() if len(finite) else losses.new_tensor(math.inf)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
+
+
+def _reshaped(new: Tensor, old: Tensor) -> str:
+    if new.dim() == 1 and old.dim() == 2:
+        return f": x[None, :] for one row of {old.shape[1]}" if len(new) == old.shape[1] else ", (rows, columns)"
+    return ""
 
 
 def _holds_module(value: Any) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,11 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoDiscreteParallel, AutoGuide, AutoGuideList
 from pyro.poutine.trace_struct import Trace
 from pyro.util import check_site_shape
+from torch import Tensor
 
 from guides.engine.data import Data
 from guides.engine.tracing import said
+from guides.engine.words import MODEL_ERRORS, describe, in_words
 from guides.errors import (
     DataError,
     DiscreteLatentError,
@@ -37,9 +40,12 @@ __all__ = [
     "check_values",
     "follow_rows",
     "run_model",
+    "scale_of",
+    "told_in_words",
 ]
 
 _ROWS_PER_CHECK = 1024
+_LARGE = 30.0
 
 
 def check_batch_size(batch_size: int | None, data: Data) -> int | None:
@@ -77,10 +83,55 @@ def run_model(model: Callable[..., Any], data: Data) -> Trace:
             f"the model cannot be run: {said(error)}. A distribution there has no sampler or no density; give "
             "the site another, or reparametrise it (pyro.infer.reparam)"
         ) from error
-    except (RuntimeError, ValueError, IndexError) as error:
-        shapes = ", ".join(str(tuple(a.shape)) if hasattr(a, "shape") else repr(a) for a in data.args)
-        raise DataError(f"the model cannot be run on the data it was given (arguments {shapes}): {error}") from error
+    except MODEL_ERRORS as error:
+        raise DataError(f"the model cannot be run on the data it was given ({_told(data)}): {_why(error, data)}") from error
     return trace
+
+
+@contextmanager
+def told_in_words(guide: Callable[..., Any], data: Data) -> Iterator[None]:
+    """Turn what a guide raises inside the block into words; the library's own errors are such already.
+
+    :raises DataError: if the guide, or the model at its draws, cannot be run.
+    :raises UnsupportedModelError: if a distribution lacks what that takes.
+    """
+    try:
+        yield
+    except MODEL_ERRORS as error:
+        if type(error).__module__ == DataError.__module__:
+            raise
+        if isinstance(error, NotImplementedError):
+            raise UnsupportedModelError(f"{_name(guide)} cannot be run: {in_words(error)}") from error
+        raise DataError(
+            f"{_name(guide)} cannot be run on the data it was given ({_told(data)}): {_why(error, data)}{scale_of(data)}"
+        ) from error
+
+
+def scale_of(data: Data) -> str:
+    """Return what to do about data far from the scale that networks start on, or nothing if they are not."""
+    floats = {i: a for i, a in enumerate(data.args) if isinstance(a, Tensor) and a.is_floating_point() and a.numel()}
+    largest = {i: float(a.abs().nan_to_num(0.0, 0.0, 0.0).max()) for i, a in floats.items()}
+    found = max(largest, key=lambda i: largest[i], default=0)
+    if largest.get(found, 0.0) < _LARGE:
+        return ""
+    return f". Argument {found} has values up to {largest[found]:.3g}: bring the data to a scale of about 1 first"
+
+
+def _told(data: Data) -> str:
+    """Return the arguments of a model in a few words each."""
+    keywords = [f"{k}={describe(v)}" for k, v in data.kwargs.items()]
+    return f"arguments {', '.join([*map(describe, data.args), *keywords])}"
+
+
+def _why(error: BaseException, data: Data) -> str:
+    """Return what stopped a run, with what is odd about its arguments."""
+    named = {f"argument {i}": a for i, a in enumerate(data.args)} | {f"argument {k!r}": a for k, a in data.kwargs.items()}
+    said = in_words(error, named)
+    notes = list(data.notes)
+    if "log_prob shape" in said or "broadcasts against" in said:
+        thin = {n: a for n, a in named.items() if isinstance(a, Tensor) and a.dim() > 1 and a.shape[-1] == 1}
+        notes += [f"{n} has one column; x.squeeze(-1) has one number per row" for n in thin]
+    return ". ".join([said, *notes])
 
 
 def _check_shape(name: str, site: Any) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,27 +12,57 @@ from torch import Tensor
 
 from guides.errors import DataError, OptionError
 
-__all__ = ["Data", "stack"]
+__all__ = ["Data", "Form", "stack"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one argument was read, so that later data are read alike.
+
+    :ivar kept: the model gets the argument as it came (a data frame that the model takes apart by itself, say).
+    :ivar dtype: otherwise the type of the tensor that it became; ``None`` where it is none.
+    :ivar dims: what the argument itself calls its dimensions; empty strings where it does not.
+    :ivar labels: names of its rows, columns, ... where it has any, one array or ``None`` per dimension.
+    :ivar categories: what the codes 0, 1, ... of a categorical argument stand for.
+    """
+
+    kept: bool = False
+    dtype: torch.dtype | None = None
+    dims: tuple[str, ...] = ()
+    labels: tuple[np.ndarray | None, ...] = ()
+    categories: tuple[Any, ...] = ()
+
+    def take(self, index: Any) -> Form:
+        """Return the form of some of the rows."""
+        if not self.labels or self.labels[0] is None:
+            return self
+        return replace(self, labels=(self.labels[0][index], *self.labels[1:]))
 
 
 @dataclass(frozen=True)
 class Data:
     """Positional and keyword arguments of a model.
 
-    :ivar args: positional arguments; numpy arrays have become tensors.
+    :ivar args: positional arguments; arrays have become tensors.
     :ivar kwargs: keyword arguments, never minibatched.
     :ivar rows: positions in ``args`` of the tensors whose first dimension runs over data points.
     :ivar size: number of data points N; 0 if no argument has rows.
+    :ivar forms: how arguments were read, by position or keyword; see :mod:`guides.engine.inputs`.
+    :ivar notes: what to say of arguments that no model is likely to take, should it fail.
+    :ivar batch_size: data points per step that a data loader among the arguments asks for.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     rows: tuple[int, ...] = ()
     size: int = 0
+    forms: Mapping[int | str, Form] = field(default_factory=dict, repr=False, compare=False)
+    notes: tuple[str, ...] = ()
+    batch_size: int | None = None
 
     @classmethod
     def of(cls, args: Sequence[Any], kwargs: dict[str, Any] | None = None, device: torch.device | None = None) -> Data:
-        """Check and wrap the arguments of a model.
+        """Check and wrap the arguments of a model; numpy arrays become tensors, float64 ones of the default type.
 
         The first tensor argument with a dimension sets N; every tensor with N rows has rows.
 
@@ -61,22 +91,26 @@ class Data:
     def to(self, device: torch.device) -> Data:
         """Return the same data on ``device``."""
         move = lambda a: a.to(device) if isinstance(a, Tensor) else a  # noqa: E731
-        return Data(tuple(map(move, self.args)), {k: move(v) for k, v in self.kwargs.items()}, self.rows, self.size)
+        return replace(self, args=tuple(map(move, self.args)), kwargs={k: move(v) for k, v in self.kwargs.items()})
 
     def take(self, index: Tensor) -> Data:
         """Return the data points in ``index``."""
         args = tuple(a.index_select(0, index) if i in self.rows else a for i, a in enumerate(self.args))
-        return Data(args, self.kwargs, self.rows, len(index))
+        return self._some(args, len(index), index.cpu().numpy())
 
     def head(self, count: int) -> Data:
         """Return the first ``count`` data points."""
-        args = tuple(a[:count] if i in self.rows else a for i, a in enumerate(self.args))
-        return Data(args, self.kwargs, self.rows, min(count, self.size))
+        return self.rows_from(0, count)
 
     def rows_from(self, start: int, count: int) -> Data:
         """Return up to ``count`` data points from number ``start`` on."""
-        args = tuple(a[start : start + count] if i in self.rows else a for i, a in enumerate(self.args))
-        return Data(args, self.kwargs, self.rows, min(count, self.size - start))
+        some = slice(start, start + count)
+        args = tuple(a[some] if i in self.rows else a for i, a in enumerate(self.args))
+        return self._some(args, min(count, self.size - start), some)
+
+    def _some(self, args: tuple[Any, ...], size: int, index: Any) -> Data:
+        forms = {k: f.take(index) if k in self.rows else f for k, f in self.forms.items()}
+        return replace(self, args=args, size=size, forms=forms)
 
     def split(self, fraction: float, seed: int) -> tuple[Data, Data]:
         """Return (training, validation) data, a random ``fraction`` of the rows held out.
@@ -115,7 +149,7 @@ def stack(parts: Sequence[Data]) -> tuple[Any, ...]:
 
 
 def _tensor(value: Any, device: torch.device | None) -> Any:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiubc":  # others stay what they are, such as names
         value = torch.as_tensor(value)
         if value.dtype == torch.float64:
             value = value.to(torch.get_default_dtype())

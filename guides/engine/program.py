@@ -24,8 +24,10 @@ from guides.engine.checks import (
     check_local,
     follow_rows,
     run_model,
+    told_in_words,
 )
 from guides.engine.data import Data
+from guides.engine.left_out import check_observed
 from guides.engine.moving_supports import check_supports
 from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.owning import copy_of, pack, unpack
@@ -38,7 +40,7 @@ from guides.program.sites import contribution, is_latent, is_observed
 from guides.program.subsampling import OwnPlates, own_plates
 from guides.program.validation import Unvalidated
 
-__all__ = ["Program", "RescalePlates", "quiet", "seeded"]
+__all__ = ["Program", "RescalePlates", "quiet", "seeded", "setup_rows"]
 
 
 class RescalePlates(Messenger):
@@ -58,7 +60,7 @@ class RescalePlates(Messenger):
             msg["scale"] = msg["scale"] * self._factor
 
 
-def _setup_rows(batch_size: int) -> int:
+def setup_rows(batch_size: int) -> int:
     """Return how many rows show what a model does with more rows than a batch has."""
     return max(64, 2 * batch_size)
 
@@ -132,20 +134,24 @@ class Program:
         """
         model = model.model if isinstance(model, PreparedModel) else model
         with isolated_store() as store, seeded(seed), torch.no_grad():
-            some = data if batch_size is None else data.head(_setup_rows(batch_size))
+            some = data if batch_size is None else data.head(setup_rows(batch_size))
             own = OwnPlates() if batch_size is not None else _own_plates(model, guide, some)
             with own.whole():
                 prepared = _prepared(model, some)
                 follows, prototype = follow_rows(prepared, some, batch_size, data.size)
+                check_observed(model, prototype, some)
                 check_latents(prototype, guide, objective.reparameterised_only)
                 check_supports(prepared, prototype, guide, some, batch_size)
-                guide_trace = poutine.trace(guide).get_trace(*some.args, **some.kwargs)
+                with told_in_words(guide, some):
+                    guide_trace = poutine.trace(guide).get_trace(*some.args, **some.kwargs)
                 check_guide(prototype, guide_trace, guide, objective.reparameterised_only)
             if batch_size is not None:
                 check_local(follows, prototype, guide, data.size)
             shown = {n: torch.arange(part) for n, (_, part) in own.streams.items()}
-            with own.part(shown, guide), quiet():  # a start without density is the first step's to report, by site
-                noise = _noise(prepared, guide, objective, data if batch_size is None else data.head(batch_size))
+            part = data if batch_size is None else data.head(batch_size)
+            # Quiet, as a start without density is the first step's to report, by site.
+            with own.part(shown, guide), quiet(), told_in_words(guide, part):
+                noise = _noise(prepared, guide, objective, part)
             layout = ParameterLayout.discover(store, model, guide, objective)
         latents = tuple(n for n, s in prototype.nodes.items() if is_latent(s))
         return cls(
@@ -191,7 +197,7 @@ class Program:
     @property
     def setup_rows(self) -> int:
         """Number of rows that the prototype was run on."""
-        return self.size if self.batch_size is None else min(self.size, _setup_rows(self.batch_size))
+        return self.size if self.batch_size is None else min(self.size, setup_rows(self.batch_size))
 
     @property
     def plates(self) -> frozenset[str]:
