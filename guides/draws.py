@@ -23,6 +23,7 @@ from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet, seeded
 from guides.engine.vectorise import Gathered, over_draws
 from guides.errors import FailedDrawsWarning, OptionError
+from guides.fisher import over_data
 from guides.likelihoods import coordinates
 from guides.prior import unobserved
 from guides.program.sites import contribution, counted, is_deterministic, is_latent, is_observed, log_prob, nodes, role
@@ -240,24 +241,27 @@ def _linearised(program: Program, guide_trace: Trace, data: Data, *, predictive:
     guide: Any = program.guide
     observed = [n for n, s in sites(program).items() if s.kind == "observed"]
 
-    def trace_at(latent: Tensor, seen: dict[str, Tensor] | None = None) -> Trace:
+    def trace_at(latent: Tensor, given: dict[str, Tensor]) -> Trace:
         conditioned = poutine.condition(guide, data={guide.latent_site: latent})
         values = poutine.trace(conditioned).get_trace(*data.args, **data.kwargs)
-        model = poutine.condition(program.model, data=seen or {})
+        model = poutine.condition(program.model, data=given)
         return poutine.trace(poutine.replay(model, trace=values)).get_trace(*data.args, **data.kwargs)
-
-    def outputs(latent: Tensor) -> dict[str, Tensor]:
-        trace = nodes(trace_at(latent))
-        return {n: coordinates(n, trace[n]["fn"]).value for n in observed}
 
     # A copy: the tangent of a view is as large as the tensor that it views, here every parameter of every replicate.
     mean, draw = guide.loc.clone(), guide.flat_draw(guide_trace)
+    at_mean = nodes(trace_at(mean, {}))
+    # What the data leave out is drawn here, once: drawing has no derivative.
+    given = {n: at_mean[n]["value"] for n in observed if not is_observed(at_mean[n])}
+
+    def outputs(latent: Tensor) -> dict[str, Tensor]:
+        trace = nodes(trace_at(latent, given))
+        return {n: coordinates(n, over_data(trace[n])).value for n in observed}
+
     values, slopes = torch.func.jvp(outputs, (mean,), (draw - mean,))[:2]
-    at_mean = nodes(trace_at(mean))
-    fns = {n: coordinates(n, at_mean[n]["fn"]).rebuild(v + slopes[n].to(v)) for n, v in values.items()}
+    fns = {n: coordinates(n, over_data(at_mean[n])).rebuild(v + slopes[n].to(v)) for n, v in values.items()}
     out: dict[str, Any] = {"predictive": {n: fn.sample() for n, fn in fns.items()}} if predictive else {}
     # As elsewhere: functions of the data beside densities, of what is predicted beside predictions.
-    seen = None if score else out.get("predictive")
+    seen = given if score else out.get("predictive", given)
     out["deterministic"] = {}
     if any(is_deterministic(s) for s in at_mean.values()):
         fixed, along = torch.func.jvp(lambda z: _deterministic(trace_at(z, seen)), (mean,), (draw - mean,))[:2]

@@ -76,7 +76,8 @@ def fit(
         guide object, or any Pyro guide function. Left out, the model's ``natural_guide`` is used.
     :param data: the model's positional arguments. Tensors share their first dimension, the data points.
     :param objective: a registry name or an :class:`~guides.Objective`.
-    :param steps: optimisation steps; 2000 if neither this nor ``epochs`` is given.
+    :param steps: optimisation steps; 2000 if neither this nor ``epochs`` is given, or none for ``laplace`` around the last
+        layer of a trained network. 0 is for ``laplace`` and ``map``: at the values that they start from.
     :param epochs: passes over the data, instead of ``steps``.
     :param batch_size: data points per step; all by default. Plates that follow the rows are rescaled to the full data.
     :param lr: learning rate, times the ``schedule``: ``"constant"``, ``"cosine"``, ``"linear"``, or a function of progress
@@ -249,6 +250,8 @@ def _fit(
                 check_values(model, data, settings.batch_size)
                 checked = data
             made = make()
+            if settings.steps == 0 and not (isinstance(made, Family) and made.may_stand_still):
+                raise OptionError("steps must be at least 1, not 0; only 'laplace' and 'map' mean something without any")
             if isinstance(made, nn.Module) and device.type != "cpu":
                 made.to(device)  # an encoder is where its author made it
             built = Program.build(model, made, objective, data, batch_size=settings.batch_size, seed=seed)
@@ -260,6 +263,10 @@ def _fit(
         raise OptionError("neither model nor guide has parameters to optimise")
     if validations:
         _check_validates(program)
+    if isinstance(program.guide, Family):
+        enough = program.guide.begin(FitContext(program, starts[0], first, seeds[0]))
+        if enough is not None and options.steps is None and options.epochs is None:
+            settings = replace(settings, steps=enough)
     initial = torch.stack(starts).to(device)
     setup = time.perf_counter()
     try:

@@ -8,7 +8,7 @@ so it can be recognised by identity.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -98,10 +98,12 @@ class LinearUse:
 
     :ivar name: the site.
     :ivar transposed: stored as ``(out, in)``, as ``torch.nn.Linear`` does, instead of ``(in, out)``.
+    :ivar shapes: of what it multiplies, one shape ``(..., in)`` for every time that it does.
     """
 
     name: str
     transposed: bool
+    shapes: tuple[torch.Size, ...] = ()
 
 
 def linear_uses(
@@ -112,7 +114,8 @@ def linear_uses(
 
     def recorder(name: str, weight: Tensor) -> Product:
         def product(inputs: Tensor, transposed: bool) -> Tensor:
-            found.setdefault(name, LinearUse(name, transposed))
+            before = found.get(name, LinearUse(name, transposed))
+            found[name] = replace(before, shapes=(*before.shapes, inputs.shape))
             return apply_weight(inputs, weight, transposed)
 
         return product

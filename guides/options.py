@@ -43,7 +43,7 @@ class FitOptions:
         for name in ("steps", "epochs", "patience", "num_particles"):
             value = getattr(self, name)
             if value is not None:
-                check_whole(name, value, least=1)
+                check_whole(name, value, least=0 if name == "steps" else 1)
         check_known("compile", self.compile, COMPILE_MODES)
         products_in(self.precision)
         if self.steps is not None and self.epochs is not None:

@@ -35,7 +35,8 @@ def bayesianize(
 ) -> BayesianModule:
     """Turn any network into a Bayesian model: every parameter becomes a latent site with a prior.
 
-    The network given is copied and never touched. See :class:`BayesianModule` for the arguments.
+    The network given is copied and never touched, and guides start at its weights, those of a trained network too. See
+    :class:`BayesianModule` for the arguments.
 
     Example::
 
@@ -63,6 +64,9 @@ class BayesianModule(nn.Module):
     rest). *When not.* Plain fully connected networks: :class:`~zoo.BayesianMLP` reads better and is faster when draws are
     vectorised. Priors centred at zero suit weights, not the gains of normalisation layers: ``hide`` those or give them a
     prior of their own.
+
+    Guides start at the weights that the network has, unless their ``init`` draws at random: a trained network is a start,
+    and ``("laplace", {"sites": "last_layer"})`` around one needs no training at all.
 
     Sites: one latent per parameter, by the parameter's name (``"0.weight"``) and in its shape (``nn.Linear`` keeps its
     ``(out, in)``); deterministic ``"f"``, observed ``"y"`` in the plate ``"data"``; ``"sigma"`` with ``noise="learned"``.
@@ -132,7 +136,7 @@ class BayesianModule(nn.Module):
         :param x: inputs of the network, ``(N, ...)``.
         :param y: observed targets or labels: ``(N,)``, or ``(N, K)`` for several targets.
         """
-        values = {n: pyro.sample(n, _distribution(n, p, self.priors[n])) for n, p in self._sampled()}
+        values = {n: self._draw(n, p) for n, p in self._sampled()}
         return self.likelihood(self._run(values, x), y)
 
     def train(self, mode: bool = True) -> BayesianModule:
@@ -140,6 +144,12 @@ class BayesianModule(nn.Module):
         super().train(mode)
         self.network.eval()
         return self
+
+    def _draw(self, name: str, parameter: Tensor) -> Tensor:
+        """One parameter from its prior; guides start at the value that it has in the network."""
+        infer: Any = {"start": parameter}
+        value: Tensor = pyro.sample(name, _distribution(name, parameter, self.priors[name]), infer=infer)
+        return value
 
     def _sampled(self) -> list[tuple[str, Tensor]]:
         return [(name, p) for name, p in self.network.named_parameters() if name in self.priors]

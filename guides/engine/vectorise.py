@@ -12,7 +12,7 @@ from torch import Tensor
 from guides.engine.tracing import said
 from guides.errors import EagerFallbackWarning
 
-__all__ = ["Gathered", "Vectorised", "over_draws"]
+__all__ = ["Gathered", "Vectorised", "over_draws", "over_rows"]
 
 
 _NOT_FOR_LACK_OF_A_RULE = (torch.OutOfMemoryError, torch.linalg.LinAlgError, MemoryError)
@@ -108,6 +108,19 @@ def over_draws(
         values = vectorised(function, (0,), torch.arange(start, min(start + chunk, count), device=device))
         (take or gathered.add)(start, values)
     return gathered.values
+
+
+def over_rows(function: Callable[[Tensor], Any], rows: Tensor, chunk: int, what: str) -> Any:
+    """Return what ``function`` makes of each row of a tensor, a tensor or a dict of them, along a new first dimension.
+
+    :param chunk: rows to vectorise at a time.
+    :param what: what the rows are, for the warning.
+    """
+    vectorised = Vectorised(what)
+    parts = [vectorised(function, (0,), part) for part in rows.split(chunk)]
+    if isinstance(parts[0], dict):
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return torch.cat(parts)
 
 
 def _row(value: Any, dim: int | None, k: int) -> Any:

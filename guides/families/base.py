@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from guides.engine.data import Data
     from guides.engine.program import Program
 
-__all__ = ["Family", "Finished", "FitContext", "FlatFamily", "check_scale", "init_function"]
+__all__ = [
+    "START",
+    "Family",
+    "Finished",
+    "FitContext",
+    "FlatFamily",
+    "check_scale",
+    "init_function",
+    "starts_where_told",
+]
 
 
 @dataclass(frozen=True)
@@ -62,12 +71,33 @@ def _init_to_spread(site: Any = None) -> Any:
     return init_to_sample(site) if is_unconstrained(site) else init_to_median(site)
 
 
+START = "start"
+"""Key in a site's ``infer``: the value to start at, as the weights of a trained network in ``zoo.bayesianize``."""
+
+
+def _where_told(strategy: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the strategy for the sites that do not say where to start."""
+
+    def init(site: Any = None) -> Any:
+        if site is None:
+            return init
+        start: Tensor | None = site["infer"].get(START)
+        return strategy(site) if start is None else start.detach().clone()
+
+    return init
+
+
 _INITIALISERS: dict[str, Callable[..., Any]] = {
-    "feasible": init_to_feasible,
-    "median": init_to_median,
+    "feasible": _where_told(init_to_feasible),
+    "median": _where_told(init_to_median),
     "sample": init_to_sample,
     "spread": _init_to_spread,
 }
+
+
+def starts_where_told(init: str | Callable[..., Any]) -> bool:
+    """Tell whether a strategy starts sites at the value in their ``infer``; those that draw at random do not."""
+    return init in ("feasible", "median")
 
 
 def init_function(init_loc_fn: str | Callable[..., Any]) -> Callable[..., Any]:
@@ -101,11 +131,13 @@ class Family(AutoGuide):
 
     :cvar is_point_mass: the guide has no density (MAP, ensembles of points), so importance weights mean nothing.
     :cvar allows_no_latents: the guide means something for a model that has parameters and no latent site.
+    :cvar may_stand_still: the guide means something at the values that it starts from, without any step.
     :cvar num_strata: components that a step draws one by one instead of at random.
     """
 
     is_point_mass: ClassVar[bool] = False
     allows_no_latents: ClassVar[bool] = False
+    may_stand_still: ClassVar[bool] = False
     num_strata: int = 1
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Family:
@@ -125,6 +157,10 @@ class Family(AutoGuide):
     def site_values(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the values of this guide's own sites that stand for given values of the model's latents."""
         return latents
+
+    def begin(self, context: FitContext) -> int | None:
+        """Look at the start before the first step; return how many steps are enough, for callers that name no number."""
+        return None
 
     def finish(self, context: FitContext) -> Finished:
         """Turn the optimum into the posterior, for families whose optimisation only finds a mode."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import pyro
@@ -18,8 +19,19 @@ from guides.engine.data import Data
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, seeded
 from guides.errors import OptionError, UnsupportedModelError, check_known
-from guides.families.base import Finished, FitContext, FlatFamily, init_function
-from guides.linear import LinearUse
+from guides.evidence import SMALLEST_PRECISION, likelihood_gain, maximise_evidence
+from guides.families.base import (
+    START,
+    Finished,
+    FitContext,
+    FlatFamily,
+    init_function,
+    starts_where_told,
+)
+from guides.fisher import likelihoods
+from guides.hessian import gradient
+from guides.kronecker import check_factors, kronecker
+from guides.linear import LinearUse, linear_uses
 from guides.objectives.elbo import ELBO
 from guides.program.supports import is_unconstrained
 from guides.registries import families
@@ -28,7 +40,7 @@ __all__ = ["Laplace", "LaplaceNormal"]
 
 _CURVATURES = ("ggn", "hessian", "diagonal", "kron")
 _PREDICTIVES = ("sampled", "linearised")
-_SMALLEST_PRECISION = 1e-6
+_TRAINED = 0.05
 
 
 @families.register("laplace")
@@ -91,6 +103,7 @@ class Laplace(FlatFamily):
     """
 
     is_point_mass: ClassVar[bool] = True
+    may_stand_still: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -114,9 +127,12 @@ class Laplace(FlatFamily):
         super().__init__(model, create_plates=create_plates, init_loc_fn=init_function(init_loc_fn))
         self.curvature = curvature
         self.sites = sites if isinstance(sites, str) else tuple(sites)
-        self.predictive = predictive or ("sampled" if curvature == "hessian" else "linearised")
+        self.predictive = predictive
         self.floor = floor
         self.marginal_likelihood = marginal_likelihood
+        self._takes_start = starts_where_told(init_loc_fn)
+        self._moved: dict[str, Tensor] = {}
+        self._held: Tensor | None = None
 
     @property
     def trains_model(self) -> bool:
@@ -126,10 +142,70 @@ class Laplace(FlatFamily):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         self.loc = nn.Parameter(self._init_loc())
+        self._settle(Data.of(args, kwargs))
+
+    def _settle(self, data: Data) -> None:
+        """Settle what stands for each likelihood's curvature and which sites vary; what cannot be done is refused here."""
+        self.likelihoods = likelihoods(self.plain_model, dict(self.latent_sites()), data.args, data.kwargs)
+        known, terms = self.likelihoods.fisher, self.likelihoods.terms
+        self.uses: dict[str, LinearUse] = {}
+        if self.curvature == "kron" or self.sites == "last_layer":
+            values = {n: s["value"] for n, s in self.latent_sites()}
+            with seeded(0):
+                self.uses = linear_uses(self.plain_model, values, data.args, data.kwargs)
+        self.chosen = _chosen_sites(self.sites, tuple(self.slices()), self.uses, self)
+        if self.curvature == "kron":
+            check_factors([u for n, u in self.uses.items() if n in self.chosen], terms, known, data.size)
+        if self.marginal_likelihood and not self.likelihoods.parameters:
+            raise OptionError("marginal_likelihood=... but the model has no pyro.param hyperparameters to choose")
+        unknown = self.likelihoods.unknown
+        if self.predictive == "linearised" and (unknown or not known):
+            what = "there is no observed site"
+            if unknown:
+                kind = type(terms[unknown[0]]["fn"]).__name__
+                what = f"the Fisher information of observed site {unknown[0]!r} ({kind}) is not known here"
+            raise UnsupportedModelError(f"predictive='linearised', but {what}; use predictive='sampled'")
+        by_default = bool(known) and not unknown and self.curvature != "hessian"
+        self.linearised = self.predictive == "linearised" or (self.predictive is None and by_default)
+
+    @contextmanager
+    def moved_to(self, values: dict[str, Tensor]) -> Iterator[None]:
+        """Inside the block, take some sites' flat unconstrained values from here instead of from the point."""
+        self._moved = values
+        try:
+            yield
+        finally:
+            self._moved = {}
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return every site's part of a flat vector; see :meth:`moved_to`."""
+        parts = super().split(flat)
+        return parts | {n: v.reshape(parts[n].shape) for n, v in self._moved.items()}
+
+    def begin(self, context: FitContext) -> int | None:
+        """Hold the sites that are not integrated where a trained network left them; then no step is needed.
+
+        A network is found to be trained where the model says at which values its weights start, and a Newton step of the
+        sites to be integrated could not raise the log likelihood by more than 0.05 nats per data point.
+        """
+        slices = self.slices()
+        told = {n for n, s in self.latent_sites() if self._takes_start and START in s["infer"]}
+        held = {n for n in told if n not in self.chosen}
+        if not held or not set(self.chosen) <= told:
+            return None
+        at = Curvature(context.program, context.flat, context.data)
+        index = torch.cat([at.everything[slices[n]] for n in self.chosen])
+        if likelihood_gain(at, index) > _TRAINED * max(context.data.size, 1):
+            return None
+        self._held = torch.zeros_like(self.loc, dtype=torch.bool)
+        for name in held:
+            self._held[slices[name]] = True
+        return 0 if told == set(slices) else None
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
         """Return the point mass at the mode."""
-        return dist.Delta(self.loc).to_event(1)
+        loc = self.loc if self._held is None else torch.where(self._held, self.loc.detach(), self.loc)
+        return dist.Delta(loc).to_event(1)
 
     def flat_quantiles(self, quantiles: Tensor) -> Tensor:
         """Return the mode, which has no spread before :meth:`finish`, for every probability, ``(Q, D)``."""
@@ -168,14 +244,15 @@ class Laplace(FlatFamily):
             at, tuned = maximise_evidence(at, self.marginal_likelihood)
             info.update(tuned)
         guide = self.finished_guide()
-        guide.lay_out(at)
         with isolated_store(), seeded(context.seed):
             guide._setup_prototype(*context.data.args, **context.data.kwargs)
         factors, report = guide.factorise(at)
         info.update(report)
+        at_fixed = frozenset(n for n in self.slices() if n not in self.chosen)
+        log_joint = lambda z: at.log_joint(z, without=at_fixed)  # noqa: E731
         with at.evaluating():
-            joint, gradient = float(at.log_joint(at.loc)), torch.func.grad(at.log_joint)(at.loc)
-        info["gradient_norm"] = float(gradient.norm())
+            joint, slope = float(log_joint(at.loc)), gradient(at.log_joint, at.loc)
+        info["gradient_norm"] = float(slope.norm())
         info["dimension"] = report["dimension"]
         info["log_evidence"] = joint + 0.5 * report["dimension"] * math.log(2 * math.pi) - 0.5 * report["log_det"]
         values = context.program.parameters.constrained(at.flat)
@@ -190,48 +267,41 @@ class LaplaceNormal(FlatFamily):
     def __init__(self, parent: Laplace) -> None:
         super().__init__(parent.plain_model, create_plates=parent.create_plates, init_loc_fn=init_function("median"))
         self._parent = (parent,)
-        self.linearised = parent.predictive == "linearised"
+        self.linearised = False  # until the parent has seen the model
         self.blocks: tuple[Block, ...] | None = None
 
-    def lay_out(self, at: Curvature) -> None:
+    def _lay_out(self, *args: Any, **kwargs: Any) -> None:
         """Choose the blocks of the covariance."""
-        parent, guide = self._parent[0], at.program.guide
-        slices: dict[str, slice] = guide.slices()  # type: ignore[attr-defined]
-        uses = at.linear_uses() if parent.curvature == "kron" or parent.sites == "last_layer" else {}
-        chosen = _chosen_sites(parent.sites, tuple(slices), uses, guide)
-        index = {n: torch.arange(s.start, s.stop, device=at.loc.device) for n, s in slices.items()}
-        fixed = [n for n in slices if n not in chosen]
+        parent = self._parent[0]
+        if parent.prototype_trace is None:
+            with poutine.block():  # this runs inside whatever traces the guide's first call
+                parent(*args, **kwargs)
+        self.linearised = parent.linearised
+        slices = parent.slices()
+        index = {n: torch.arange(s.start, s.stop, device=parent.loc.device) for n, s in slices.items()}
+        fixed = [n for n in slices if n not in parent.chosen]
         blocks: list[Block] = []
         if parent.curvature == "kron":
-            for n in chosen:
-                shape = tuple(guide.unconstrained_shape(n))  # type: ignore[attr-defined]
-                factored = n in uses and is_unconstrained(guide.latent_site_prototype(n))  # type: ignore[attr-defined]
+            for n in parent.chosen:
+                shape = tuple(parent.unconstrained_shape(n))
+                factored = n in parent.uses and is_unconstrained(parent.latent_site_prototype(n))
                 blocks.append(Block(n, index[n], "kron" if factored else "dense", shape))
         else:
             kind = "diagonal" if parent.curvature == "diagonal" else "dense"
-            blocks.append(Block("latent", torch.cat([index[n] for n in chosen]), kind))
+            blocks.append(Block("latent", torch.cat([index[n] for n in parent.chosen]), kind))
         if fixed:
             blocks.append(Block("fixed", torch.cat([index[n] for n in fixed]), "fixed"))
         self.blocks = tuple(blocks)
-        self._uses: dict[str, LinearUse] = uses
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
-        if self.blocks is None:
-            self._lay_out_from_parent(*args, **kwargs)
+        self._lay_out(*args, **kwargs)
         assert self.blocks is not None
         self.loc = nn.Parameter(self._init_loc())
         for i, block in enumerate(self.blocks):
             for j, shape in enumerate(block.factor_shapes):
                 start = torch.eye(shape[0]) if len(shape) == 2 and shape[0] == shape[1] else torch.ones(shape)
                 setattr(self, f"factor_{i}_{j}", nn.Parameter(start.to(self.loc)))
-
-    def _lay_out_from_parent(self, *args: Any, **kwargs: Any) -> None:
-        parent = self._parent[0]
-        data = Data.of(args, kwargs)
-        with poutine.block():  # this runs inside whatever traces the guide's first call
-            program = Program.build(parent.plain_model, parent, ELBO(), data, batch_size=None, seed=0)
-            self.lay_out(Curvature(program, program.parameters.initial, data))
 
     def _factors(self) -> tuple[tuple[Tensor, ...], ...]:
         assert self.blocks is not None
@@ -276,44 +346,80 @@ class LaplaceNormal(FlatFamily):
             report["dimension"] += len(block.index)
         return factors, report
 
-    def _floor(self, smallest: float) -> float:
-        """Return the smallest precision to allow where the prior's smallest is ``smallest``."""
-        return self._parent[0].floor or max(_SMALLEST_PRECISION, 0.99 * smallest)
+    def _floor(self, smallest: float, diagonal: Tensor) -> float:
+        """Return the smallest precision to allow.
+
+        :param smallest: the prior's smallest precision. If it is not positive, as under flat priors, the diagonal of all
+            of the precision at least tells the latents' scales.
+        """
+        if smallest > 0:
+            return self._parent[0].floor or 0.99 * smallest
+        inside = diagonal[diagonal > 0]
+        return self._parent[0].floor or SMALLEST_PRECISION * (float(inside.min()) if len(inside) else 1.0)
 
     def _diagonal(self, at: Curvature, block: Block) -> _Factorised:
         prior = at.prior_diagonal()[block.index]
-        floor = self._floor(float(prior.min()))
-        value, found = _clamped(at.ggn_diagonal()[block.index] + prior, floor)
+        value = at.ggn_diagonal()[block.index] + prior
+        if at.exact:
+            value = value + at.exact_diagonal()[block.index]
+        value, prior = _finite(value, block, at), prior.detach()
+        value, found = _clamped(value, self._floor(float(prior.min()), value))
         return (value.rsqrt(),), float(value.log().sum()), found
 
     def _dense(self, at: Curvature, block: Block) -> _Factorised:
-        prior = at.prior(index=block.index)
+        prior = _finite(at.prior(index=block.index), block, at)
         smallest = float(torch.linalg.eigvalsh(prior)[0])
-        # An indefinite prior says nothing about how wide it is; its diagonal at least says how wide each latent is.
-        floor = self._floor(smallest if smallest > 0 else float(prior.diagonal().min()))
         if self._parent[0].curvature == "hessian":
-            matrix, found = positive_part(at.hessian(block.index), floor)
+            data = at.hessian(block.index) - prior
         else:
+            data = at.ggn(index=block.index)
+            if at.exact:
+                data = data + at.exact_terms(index=block.index)
+        data = _finite(data, block, at)
+        total = data + prior
+        # An indefinite prior says nothing about how wide it is; its diagonal at least says how wide each latent is.
+        floor = self._floor(smallest if smallest > 0 else float(prior.diagonal().min()), total.diagonal())
+        matrix, found = positive_part(total, floor)
+        if found["repaired"] and smallest < 0 and self._parent[0].curvature != "hessian":
             positive, repair = positive_part(prior, 0.0)
-            matrix, found = positive_part(at.ggn(index=block.index) + positive, floor)
+            matrix, found = positive_part(data + positive, floor)
             found["prior_repaired"] = repair["repaired"]
         tril, log_det = _inverse_cholesky(matrix)
         return (tril,), log_det, found
 
     def _kronecker(self, at: Curvature, block: Block) -> _Factorised:
-        left, right = at.kronecker(self._uses[block.name])
-        if self._uses[block.name].transposed:
+        use = self._parent[0].uses[block.name]
+        left, right = kronecker(at, use)
+        if use.transposed:
             left, right = right, left
-        prior = at.prior_diagonal()[block.index].mean()
-        a, u = torch.linalg.eigh(left)
-        b, v = torch.linalg.eigh(right)
+        prior = _finite(at.prior_diagonal()[block.index], block, at).mean()
+        a, u = torch.linalg.eigh(_finite(left, block, at))
+        b, v = torch.linalg.eigh(_finite(right, block, at))
         value = a.clamp(min=0)[:, None] * b.clamp(min=0)[None, :] + prior
-        value, found = _clamped(value, self._floor(float(prior)))
+        value, found = _clamped(value, self._floor(float(prior), value.reshape(-1)))
         return (u, v, value.rsqrt()), float(value.log().sum()), found
 
 
 _Factorised = tuple[tuple[Tensor, ...], float, dict[str, Any]]
 """A block's factors, the log determinant of its precision, and what was repaired."""
+
+
+def _finite(matrix: Tensor, block: Block, at: Curvature) -> Tensor:
+    """Return a block's matrix.
+
+    :raises UnsupportedModelError: if it is not finite, naming the sites.
+    """
+    if bool(torch.isfinite(matrix).all()):
+        return matrix.detach()
+    wrong = (~torch.isfinite(matrix)).reshape(len(matrix), -1).any(-1)
+    slices: dict[str, slice] = at.program.guide.slices()  # type: ignore[attr-defined]
+    inside = block.index[wrong] if len(wrong) == len(block.index) else block.index
+    names = [n for n, s in slices.items() if bool(((inside >= s.start) & (inside < s.stop)).any())]
+    raise UnsupportedModelError(
+        f"the curvature of latent {', '.join(map(repr, names))} at the optimum is not finite, so it has no Laplace "
+        "approximation. Are the data or the prior's scale far from 1? Rescale them, or use a guide that takes no second "
+        "derivatives, such as 'full_rank'"
+    )
 
 
 def _clamped(precision: Tensor, floor: float) -> tuple[Tensor, dict[str, Any]]:
@@ -350,63 +456,3 @@ def _chosen_sites(sites: Any, names: tuple[str, ...], uses: dict[str, LinearUse]
             f"sites names {', '.join(map(repr, unknown))}, not a latent site; the model has {', '.join(names)}"
         )
     return tuple(n for n in names if n in wanted)
-
-
-def maximise_evidence(at: Curvature, rounds: int, steps: int = 20) -> tuple[Curvature, dict[str, Any]]:
-    """Alternate gradient steps on the model's hyperparameters, by Laplace log evidence, with Newton steps on the mode.
-
-    :returns: the curvature at the new mode and hyperparameters, and ``{"hyperparameters": ..., "evidence_trace": ...}``.
-    :raises OptionError: if the model has no parameters of its own.
-    """
-    layout = at.program.parameters
-    own = [n for n in layout.names if not n.startswith(f"{at.program.guide._pyro_name}.")]  # type: ignore[attr-defined]
-    if not own:
-        raise OptionError("marginal_likelihood=... but the model has no pyro.param hyperparameters to choose")
-    mask = torch.cat([torch.full((s.numel(),), n in own) for n, s in zip(layout.names, layout.shapes)]).to(at.flat.device)
-    trace: list[float] = []
-    for r in range(rounds):
-        flat = at.flat.clone().requires_grad_()
-        optimiser = torch.optim.Adam([flat], lr=0.1)
-        for k in range(steps):
-            # Adam's steps do not shrink by themselves, and the next round starts where the last has settled.
-            optimiser.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * k / steps)) / (r + 1)
-            optimiser.zero_grad()
-            loss = -_evidence(at, flat)
-            (gradient,) = torch.autograd.grad(loss, flat)
-            flat.grad = torch.where(mask, gradient, 0.0)
-            optimiser.step()
-        at = _newton(Curvature(at.program, flat.detach(), at.data))
-        with torch.no_grad():
-            trace.append(float(_evidence(at, at.flat)))
-    values = layout.constrained(at.flat)
-    return at, {"hyperparameters": {n: values[n].tolist() for n in own}, "evidence_trace": trace}
-
-
-def _evidence(at: Curvature, flat: Tensor) -> Tensor:
-    """Return the Laplace log evidence as a differentiable function of the model's parameters, the mode held fixed."""
-    # Eigenvalues, not a Cholesky factor: under hierarchical priors the prior's curvature may be negative.
-    eigenvalues = torch.linalg.eigvalsh(at.precision(flat)).clamp(min=_SMALLEST_PRECISION)
-    with at.evaluating():
-        joint = at.log_joint(at.loc, flat)
-    return joint + 0.5 * len(at.loc) * math.log(2 * math.pi) - 0.5 * eigenvalues.log().sum().to(joint.dtype)
-
-
-def _newton(at: Curvature, steps: int = 10) -> Curvature:
-    """Return the curvature at the mode, found by damped Gauss-Newton steps."""
-    for _ in range(steps):
-        with at.evaluating():
-            joint = at.log_joint(at.loc)
-            gradient = torch.func.grad(at.log_joint)(at.loc).double()
-        with torch.no_grad():
-            precision, _ = positive_part(at.precision(at.flat), _SMALLEST_PRECISION)
-            step = torch.linalg.solve(precision, gradient).to(at.loc.dtype)
-        for damping in (1.0, 0.5, 0.25, 0.1, 0.01):
-            flat = at.at(at.loc + damping * step)
-            moved = Curvature(at.program, flat, at.data)
-            with moved.evaluating(), torch.no_grad():
-                if float(moved.log_joint(moved.loc)) > float(joint):
-                    break
-        else:
-            return at
-        at = moved
-    return at

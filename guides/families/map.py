@@ -50,6 +50,7 @@ class MAP(Family, AutoDelta):
     """
 
     is_point_mass: ClassVar[bool] = True
+    may_stand_still: ClassVar[bool] = True
     allows_no_latents: ClassVar[bool] = True
 
     def __init__(
