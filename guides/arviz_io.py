@@ -293,7 +293,7 @@ def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray],
     from guides.prior import run_once
 
     args, kwargs = posterior.data, posterior.training.kwargs
-    nodes = run_once(posterior.program.model, args, kwargs, _with_parameters(posterior))
+    nodes = run_once(posterior.program.visible, args, kwargs, _with_parameters(posterior))
     sites = posterior.sites
     observed = {name: nodes[name]["value"] for name, site in sites.items() if site.kind == "observed"}
     constant = {
@@ -337,7 +337,7 @@ def _prior(posterior: Any, num_samples: int, seed: int | None) -> dict[str, np.n
     from guides.prior import sample_prior
 
     draws = sample_prior(
-        posterior.program.model,
+        posterior.program.visible,
         *posterior.data,
         num_samples=num_samples,
         seed=posterior.seed if seed is None else seed,

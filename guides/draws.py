@@ -26,6 +26,7 @@ from guides.errors import FailedDrawsWarning, OptionError
 from guides.fisher import over_data
 from guides.likelihoods import coordinates
 from guides.prior import unobserved
+from guides.program.enumeration import add_values, with_values
 from guides.program.sites import contribution, counted, is_deterministic, is_latent, is_observed, log_prob, nodes, role
 from guides.program.supports import stated_support
 
@@ -34,7 +35,7 @@ __all__ = ["PARTS", "Draws", "Site", "sites", "take_draws"]
 _ELEMENTS_PER_CHUNK = 2**25
 _SEED_STRIDE = 7919
 _MOST_ELEMENTS = 2**33
-_KINDS = ("latent", "observed", "conditioned", "deterministic")
+_KINDS = ("latent", "enumerated", "observed", "conditioned", "deterministic")
 
 PARTS = frozenset({"latents", "log_p", "log_q", "log_likelihood", "deterministic", "predictive"})
 """What draws consist of: the fields of :class:`Draws`."""
@@ -44,8 +45,8 @@ PARTS = frozenset({"latents", "log_p", "log_q", "log_likelihood", "deterministic
 class Site:
     """What is known of one site of the model.
 
-    :ivar kind: ``"latent"``, ``"observed"``, ``"deterministic"``, or ``"conditioned"``: a latent that ``pyro.condition``
-        holds fixed.
+    :ivar kind: ``"latent"``, ``"observed"``, ``"deterministic"``, ``"conditioned"``: a latent that ``pyro.condition``
+        holds fixed, or ``"enumerated"``: a discrete latent that is summed out.
     :ivar dims: a name per dimension of the value: the plate's for plate dimensions, ``<site>_dim_<i>`` for others.
     :ivar shape: shape of the value on the training data.
     :ivar support: constraint on the value, or ``None`` for deterministic sites.
@@ -99,6 +100,7 @@ def take_draws(
     predictive: bool,
     score: bool,
     keep: frozenset[str] = PARTS,
+    training: Data | None = None,
 ) -> Draws:
     """Draw ``num_samples`` times from the guide at each row of parameters, shape ``(C, size)``.
 
@@ -109,6 +111,7 @@ def take_draws(
         prior, unless the guide computes them from the rows.
     :param predictive: draw the observed sites afresh.
     :param score: evaluate the densities of guide and model.
+    :param training: the data that the model was fitted to, if ``data`` are others.
     :param keep: the fields of :class:`Draws` to fill; the others stay empty, or NaN.
     """
     fresh = frozenset() if same_rows else program.local - program.amortized
@@ -119,7 +122,7 @@ def take_draws(
         for r, parameters in enumerate(flat):
 
             def one(_: Tensor, parameters: Tensor = parameters) -> dict[str, Any]:
-                run = lambda: _one_draw(program, data, fresh, predictive=predictive, score=score)  # noqa: E731
+                run = lambda: _one_draw(program, data, training, fresh, predictive=predictive, score=score)  # noqa: E731
                 found = program.call(parameters, run)
                 return {part: values for part, values in found.items() if part in keep}
 
@@ -196,7 +199,7 @@ def _check_size(program: Program, draws: int, data: Data, keep: frozenset[str]) 
         rows = data.size / max(program.size, 1) if set(site.dims) & program.follows.plates else 1.0
         whole = math.prod(site.shape) * rows
         if site.kind != "observed":
-            kept = {"latent": "latents", "deterministic": "deterministic"}[site.kind] in keep
+            kept = ("deterministic" if site.kind == "deterministic" else "latents") in keep
             sizes[name] = draws * whole * kept
         else:
             scores = whole / max(1, math.prod(site.shape[1:])) if "log_likelihood" in keep else 0.0
@@ -209,14 +212,20 @@ def _check_size(program: Program, draws: int, data: Data, keep: frozenset[str]) 
         )
 
 
-def _one_draw(program: Program, data: Data, fresh: frozenset[str], *, predictive: bool, score: bool) -> dict[str, Any]:
+def _one_draw(
+    program: Program, data: Data, training: Data | None, fresh: frozenset[str], *, predictive: bool, score: bool
+) -> dict[str, Any]:
     guide: Any = program.guide
     with NoiseTape():
         guide_trace = poutine.trace(guide).get_trace(*data.args, **data.kwargs)
         # A guide leaves out the latents of rows that it lacks the inputs for.
         fresh = fresh | {n for n in program.amortized if n not in guide_trace}
-        replayed = poutine.replay(program.model, trace=_without(guide_trace, fresh))
+        known = _without(guide_trace, fresh)
+        discrete = _discrete(program, data, training, known, guide_trace) if program.discrete else {}
+        replayed = poutine.replay(program.model, trace=known)
+        simulated = poutine.replay(program.visible, trace=with_values(known, discrete)) if discrete else replayed
         out: dict[str, Any] = {"latents": {n: _value(guide_trace, n) for n in program.latents if n not in fresh}}
+        out["latents"] |= {n: v for n, v in discrete.items() if n not in fresh}
         if score:
             model_trace = poutine.trace(replayed).get_trace(*data.args, **data.kwargs)
             density = getattr(guide, "log_density", lambda trace: trace.log_prob_sum())
@@ -224,16 +233,42 @@ def _one_draw(program: Program, data: Data, fresh: frozenset[str], *, predictive
             # Latents drawn from the prior instead have no density under the guide.
             out["log_q"] = torch.as_tensor(density(guide_trace)) * (math.nan if fresh else 1.0)
             out["log_likelihood"] = {n: contribution(s) for n, s in nodes(model_trace).items() if is_observed(s)}
-            out["deterministic"] = _deterministic(model_trace)
-        if getattr(guide, "linearised", False) and not fresh:
+            values = model_trace if not discrete else poutine.trace(simulated).get_trace(*data.args, **data.kwargs)
+            out["deterministic"] = _deterministic(values)
+        if getattr(guide, "linearised", False) and not fresh and not discrete:
             out.update(_linearised(program, guide_trace, data, predictive=predictive, score=score))
         elif predictive:
-            trace = poutine.trace(unobserved(replayed)).get_trace(*data.args, **data.kwargs)
-            drawn = [n for n, s in nodes(trace).items() if is_latent(s) and n not in program.latents]
+            trace = poutine.trace(unobserved(simulated)).get_trace(*data.args, **data.kwargs)
+            drawn = [n for n, s in nodes(trace).items() if is_latent(s) and n not in program.latents and n not in discrete]
             out["predictive"] = {n: _value(trace, n) for n in drawn}
             # Those of draws with densities are functions of the data, those of predictions of what is predicted.
             out.setdefault("deterministic", _deterministic(trace))
     return out
+
+
+def _discrete(program: Program, data: Data, training: Data | None, known: Trace, guide_trace: Trace) -> dict[str, Tensor]:
+    """Draw the discrete latents that the model sums out, given the data and one draw of the others.
+
+    Those of which these data say nothing have their distribution given the data that the model was fitted to, if they stand
+    in no plate of the rows, and their prior otherwise. Latents that ``known`` is without are drawn from the prior, and added
+    to it.
+    """
+    model: Any = program.model
+    prior = poutine.trace(poutine.replay(program.visible, trace=known)).get_trace(*data.args, **data.kwargs)
+    add_values(known, {n: _value(prior, n) for n in program.latents if n not in known and n in prior})
+    names = [n for n, s in nodes(prior).items() if role(s) == "enumerated"]
+    found: dict[str, Tensor] = model.draw(data.args, data.kwargs, known)
+    shared = program.shared_discrete & set(names) - (set() if program.follows.plates else set(found))
+    if training is not None and shared:
+        guide = poutine.replay(program.guide, trace=_without(guide_trace, program.local))
+        trained = poutine.trace(guide).get_trace(*training.args, **training.kwargs)
+        given = model.draw(training.args, training.kwargs, trained)
+        found |= {n: given[n] for n in shared & set(given)}
+    if set(names) <= set(found):
+        return found
+    forward = poutine.trace(poutine.replay(program.visible, trace=with_values(known, found)))
+    rest = forward.get_trace(*data.args, **data.kwargs)
+    return {n: _value(rest, n) for n in names}
 
 
 def _linearised(program: Program, guide_trace: Trace, data: Data, *, predictive: bool, score: bool) -> dict[str, Any]:

@@ -411,6 +411,7 @@ class Posterior:
                 predictive=predictive,
                 score=score,
                 keep=frozenset(keep),
+                training=None if data is self.training else self.training,
             )
         except (RuntimeError, ValueError, IndexError) as error:
             shapes = [

@@ -126,4 +126,4 @@ def run_once(
 
 
 def _is_site(node: Any) -> bool:
-    return role(node) in ("latent", "observed", "conditioned", "deterministic")
+    return role(node) in ("latent", "enumerated", "observed", "conditioned", "deterministic")

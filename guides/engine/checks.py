@@ -295,9 +295,20 @@ def check_latents(prototype: Trace, guide: Callable[..., Any], reparameterised_o
             needs = _name(guide) if continuous_guide else "the objective"
             raise DiscreteLatentError(
                 f"latent site {name!r} is discrete ({type(site['fn']).__name__}), and {needs} needs continuous latents; "
-                "marginalise it in the model, infer it with pyro.infer.TraceEnum_ELBO and enumeration, or write a guide "
-                "that draws it and use objective='score_function'"
+                + _way_out(name, site["fn"])
             )
+
+
+def _way_out(name: str, fn: Any) -> str:
+    if getattr(fn, "has_enumerate_support", False):
+        return (
+            f'mark it to have it summed out, pyro.sample({name!r}, ..., infer={{"enumerate": "parallel"}}) or '
+            "@pyro.infer.config_enumerate over the model, or write a guide that draws it and use objective='score_function'"
+        )
+    return (
+        "it has no end of values to sum over, so marginalise it in the model, or write a guide that draws it and use "
+        "objective='score_function'"
+    )
 
 
 def check_guide(

@@ -35,8 +35,10 @@ from guides.engine.parameters import ParameterLayout, isolated_store
 from guides.engine.vectorise import Vectorised
 from guides.objectives.base import OWN_MODULE, Estimate, Objective, Stratum, joint_traces, num_strata
 from guides.objectives.components import stratum_log_weight
+from guides.program.enumeration import Enumerated, enumerated
+from guides.program.marks import is_marked
 from guides.program.prepare import PreparedModel, prepare
-from guides.program.sites import contribution, is_latent, is_observed
+from guides.program.sites import contribution, is_latent, is_observed, nodes, role
 from guides.program.subsampling import OwnPlates, own_plates
 from guides.program.validation import Unvalidated
 
@@ -104,7 +106,7 @@ class Program:
     :ivar own: plates whose rows the model chooses itself; a step is given them, all else runs on all of them.
     """
 
-    model: PreparedModel
+    model: PreparedModel | Enumerated
     guide: Callable[..., Any]
     objective: Objective
     parameters: ParameterLayout
@@ -132,30 +134,38 @@ class Program:
 
         :raises GuideMismatchError, DiscreteLatentError, MinibatchScaleError, UnsupportedModelError: see the classes.
         """
-        model = model.model if isinstance(model, PreparedModel) else model
+        while isinstance(model, PreparedModel | Enumerated):
+            model = model.model
         with isolated_store() as store, seeded(seed), torch.no_grad():
             some = data if batch_size is None else data.head(setup_rows(batch_size))
             own = OwnPlates() if batch_size is not None else _own_plates(model, guide, some)
             with own.whole():
                 prepared = _prepared(model, some)
                 follows, prototype = follow_rows(prepared, some, batch_size, data.size)
+                run: PreparedModel | Enumerated = prepared
+                if any(is_marked(s) for s in nodes(prototype).values()):
+                    run = enumerated(prepared, guide, prototype, some.args, some.kwargs)
+                    follows, prototype = follow_rows(run.visible, some, batch_size, data.size)
                 check_observed(model, prototype, some)
                 check_latents(prototype, guide, objective.reparameterised_only)
                 check_supports(prepared, prototype, guide, some, batch_size)
                 with told_in_words(guide, some):
                     guide_trace = poutine.trace(guide).get_trace(*some.args, **some.kwargs)
                 check_guide(prototype, guide_trace, guide, objective.reparameterised_only)
+                if isinstance(run, Enumerated):
+                    with quiet():
+                        run.check(some.args, some.kwargs, guide_trace, follows.rescaled if batch_size else frozenset())
             if batch_size is not None:
                 check_local(follows, prototype, guide, data.size)
             shown = {n: torch.arange(part) for n, (_, part) in own.streams.items()}
             part = data if batch_size is None else data.head(batch_size)
             # Quiet, as a start without density is the first step's to report, by site.
             with own.part(shown, guide), quiet(), told_in_words(guide, part):
-                noise = _noise(prepared, guide, objective, part)
+                noise = _noise(run, guide, objective, part)
             layout = ParameterLayout.discover(store, model, guide, objective)
         latents = tuple(n for n, s in prototype.nodes.items() if is_latent(s))
         return cls(
-            prepared,
+            run,
             guide,
             objective,
             layout,
@@ -193,6 +203,23 @@ class Program:
         self.parameters.write_back(flat[0])
         layout, index = self.parameters.without(own)
         return replace(self, parameters=layout), flat[:, index]
+
+    @property
+    def visible(self) -> Callable[..., Any]:
+        """The model with all of its sites: discrete latents that :attr:`model` sums out are drawn."""
+        return self.model.visible if isinstance(self.model, Enumerated) else self.model
+
+    @property
+    def discrete(self) -> tuple[str, ...]:
+        """Names of the discrete latents that are summed out."""
+        return tuple(n for n, s in nodes(self.prototype).items() if role(s) == "enumerated")
+
+    @property
+    def shared_discrete(self) -> frozenset[str]:
+        """Names of the discrete latents that are summed out and that stand in no plate of the rows of the data."""
+        frames = {n: {f.name for f in nodes(self.prototype)[n]["cond_indep_stack"] if f.vectorized} for n in self.discrete}
+        rows = self.follows.plates  # any plate might be that of the rows where this could not be found out
+        return frozenset(n for n, plates in frames.items() if not (plates & rows if rows else plates))
 
     @property
     def setup_rows(self) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from guides.errors import OptionError
+from guides.program.marks import continuous_part
 from guides.program.sites import nodes
 from guides.program.supports import PlainSupports, is_unconstrained, unconstraining
 
@@ -152,7 +153,7 @@ class Family(AutoGuide):
         return guide
 
     def __init__(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        super().__init__(PlainSupports()(model), *args, **kwargs)
+        super().__init__(PlainSupports()(continuous_part(model)), *args, **kwargs)
 
     def site_values(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the values of this guide's own sites that stand for given values of the model's latents."""

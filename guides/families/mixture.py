@@ -21,6 +21,7 @@ from torch.distributions import Normal, constraints
 from guides.errors import GuideMismatchError, OptionError, UnsupportedModelError
 from guides.families.base import Family, Finished, FitContext, FlatFamily, check_scale, init_function
 from guides.mixtures import MixtureDensity, chosen, weight_entropy
+from guides.program.marks import continuous_part
 from guides.program.sites import nodes
 from guides.registries import families
 
@@ -122,7 +123,9 @@ class Mixture(FlatFamily):
         members = []
         for start in self._starts(*args, **kwargs):
             # The innermost handler decides first, so that the family's own choice of a start never comes to pass.
-            member = self._family(InitMessenger(init_to_value(values=start))(self.plain_model), **self._options)
+            member = self._family(
+                InitMessenger(init_to_value(values=start))(continuous_part(self.plain_model)), **self._options
+            )
             member._setup_prototype(*args, **kwargs)
             members.append(member)
         # Parameters are ordered by their first use: weights first, here as in a draw.

@@ -18,6 +18,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent
 
+from guides.program.marks import is_summed_out
+
 __all__ = [
     "CONDITIONED",
     "Role",
@@ -32,7 +34,7 @@ __all__ = [
     "role",
 ]
 
-Role = Literal["latent", "observed", "conditioned", "deterministic", "factor", "subsample", "parameter"]
+Role = Literal["latent", "enumerated", "observed", "conditioned", "deterministic", "factor", "subsample", "parameter"]
 
 CONDITIONED = "_conditioned"
 """Key in a site's ``infer``: a latent that ``pyro.condition`` holds fixed, see :mod:`guides.program.prepare`."""
@@ -47,6 +49,7 @@ def role(site: Any) -> Role:
     """Return what a site of a trace is.
 
     * ``"latent"``: drawn, and to be inferred;
+    * ``"enumerated"``: a discrete latent that is summed out;
     * ``"observed"``: data;
     * ``"conditioned"``: a latent held at a value by ``pyro.condition``: it has a density, and is no data point;
     * ``"deterministic"``: a function of other sites without a density: ``pyro.deterministic``, or the original site of a
@@ -62,7 +65,7 @@ def role(site: Any) -> Role:
     if site["infer"].get("_deterministic"):
         return "deterministic"
     if not site["is_observed"]:
-        return "latent"
+        return "enumerated" if is_summed_out(site) else "latent"
     base, masked_out = _unwrapped(site["fn"])
     if isinstance(base, Delta):
         return "deterministic" if masked_out else "factor"
