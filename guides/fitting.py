@@ -15,6 +15,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from guides.engine.alone import undivided
+from guides.engine.buffers import buffers_kept
 from guides.engine.checks import check_values, scale_of
 from guides.engine.data import Data
 from guides.engine.factors import FactorsOrNaN
@@ -23,8 +24,9 @@ from guides.engine.keywords import check_names, keywords_of
 from guides.engine.loop import Settings, Trained, train
 from guides.engine.moving_supports import check_same_supports
 from guides.engine.owning import is_owned, replanted
-from guides.engine.parameters import isolated_store
+from guides.engine.parameters import isolated_store, reachable_modules
 from guides.engine.program import Program, seeded, setup_rows
+from guides.engine.statistics import check_statistics, gather_statistics, hand_over_statistics
 from guides.errors import (
     DataError,
     InterruptedFitWarning,
@@ -104,6 +106,10 @@ def fit(
     :param model_kwargs: keyword arguments of the model, the same at every step.
     :raises DataError, OptionError, GuideMismatchError, DiscreteLatentError, MinibatchScaleError, NonFiniteLossError,
         UnsupportedModelError: before any work is lost, naming what was found and what to do.
+
+    Batch normalisation in evaluation mode uses the running statistics that it has. In training mode it normalises by the
+    batch at every step, and in what follows the fit; its running statistics are gathered when the parameters have been
+    found, in 100 passes over batches.
 
     A loss that turns NaN later, or a matrix that has no Cholesky factor, stops that replicate with a
     :class:`~guides.NonFiniteLossWarning`, keeps the last finite parameters, and says in ``stop_reasons`` at which step and
@@ -245,7 +251,8 @@ def _fit(
     objective = make_objective(options.objective, options.num_particles)
     program, starts, checked = None, [], None
     for data, seed in zip(datasets, seeds):
-        with isolated_store(), seeded(seed), FactorsOrNaN():  # a prior's draw may have none; the start decides
+        kept = buffers_kept(reachable_modules(model, guide))
+        with kept, isolated_store(), seeded(seed), FactorsOrNaN():  # a prior's draw may have none; the start decides
             if settings.batch_size is not None and data is not checked:
                 check_values(model, data, settings.batch_size)
                 checked = data
@@ -263,6 +270,8 @@ def _fit(
         raise OptionError("neither model nor guide has parameters to optimise")
     if validations:
         _check_validates(program)
+    finishes = isinstance(program.guide, Family) and type(program.guide).finish is not Family.finish
+    check_statistics(program, len(seeds), finishes)
     if isinstance(program.guide, Family):
         enough = program.guide.begin(FitContext(program, starts[0], first, seeds[0]))
         if enough is not None and options.steps is None and options.epochs is None:
@@ -289,7 +298,15 @@ def _fit(
     posterior = _conclude(run, trained, family, family_options, setup - start, setup)
     if len(seeds) == 1:
         posterior.program.parameters.write_back(posterior.flat[0], spared=is_owned)
-    return posterior.owning()
+    owning = _with_statistics(posterior.owning(), run)
+    hand_over_statistics(owning.program, posterior.program)
+    return owning
+
+
+def _with_statistics(posterior: Posterior, run: Run) -> Posterior:
+    """Return a posterior that has its own modules, whose running statistics are those at its parameters."""
+    gather_statistics(posterior.program, posterior.flat[0], run.datasets[0], run.settings.batch_size, run.seeds[0])
+    return posterior
 
 
 def _warn_of(trained: Trained, settings: Settings, stacklevel: int) -> None:
@@ -360,7 +377,8 @@ def continue_fit(
         )
         _warn_of(trained, settings, stacklevel=4)
         again = replace(run, settings=settings, resume=trained.resume)
-        return _conclude(again, trained, posterior.family, posterior.options, 0.0, began).owning()
+        longer = _conclude(again, trained, posterior.family, posterior.options, 0.0, began)
+        return _with_statistics(longer.owning(), again)
 
 
 def _finish(

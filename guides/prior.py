@@ -11,8 +11,9 @@ from pyro import poutine
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
+from guides.engine.buffers import buffers_kept
 from guides.engine.noise import NoiseTape
-from guides.engine.parameters import isolated_store
+from guides.engine.parameters import isolated_store, reachable_modules
 from guides.engine.program import quiet, seeded
 from guides.engine.vectorise import over_draws
 from guides.program.sites import role
@@ -77,7 +78,8 @@ def sample_prior(
     values = sum(item.numel() for item in data if isinstance(item, Tensor))
     chunk = max(1, _ELEMENTS_PER_CHUNK // (100 * rows + 20 * values))
     device = first.device if first is not None else torch.device("cpu")
-    with torch.no_grad(), isolated_store(), quiet(), seeded(seed), warnings.catch_warnings():
+    kept = buffers_kept(reachable_modules(model))
+    with kept, torch.no_grad(), isolated_store(), quiet(), seeded(seed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the model cannot be vectorised")
         return over_draws(one, num_samples, chunk, device)
 
@@ -120,7 +122,7 @@ def run_once(
     The caller's random state and Pyro's parameter store are left as they were; ``run`` as in :func:`sample_prior`.
     """
     call = lambda: poutine.trace(model).get_trace(*args, **kwargs).nodes  # noqa: E731
-    with torch.no_grad(), isolated_store(), quiet(), seeded(0):
+    with buffers_kept(reachable_modules(model)), torch.no_grad(), isolated_store(), quiet(), seeded(0):
         nodes: Mapping[str, Any] = call() if run is None else run(call)
     return nodes
 

@@ -20,6 +20,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
+from guides.engine.buffers import normalisers
 from guides.engine.parameters import Owner, reachable_modules
 from guides.errors import DataError
 
@@ -66,7 +67,9 @@ def copy_of(program: Program, memo: dict[int, Any]) -> Program:
         {name: tuple((memo.get(id(module), module), a) for module, a in group) for name, group in owners.items()}
         for owners in (layout.owners, layout.pyro_owners)
     ]
-    parameters = replace(layout, owners=moved[0], pyro_owners=moved[1], initial=layout.initial.clone())
+    kept = tuple(memo.get(id(module), module) for module in layout.normalisers)
+    start = layout.initial.clone()
+    parameters = replace(layout, owners=moved[0], pyro_owners=moved[1], initial=start, normalisers=kept)
     return replace(program, model=model, guide=guide, objective=objective, parameters=parameters)
 
 
@@ -109,7 +112,7 @@ def pack(program: Program) -> dict[str, Any]:
             prototype.remove_node(name)
     return {
         **vars(program),
-        "parameters": replace(layout, owners={}, pyro_owners={}),
+        "parameters": replace(layout, owners={}, pyro_owners={}, normalisers=()),
         "prototype": prototype,
         "places": places,
         "kinds": [type(module).__name__ for module in modules],
@@ -134,7 +137,8 @@ def unpack(program: Program, state: dict[str, Any]) -> None:
     owners: list[dict[str, tuple[Owner, ...]]] = [
         {name: tuple((modules[i], attribute) for i, attribute in group) for name, group in part.items()} for part in places
     ]
-    vars(program)["parameters"] = replace(program.parameters, owners=owners[0], pyro_owners=owners[1])
+    kept = normalisers(modules)
+    vars(program)["parameters"] = replace(program.parameters, owners=owners[0], pyro_owners=owners[1], normalisers=kept)
 
 
 def _modules(program: Program) -> list[nn.Module]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from guides.engine.alone import LOCK
+from guides.engine.buffers import normalisers, without_statistics
 from guides.errors import UnsupportedModelError
 
 __all__ = ["Owner", "ParameterLayout", "Substitute", "detached_parameters", "isolated_store", "reachable_modules"]
@@ -129,6 +130,7 @@ class ParameterLayout:
     :ivar supports: constraints of the values that model and guide see.
     :ivar owners: for parameters that modules read as attributes, those modules.
     :ivar pyro_owners: for parameters that a ``PyroModule`` declares by ``PyroParam``, those modules.
+    :ivar normalisers: modules that keep running statistics.
     """
 
     names: tuple[str, ...]
@@ -137,6 +139,7 @@ class ParameterLayout:
     owners: dict[str, tuple[Owner, ...]]
     pyro_owners: dict[str, tuple[Owner, ...]]
     initial: Tensor
+    normalisers: tuple[nn.Module, ...] = ()
 
     @classmethod
     def discover(cls, store: ParamStoreDict, *functions: Callable[..., Any]) -> ParameterLayout:
@@ -163,7 +166,7 @@ class ParameterLayout:
                 )
         initial = torch.cat(flat) if flat else torch.zeros(0)
         pyro_owners = {n: pyro_params[n] for n in names if n in pyro_params and n not in owners}
-        return cls(tuple(names), tuple(shapes), tuple(supports), owners, pyro_owners, initial)
+        return cls(tuple(names), tuple(shapes), tuple(supports), owners, pyro_owners, initial, normalisers(modules))
 
     @property
     def size(self) -> int:
@@ -193,12 +196,17 @@ class ParameterLayout:
         names = tuple(compress(self.names, kept))
         owners = {n: o for n, o in self.owners.items() if n in names}
         shapes, supports = tuple(compress(self.shapes, kept)), tuple(compress(self.supports, kept))
-        return ParameterLayout(names, shapes, supports, owners, self.pyro_owners, self.initial[index]), index
+        initial = self.initial[index]
+        return ParameterLayout(names, shapes, supports, owners, self.pyro_owners, initial, self.normalisers), index
 
-    def call(self, flat: Tensor, function: Callable[[], Any]) -> Any:
-        """Call ``function`` with every parameter replaced by its part of ``flat``."""
+    def call(self, flat: Tensor, function: Callable[[], Any], keep_statistics: bool = False) -> Any:
+        """Call ``function`` with every parameter replaced by its part of ``flat``.
+
+        :param keep_statistics: let modules write down running statistics of what they normalise.
+        """
         values = self.constrained(flat)
-        with Substitute(values), _swapped(self.owners, values):
+        quiet = without_statistics(() if keep_statistics else self.normalisers)
+        with Substitute(values), _swapped(self.owners, values), quiet:
             return function()
 
     def write_back(self, flat: Tensor, spared: Callable[[nn.Module], bool] = lambda module: False) -> None:

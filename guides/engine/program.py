@@ -16,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from guides.engine.buffers import buffers_kept, check_still
 from guides.engine.checks import (
     Following,
     amortized_sites,
@@ -31,7 +32,7 @@ from guides.engine.left_out import check_observed
 from guides.engine.moving_supports import check_supports
 from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.owning import copy_of, pack, unpack
-from guides.engine.parameters import ParameterLayout, isolated_store
+from guides.engine.parameters import ParameterLayout, isolated_store, reachable_modules
 from guides.engine.vectorise import Vectorised
 from guides.objectives.base import OWN_MODULE, Estimate, Objective, Stratum, joint_traces, num_strata
 from guides.objectives.components import stratum_log_weight
@@ -136,7 +137,8 @@ class Program:
         """
         while isinstance(model, PreparedModel | Enumerated):
             model = model.model
-        with isolated_store() as store, seeded(seed), torch.no_grad():
+        modules = reachable_modules(model, guide)
+        with buffers_kept(modules) as changed, isolated_store() as store, seeded(seed), torch.no_grad():
             some = data if batch_size is None else data.head(setup_rows(batch_size))
             own = OwnPlates() if batch_size is not None else _own_plates(model, guide, some)
             with own.whole():
@@ -162,6 +164,7 @@ class Program:
             # Quiet, as a start without density is the first step's to report, by site.
             with own.part(shown, guide), quiet(), told_in_words(guide, part):
                 noise = _noise(run, guide, objective, part)
+            check_still(changed(), modules)
             layout = ParameterLayout.discover(store, model, guide, objective)
         latents = tuple(n for n, s in prototype.nodes.items() if is_latent(s))
         return cls(

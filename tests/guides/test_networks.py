@@ -335,3 +335,87 @@ def test_dropout_in_a_model_differs_between_steps_and_not_between_fits() -> None
     assert float(losses.std()) > 0.1
     torch.testing.assert_close(fit("eager"), losses)
     torch.testing.assert_close(fit("native"), losses)
+
+
+def _normalising(training: bool, layer: type[nn.Module] = nn.BatchNorm1d) -> nn.Module:
+    torch.manual_seed(0)
+    first = nn.Flatten() if layer is nn.BatchNorm1d else nn.Identity()
+    normalise = layer(IN * TIME if layer is nn.BatchNorm1d else TIME, track_running_stats=True)
+    return nn.Sequential(first, normalise, nn.Flatten(), nn.Linear(IN * TIME, 1)).train(training)
+
+
+def _statistics(network: nn.Module) -> list[Tensor]:
+    return [b.clone() for b in network.buffers()]
+
+
+def _check_unmoved(network: nn.Module, before: list[Tensor]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(_statistics(network), before))
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d, nn.InstanceNorm1d])
+def test_normalisation_in_training_mode_is_by_the_batch(layer: type[nn.Module]) -> None:
+    network = _normalising(training=True, layer=layer)
+    model = Around(copy.deepcopy(network))
+    posterior = guides.fit(model, "mean_field", X, Y, steps=6, compile="eager")
+    found = model.network[1]
+    x = X.flatten(1) if layer is nn.BatchNorm1d else X
+    mean = x.mean(0) if layer is nn.BatchNorm1d else x.mean((0, 2))
+    torch.testing.assert_close(found.running_mean, mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(posterior.model.network[1].running_mean, mean, rtol=1e-3, atol=1e-3)
+
+    stateless = copy.deepcopy(network)
+    stateless[1] = layer(network[1].num_features)
+    stateless[1].track_running_stats = False
+    stateless[1].running_mean = stateless[1].running_var = None
+    expected = guides.fit(Around(stateless), "mean_field", X, Y, steps=6)
+    torch.testing.assert_close(posterior.losses, expected.losses)
+
+    after = _statistics(model), _statistics(posterior.model)
+    posterior.predict(X, num_samples=3)
+    posterior.diagnose(num_samples=25)
+    posterior.to_arviz(num_samples=2, prior_samples=2)
+    guides.fit(Around(_normalising(training=True)), "mean_field", X, Y, steps=6, num_particles=2, batch_size=4)
+    _check_unmoved(model, after[0])
+    _check_unmoved(posterior.model, after[1])
+
+
+def test_normalisation_in_evaluation_mode_keeps_its_statistics() -> None:
+    network = _normalising(training=True)
+    network(X)
+    model = Around(network.eval())
+    before = _statistics(model)
+    posterior = guides.fit(model, "mean_field", X, Y, steps=4, replicates=2, num_particles=2)
+    posterior.predict(X[:1], num_samples=2)
+    _check_unmoved(model, before)
+
+
+def test_what_normalisation_cannot_share_is_refused_before_any_step() -> None:
+    model = Around(_normalising(training=True))
+    before = _statistics(model)
+    with pytest.raises(guides.OptionError, match=r"BatchNorm1d is in training mode.*\.eval\(\)"):
+        guides.fit(model, "mean_field", X, Y, steps=4, replicates=2)
+    with pytest.raises(guides.UnsupportedModelError, match=r"depends on the others of its batch.*\.eval\(\)"):
+        guides.fit(model, "laplace", X, Y, steps=4)
+    with pytest.raises(guides.DataError):
+        guides.fit(model, "mean_field", X, torch.ones(N, 3), steps=4)
+    _check_unmoved(model, before)
+
+
+class Counting(nn.Module):
+    """A network that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(IN * TIME, 1)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.out(x.flatten(1))
+
+
+def test_a_buffer_that_the_model_changes_is_refused_by_name() -> None:
+    model = Around(Counting())
+    with pytest.raises(guides.UnsupportedModelError, match=r"changes the buffer 'network\.calls' of a Counting"):
+        guides.fit(model, "mean_field", X, Y, steps=4, batch_size=4)
+    assert float(model.network.calls) == 0.0
