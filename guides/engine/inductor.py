@@ -27,6 +27,8 @@ __all__ = ["InductorLoop", "silent_compiler"]
 Inputs = tuple[Tensor, ...]
 
 _FORMAT = 1
+_LEAST_SECONDS = 15.0
+_SMALL_GRAPH = 160  # operations
 
 
 class _Loop(nn.Module):
@@ -73,8 +75,6 @@ class InductorLoop(LibraryLoop):
     processor and version of PyTorch.
     """
 
-    seconds = 15.0
-
     def __init__(self, graph: GraphModule, state: Inputs, shared: Inputs, varying: Inputs) -> None:
         lifted, self._constants = _with_constants_as_inputs(with_small_pieces_added(graph))
         split = (len(state), len(shared) + len(self._constants), len(self._constants))
@@ -82,6 +82,9 @@ class InductorLoop(LibraryLoop):
         self._loop = _Loop(lifted, *split, capacity)
         key = _key(lifted, (*state, *shared, *self._constants, *varying), split)
         super().__init__(graph, capacity, cache_folder() / f"{key}.pt2")
+        # A step is one function for the C++ compiler, whose time grows with the square of its length: 160 operations take
+        # 15 seconds, 650 more than 200.
+        self.seconds = _LEAST_SECONDS * max(1.0, len(graph.graph.nodes) / _SMALL_GRAPH) ** 2
         self._limit = torch.tensor(self.capacity)
         self._run: Any = None
 

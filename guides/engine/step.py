@@ -34,6 +34,8 @@ _GAIN = 0.7
 _UNTYPICAL = 2
 _MEASURED = 10
 _FIRST_CHECK = 50
+_LARGE = 2000  # operations of a graph
+_SECONDS_PER_NODE = 4e-3  # to write C++ for a large graph
 _FROM_FIT = 10  # calls from a warning here up to the caller of fit, whose line it is to show
 
 
@@ -258,7 +260,7 @@ class ChunkRunner:
             return None
         if (count, capacity) not in self._candidates:
             graph = self._step.graph(*state, *tensors, *(v[:, 0] for v in varying))
-            if graph is None:
+            if graph is None or not self._worth_a_look(graph, self._saved(count, capacity - done + left)):
                 return None
             try:
                 self._candidates[count, capacity] = self._candidate(graph, state, tensors, varying)
@@ -266,8 +268,7 @@ class ChunkRunner:
                 self._stay_traced(error)
                 return None
         loop = self._candidates[count, capacity]
-        timing = self._timings.get(count, _Timing())
-        worth = timing.settled and _GAIN * timing.best * (capacity - done + left) > loop.seconds
+        worth = self._saved(count, capacity - done + left) > loop.seconds
         if not (worth or self._mode != "auto" or loop.ready):
             return None
         try:
@@ -279,6 +280,16 @@ class ChunkRunner:
             return None
         self._loops[count] = loop
         return loop
+
+    def _saved(self, count: int, steps: int) -> float:
+        """Return how many seconds a compiled loop would save in so many steps; 0 as long as a step's time is not known."""
+        timing = self._timings.get(count, _Timing())
+        return _GAIN * timing.best * steps if timing.settled else 0.0
+
+    def _worth_a_look(self, graph: GraphModule, saved: float) -> bool:
+        """Tell whether to find out what compiling would take, which for a large graph takes long itself."""
+        nodes = len(graph.graph.nodes)
+        return self._mode != "auto" or nodes <= _LARGE or saved > _SECONDS_PER_NODE * nodes
 
     def _candidate(self, graph: GraphModule, state: Inputs, tensors: Inputs, varying: Inputs) -> CompiledLoop:
         """Return a loop that could be compiled.

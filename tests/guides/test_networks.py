@@ -15,6 +15,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import guides
 import zoo
+from guides.engine.inductor import InductorLoop
+from guides.engine.native.values import Unsupported
 from guides.engine.noise import Noise, NoiseTape
 from guides.engine.vectorise import Vectorised
 from guides.errors import EagerFallbackWarning
@@ -419,3 +421,41 @@ def test_a_buffer_that_the_model_changes_is_refused_by_name() -> None:
     with pytest.raises(guides.UnsupportedModelError, match=r"changes the buffer 'network\.calls' of a Counting"):
         guides.fit(model, "mean_field", X, Y, steps=4, batch_size=4)
     assert float(model.network.calls) == 0.0
+
+
+def _sum_of(latents: int) -> Callable[[Tensor], None]:
+    def model(y: Tensor) -> None:
+        total = sum(pyro.sample(f"z_{i}", dist.Normal(0.0, 1.0)) for i in range(latents))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(total, 1.0), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize(("latents", "guide", "low", "high"), [(1, "mean_field", 15, 25), (8, "mixture", 150, 1000)])
+def test_inductors_time_is_judged_by_the_graph(
+    monkeypatch: pytest.MonkeyPatch, latents: int, guide: str, low: float, high: float
+) -> None:
+    asked: list[float] = []
+
+    class Judged(InductorLoop):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args)  # type: ignore[arg-type]
+            asked.append(self.seconds)
+
+    def unable(*args: object) -> None:
+        raise Unsupported("nothing")
+
+    monkeypatch.setattr("guides.engine.step.NativeLoop", unable)
+    monkeypatch.setattr("guides.engine.step.InductorLoop", Judged)
+    guides.fit(_sum_of(latents), guide, Y, steps=20)
+    assert low <= asked[0] <= high
+
+
+def test_a_large_graph_is_not_lowered_to_find_out_that_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered: list[int] = []
+    monkeypatch.setattr("guides.engine.step._LARGE", 50)
+    monkeypatch.setattr("guides.engine.step.NativeLoop", lambda *_: lowered.append(1))
+    posterior = guides.fit(_sum_of(3), "mean_field", Y, steps=20)
+    assert not lowered
+    assert torch.isfinite(posterior.losses).all()
