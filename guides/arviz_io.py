@@ -8,7 +8,6 @@ generations differ. :func:`to_arviz` collects those dictionaries from a fitted p
 from __future__ import annotations
 
 import datetime
-import inspect
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -179,7 +178,8 @@ def to_arviz(
     * ``posterior_predictive``: observed sites drawn anew;
     * ``predictions``: observed and deterministic sites at the arguments ``predictions``;
     * ``log_likelihood``: observed sites, one number per observation, nats; where the model masks observations out, of the
-      others alone, along a dimension ``<site>_point`` that bears their labels;
+      others alone, along a dimension ``<site>_point`` that bears their labels. Guides that are point masses (``map``,
+      ``ensemble``, ``dropout``) have it only if ``groups`` names it, as ``arviz.compare`` would rank them first for nothing;
     * ``sample_stats``: ``lp`` (log joint density) and ``log_q`` (the guide's log density), nats, (chain, draw);
     * ``prior``, ``prior_predictive``: draws from the model with nothing observed; one chain;
     * ``observed_data``: values of the observed sites;
@@ -187,7 +187,8 @@ def to_arviz(
       holds fixed.
 
     Dimensions are named by plates, those of events ``<site>_dim_<i>``. A plate that bears the name of a
-    variable becomes ``<name>_plate``.
+    variable becomes ``<name>_plate``. What data frames call their rows and columns becomes ``coords``: rows of the plates
+    that follow them, columns of the argument and of the latents that belong to them.
 
     :param posterior: the fit.
     :param num_samples: draws per chain.
@@ -213,7 +214,12 @@ def to_arviz(
         >>> tree["posterior"]["theta"].dims
         ('chain', 'draw', 'school')
     """
+    from guides.labels import labels_of
+
     wanted = _wanted(groups, prior_samples, predictions)
+    point = bool(getattr(posterior.guide, "is_point_mass", False))
+    if groups is None and point:
+        wanted.discard("log_likelihood")
     sites = posterior.sites
     inferred = {name: list(site.dims) for name, site in sites.items()}
     unknown = sorted(set(dims or {}) - set(inferred))
@@ -221,6 +227,7 @@ def to_arviz(
         raise ValueError(f"dims names {unknown[0]!r}, which is no site of the model; its sites are {sorted(inferred)}")
     dims = {**inferred, **(dims or {})}
 
+    coords = {**labels_of(posterior), **(coords or {})}
     collected: dict[str, dict[str, Any]] = {name: {} for name in GROUPS if name in wanted}
     if wanted & {"posterior", "posterior_predictive", "log_likelihood", "sample_stats"}:
         draws = posterior.draws(num_samples, seed=seed, predictive="posterior_predictive" in wanted)
@@ -231,8 +238,8 @@ def to_arviz(
         }
         collected |= {name: _arrays(part) for name, part in parts.items() if name in wanted}
         if "log_likelihood" in wanted:
-            collected["log_likelihood"], labels = _points(draws, inferred, coords or {})
-            coords = {**labels, **(coords or {})}
+            collected["log_likelihood"], labels = _points(draws, inferred, coords)
+            coords = {**labels, **coords}
     if predictions is not None:
         new = _arrays(posterior.predict(*predictions, num_samples=num_samples, seed=seed))
         collected["predictions"] = new if posterior.replicates > 1 else {k: v[None] for k, v in new.items()}
@@ -248,7 +255,10 @@ def to_arviz(
         observed, constant, constant_dims = _data(posterior)
         dims |= {name: value for name, value in constant_dims.items() if name not in dims}
         collected |= {k: v for k, v in (("observed_data", observed), ("constant_data", constant)) if k in wanted}
-    return from_groups(collected, dims, coords, {"guide": posterior.family, "objective": posterior.objective})
+    attrs = {"guide": posterior.family, "objective": posterior.objective}
+    if groups is None and point:
+        attrs["log_likelihood"] = "left out: draws of a point mass are no posterior, to cross-validate by"
+    return from_groups(collected, dims, coords, attrs)
 
 
 def _wanted(groups: Collection[str] | None, prior_samples: int, predictions: tuple[Any, ...] | None) -> set[str]:
@@ -290,6 +300,7 @@ def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray],
     """Return the observed values, the other tensor arguments, and names for the dimensions of the latter."""
     import torch
 
+    from guides.engine.inputs import named_arguments
     from guides.prior import run_once
 
     args, kwargs = posterior.data, posterior.training.kwargs
@@ -298,7 +309,7 @@ def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray],
     observed = {name: nodes[name]["value"] for name, site in sites.items() if site.kind == "observed"}
     constant = {
         name: value
-        for name, value in _named_arguments(posterior.model, args, kwargs).items()
+        for name, (_, value) in named_arguments(posterior.model, args, kwargs).items()
         if isinstance(value, torch.Tensor) and not any(torch.equal(value, seen) for seen in observed.values())
     }
     constant |= {name: nodes[name]["value"] for name, site in sites.items() if site.kind == "conditioned"}
@@ -316,21 +327,6 @@ def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray],
 def _with_parameters(posterior: Any) -> Callable[[Callable[[], Any]], Any]:
     """Return what calls a function with the model's learnt parameters, those of the first restart, in place."""
     return lambda function: posterior.program.call(posterior.flat[0], function)
-
-
-def _named_arguments(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(getattr(model, "forward", model))
-    bound = signature.bind(*args, **kwargs)
-    named: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            named |= {f"{name}_{i}": item for i, item in enumerate(value)}
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            named |= value
-        else:
-            named[name] = value
-    return named
 
 
 def _prior(posterior: Any, num_samples: int, seed: int | None) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from guides.engine.alone import undivided
 from guides.engine.buffers import buffers_kept
 from guides.engine.checks import check_values, scale_of
-from guides.engine.data import Data
+from guides.engine.data import Data, forms_from
 from guides.engine.factors import FactorsOrNaN
 from guides.engine.inputs import read, read_like
 from guides.engine.keywords import check_names, keywords_of
@@ -29,7 +29,10 @@ from guides.engine.program import Program, seeded, setup_rows
 from guides.engine.statistics import check_statistics, gather_statistics, hand_over_statistics
 from guides.errors import (
     DataError,
+    DiscreteLatentError,
+    GuideMismatchError,
     InterruptedFitWarning,
+    MinibatchScaleError,
     NonFiniteLossError,
     NonFiniteLossWarning,
     OptionError,
@@ -39,6 +42,7 @@ from guides.families.base import Family, FitContext
 from guides.objectives.base import Objective
 from guides.options import FitOptions, make_objective
 from guides.posterior import Posterior, Run
+from guides.program.sites import nodes
 from guides.registries import families, objectives
 
 __all__ = ["continue_fit", "fit", "fit_many", "guide_factory", "restore"]
@@ -140,7 +144,8 @@ def fit(
     check_whole("replicates", replicates, least=1)
     check_whole("seed", seed)
     where = _device(device)
-    training = _read(model, guide, data, model_kwargs, where, seed, batch_size, wanted=isinstance(validation, float))
+    with undivided("guides.fit"):
+        training = _read(model, guide, data, model_kwargs, where, seed, batch_size, wanted=isinstance(validation, float))
     batch_size = training.batch_size if batch_size is None else batch_size
     held_out = None
     if isinstance(validation, float):
@@ -213,7 +218,8 @@ def fit_many(
         raise DataError("datasets is empty; pass at least one tuple of model arguments")
     where = _device(device)
     _check_model(model)
-    training = [_read(model, guide, datasets[0], model_kwargs, where, 0, options.get("batch_size"))]
+    with undivided("guides.fit_many"):
+        training = [_read(model, guide, datasets[0], model_kwargs, where, 0, options.get("batch_size"))]
     training += [read_like(model, training[0], d, model_kwargs, where) for d in datasets[1:]]
     held_out = None
     if validations is not None:
@@ -529,9 +535,18 @@ def _device(device: str | torch.device) -> torch.device:
     return chosen
 
 
+def _latent_shapes(program: Program) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(nodes(program.prototype)[name]["value"].shape) for name in program.latents}
+
+
+def _saved_model(content: dict[str, Any]) -> str:
+    listed = ", ".join(f"{n} {tuple(s)}" for n, s in content.get("sites", {}).items())
+    return f"a model with the latent sites {listed}" if listed else "another model"
+
+
 def restore(content: dict[str, Any], model: Model, guide: Any) -> Posterior:
     """Rebuild a posterior from what :meth:`guides.Posterior.save` wrote."""
-    training = Data.of(content["args"], content["kwargs"])
+    training = replace(Data.of(content["args"], content["kwargs"]), forms=forms_from(content.get("forms", {})))
     spec = guide if guide is not None else (content["family"], content["options"])
     if guide is None and content["family"] not in families:
         raise OptionError(f"the saved guide {content['family']!r} is not in the registry; pass it as guide=")
@@ -544,10 +559,19 @@ def restore(content: dict[str, Any], model: Model, guide: Any) -> Posterior:
     make, family, options = guide_factory(model, spec)
     objective = make_objective(content["objective"], None)
     batch_size = content.get("batch_size")
-    program = Program.build(model, make(), objective, training, batch_size=batch_size, seed=content["seed"])
+    try:
+        program = Program.build(model, make(), objective, training, batch_size=batch_size, seed=content["seed"])
+    except (DataError, GuideMismatchError, DiscreteLatentError, MinibatchScaleError) as error:
+        raise DataError(f"the saved posterior is of {_saved_model(content)}, which this is not: {error}") from error
     finished = program.guide.finished_guide() if isinstance(program.guide, Family) else None
     if finished is not None:
         program = Program.build(model, finished, objective, training, batch_size=None, seed=0)
+    here_sites = _latent_shapes(program)
+    if content.get("sites", here_sites) != here_sites:
+        listed = ", ".join(f"{n} {s}" for n, s in here_sites.items())
+        raise DataError(
+            f"the saved parameters are not those of this model: they are of {_saved_model(content)}, this one has {listed}"
+        )
     layout = program.parameters
     if layout.names != tuple(content["names"]) or layout.size != content["flat"].shape[-1]:
         saved, here = ", ".join(content["names"]), ", ".join(layout.names)

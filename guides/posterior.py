@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from guides.draws import PARTS, Draws, Site, sites, take_draws
-from guides.engine.data import Data
+from guides.engine.data import Data, plain_forms
 from guides.engine.inputs import read_like
 from guides.engine.loop import Settings
 from guides.engine.owning import is_owned, owned
@@ -26,6 +26,7 @@ from guides.engine.state_file import write_whole
 from guides.engine.words import describe, in_words
 from guides.errors import DataError, OptionError
 from guides.families.base import Family
+from guides.program.sites import nodes
 
 if TYPE_CHECKING:
     from guides.diagnostics import Diagnosis
@@ -336,6 +337,8 @@ class Posterior:
             "names": self.program.parameters.names,
             "args": tuple(a.cpu() if isinstance(a, Tensor) else a for a in self.training.args),
             "kwargs": self.training.kwargs,
+            "forms": plain_forms(self.training.forms),
+            "sites": {n: tuple(nodes(self.program.prototype)[n]["value"].shape) for n in self.program.latents},
         }
 
         def write(file: IO[bytes]) -> None:

@@ -40,6 +40,7 @@ __all__ = [
 
 LEVELS = (0.5, 0.8, 0.95)
 _SQRT_2 = math.sqrt(2.0)
+_WHOLE = 0.05
 
 
 def _check_draws(draws: Tensor, y: Tensor, name: str = "draws") -> None:
@@ -359,13 +360,33 @@ def class_probabilities(log_likelihoods: Sequence[Tensor]) -> Tensor:
     :param log_likelihoods: K tensors (S, N) in nats; entry c has every label set to c, from the same draws:
         ``[posterior.log_likelihood(x, torch.full((N,), c), seed=0)["y"] for c in range(K)]``.
     :returns: (N, K), rows sum to one.
+    :raises ValueError: for anything else, such as logits, or draws of a predicted site.
 
     Example::
 
         >>> class_probabilities([torch.full((4, 1), 0.25).log(), torch.full((4, 1), 0.75).log()])
         tensor([[0.2500, 0.7500]])
     """
-    return torch.stack([log_predictive_density(value) for value in log_likelihoods], dim=-1).softmax(-1)
+    what = (
+        "pass a list of K log-likelihoods (S, N), one for each label: posterior.log_likelihood(x, torch.full((N,), c), ...)"
+    )
+    if isinstance(log_likelihoods, Tensor):
+        raise ValueError(
+            f"log_likelihoods is one tensor of shape {tuple(log_likelihoods.shape)}; {what}. Of logits (S, N, K), such as a "
+            "site of posterior.predict, take f.softmax(-1).mean(0); of logits (S, N), p = f.sigmoid().mean(0)"
+        )
+    shapes = sorted({tuple(value.shape) for value in log_likelihoods})
+    if len(log_likelihoods) < 2 or len(shapes) > 1 or len(shapes[0]) != 2:
+        raise ValueError(f"log_likelihoods holds {len(log_likelihoods)} tensors of shapes {shapes}; {what}")
+    logs = torch.stack([log_predictive_density(value) for value in log_likelihoods], dim=-1)
+    total = logs.logsumexp(-1).exp()
+    if not bool(((total - 1.0).abs() < _WHOLE).all()):
+        worst = float(total[(total - 1.0).abs().nan_to_num(torch.inf).argmax()])
+        raise ValueError(
+            f"the probabilities of the {len(log_likelihoods)} labels add up to {worst:.3g} at a point instead of 1; {what}, "
+            "for all labels that there are, with the same seed so that they are of the same draws"
+        )
+    return logs.softmax(-1)
 
 
 def accuracy(probabilities: Tensor, labels: Tensor) -> Tensor:

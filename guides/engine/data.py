@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guides.errors import DataError, OptionError
 
-__all__ = ["Data", "Form", "stack"]
+__all__ = ["Data", "Form", "forms_from", "plain_forms", "stack"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,42 @@ class Data:
         return self.take(order[held_out:]), self.take(order[:held_out])
 
 
+def plain_forms(forms: Mapping[int | str, Form]) -> dict[int | str, dict[str, Any]]:
+    """Return forms as plain Python, to be saved; labels that are neither text nor numbers become text."""
+    return {
+        key: {
+            "kept": form.kept,
+            "dtype": None if form.dtype is None else str(form.dtype)[6:],
+            "dims": list(form.dims),
+            "labels": [None if a is None else list(map(_plain, a.tolist())) for a in form.labels],
+            "categories": list(map(_plain, form.categories)),
+        }
+        for key, form in forms.items()
+    }
+
+
+def forms_from(plain: Mapping[int | str, Mapping[str, Any]]) -> dict[int | str, Form]:
+    """Return the forms that :func:`plain_forms` made plain."""
+    return {
+        key: Form(
+            kept=form["kept"],
+            dtype=None if form["dtype"] is None else getattr(torch, form["dtype"]),
+            dims=tuple(form["dims"]),
+            labels=tuple(None if a is None else _array(a) for a in form["labels"]),
+            categories=tuple(form["categories"]),
+        )
+        for key, form in plain.items()
+    }
+
+
+def _array(labels: Sequence[Any]) -> np.ndarray:
+    return np.asarray(labels, dtype=object if any(isinstance(v, str) for v in labels) else None)
+
+
+def _plain(label: Any) -> Any:
+    return label if isinstance(label, str | int | float) else str(label)
+
+
 def stack(parts: Sequence[Data]) -> tuple[Any, ...]:
     """Stack the positional arguments of equally shaped data sets along a new first dimension.
 
@@ -159,7 +195,7 @@ def _tensor(value: Any, device: torch.device | None) -> Any:
 def _check_values(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         return
-    if value.numel() == 0:
+    if value.numel() == 0 and (value.dim() < 2 or len(value) == 0):  # rows without columns are no covariates, which is fine
         raise DataError(f"{name} is empty (shape {tuple(value.shape)}); a fit needs at least one data point")
     if value.is_floating_point():
         bad = ~torch.isfinite(value)

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import guides
 import zoo
+from guides.predictive import class_probabilities
 
 QUICK = {"steps": 30, "lr": 0.05}
 NEVER = {"steps": 10**9}
@@ -368,3 +369,150 @@ def test_data_far_from_the_scale_of_a_network():
     with pytest.warns(guides.NonFiniteLossWarning, match=r"Argument 0 has values up to .* scale of about 1"):
         fitted = guides.fit(vae(), encoder, 0.2 * values, steps=100, lr=10.0)
     assert "scale of about 1" in fitted.stop_reasons[0]
+
+
+@pytest.fixture
+def frames(data):
+    pandas = pytest.importorskip("pandas")
+    x, y = data
+    index = [f"p{i}" for i in range(24)]
+    table = pandas.DataFrame(x.double().numpy(), columns=["age", "bmi", "dose"], index=index)
+    return pandas, table, pandas.Series(y.numpy(), index=index, name="y")
+
+
+def test_data_frames_are_their_numbers_and_name_the_coordinates(frames, data, tmp_path):
+    _, x, y = frames
+    fitted = guides.fit(linear, "mean_field", x, y, **QUICK)
+    assert same(fitted, guides.fit(linear, "mean_field", *data, **QUICK))
+    fitted.save(tmp_path / "fit")
+    for posterior in (fitted, guides.Posterior.load(tmp_path / "fit", linear)):
+        tree = posterior.to_arviz(num_samples=2, prior_samples=2)
+        assert tree["posterior"].coords["w_dim_0"].values.tolist() == ["age", "bmi", "dose"]
+        assert tree["prior"].coords["w_dim_0"].values.tolist() == ["age", "bmi", "dose"]
+        assert tree["constant_data"].coords["x_dim_1"].values.tolist() == ["age", "bmi", "dose"]
+        assert tree["log_likelihood"].coords["data"].values.tolist() == list(x.index)
+        wanted = posterior.predict(x, num_samples=3)["y"]
+        assert torch.equal(posterior.predict(x[["dose", "age", "bmi"]], num_samples=3)["y"], wanted)
+        assert torch.equal(posterior.predict(x.to_numpy(), num_samples=3)["y"], wanted)
+        with pytest.raises(guides.DataError, match="argument 0 lacks the column 'dose' of the training data"):
+            posterior.predict(x[["age", "bmi"]])
+    renamed = fitted.to_arviz(num_samples=2, prior_samples=0, coords={"w_dim_0": [1, 2, 3]})
+    assert renamed["posterior"].coords["w_dim_0"].values.tolist() == [1, 2, 3]
+
+
+def test_a_dimension_that_only_has_the_size_of_the_columns_gets_no_labels(frames, data):
+    _, x, _ = frames
+
+    def classes(x, y):  # three columns and three classes
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3, 3]).to_event(2))
+        b = pyro.sample("b", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=x @ w + b), obs=y)
+
+    fitted = guides.fit(classes, "mean_field", x, torch.arange(24) % 3, **QUICK)
+    tree = fitted.to_arviz(num_samples=2, prior_samples=0)
+    assert tree["posterior"].coords["w_dim_0"].values.tolist() == ["age", "bmi", "dose"]
+    assert tree["posterior"].coords["w_dim_1"].values.tolist() == [0, 1, 2]
+    assert tree["posterior"].coords["b_dim_0"].values.tolist() == [0, 1, 2]
+
+
+def test_labelled_arrays(data):
+    xarray = pytest.importorskip("xarray")
+    x = xarray.DataArray(data[0].numpy(), dims=("person", "feature"), coords={"feature": ["a", "b", "c"]})
+    fitted = guides.fit(linear, "mean_field", x, data[1], **QUICK)
+    assert same(fitted, guides.fit(linear, "mean_field", *data, **QUICK))
+    tree = fitted.to_arviz(num_samples=2, prior_samples=0)
+    assert tree["posterior"].coords["w_dim_0"].values.tolist() == ["a", "b", "c"]
+    with pytest.raises(guides.DataError, match="argument 0 is a Dataset of several arrays"):
+        guides.fit(linear, "mean_field", x.to_dataset(name="x"), data[1], **NEVER)
+
+
+def test_a_model_that_takes_the_frame_apart_gets_the_frame(frames):
+    pandas, x, y = frames
+
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        age = torch.as_tensor(x["age"].to_numpy(), dtype=torch.float)
+        with pyro.plate("data", len(age)):
+            pyro.sample("y", dist.Normal(w * age, 1.0), obs=y)
+
+    fitted = guides.fit(model, "mean_field", x, y, **QUICK)
+    assert fitted.predict(x.iloc[:4], num_samples=2)["y"].shape == (2, 4)
+    assert fitted.predict(pandas.DataFrame({"age": [1.0], "b": ["?"]}), num_samples=2)["y"].shape == (2, 1)
+
+
+def test_categories_are_codes_where_they_stand_alone(frames, data):
+    pandas, x, y = frames
+    g = pandas.Series(list("bca") * 8, dtype="category")
+    wanted = guides.fit(groups, "mean_field", torch.tensor([1, 2, 0] * 8), data[1], **QUICK)
+    fitted = guides.fit(groups, "mean_field", g, data[1], **QUICK)
+    assert same(fitted, wanted)
+    assert fitted.predict(g[:2], torch.zeros(2), num_samples=2)["y"].shape == (2, 2)
+    with pytest.raises(guides.DataError, match=r"argument 0 has the categories 'b', 'c', .* were 'a', 'b', 'c'"):
+        fitted.predict(pandas.Series(["b", "c"], dtype="category"), torch.zeros(2))
+    with pytest.raises(guides.DataError, match=r"argument 0 is categorical \('a', 'b', 'c'\) with missing values"):
+        guides.fit(groups, "mean_field", g.where(g != "c"), data[1], **NEVER)
+    for column, message in (
+        (g.to_numpy(), "column 'dose' of argument 0 holds the strings 'a', 'b', 'c'"),
+        (g.set_axis(x.index), "column 'dose' of argument 0 is categorical.*get_dummies"),
+        (pandas.date_range("2020", periods=24), "column 'dose' of argument 0 holds dates"),
+        ([None, *range(22), "x"], "column 'dose' of argument 0 holds None, which is no number"),
+    ):
+        with pytest.raises(guides.DataError, match=message):
+            guides.fit(linear, "mean_field", x.assign(dose=column), y, **NEVER)
+
+
+def test_a_saved_posterior_of_another_model(data, tmp_path):
+    guides.fit(linear, "mean_field", *data, **QUICK).save(tmp_path / "fit")
+
+    def other(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w.sum(), 1.0), obs=y)
+
+    with pytest.raises(guides.DataError, match=r"not those of this model: .* latent sites w \(3,\), this one has w \(4,\)"):
+        guides.Posterior.load(tmp_path / "fit", other)
+    with pytest.raises(
+        guides.DataError, match=r"saved posterior is of a model with the latent sites w \(3,\), which this is no"
+    ):
+        guides.Posterior.load(tmp_path / "fit", lambda x: None)
+
+
+def test_class_probabilities_take_log_likelihoods_of_every_label(data):
+    x = data[0]
+    posterior = guides.fit(categorical, "mean_field", x, torch.arange(24) % 3, **QUICK)
+    logs = [posterior.log_likelihood(x, torch.full((24,), c), seed=0)["y"] for c in range(3)]
+    probabilities = class_probabilities(logs)
+    assert probabilities.shape == (24, 3)
+    assert torch.allclose(probabilities.sum(-1), torch.ones(24))
+    for wrong, message in (
+        (torch.randn(1000, 24, 3), r"one tensor of shape \(1000, 24, 3\).*softmax\(-1\).mean\(0\)"),
+        ([torch.randn(2, 1000, 24)] * 3, r"shapes \[\(2, 1000, 24\)\]"),
+        ([logs[0], logs[1][:, :3], logs[2]], r"shapes \[\(1000, 3\), \(1000, 24\)\]"),
+        (logs[:2], "add up to .* at a point instead of 1.*same seed"),
+        ([torch.randn(1000, 24) for _ in range(3)], "add up to .* instead of 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            class_probabilities(wrong)
+
+
+def test_point_masses_have_no_log_likelihood_to_compare_by(data):
+    for guide in ("map", "ensemble"):
+        posterior = guides.fit(linear, guide, *data, **QUICK)
+        tree = posterior.to_arviz(num_samples=2, prior_samples=0)
+        assert "log_likelihood" not in tree.groups()
+        assert "point mass" in tree["posterior"].attrs["log_likelihood"]
+        asked = posterior.to_arviz(num_samples=2, groups=["posterior", "log_likelihood"])
+        assert asked["log_likelihood"]["y"].shape == (1, 2, 24)
+    assert "log_likelihood" in guides.fit(linear, "laplace", *data, **QUICK).to_arviz(num_samples=2).groups()
+
+
+def test_covariates_without_columns(data):
+    def trend(y, covariates):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([covariates.shape[-1] + 1]).to_event(1))
+        with pyro.plate("time", len(y)):
+            pyro.sample("y", dist.Normal(level + covariates @ w[1:], 1.0), obs=y)
+
+    fitted = guides.fit(trend, "mean_field", data[1], torch.empty(24, 0), **QUICK)
+    assert fitted.predict(data[1][:7], torch.empty(7, 0), num_samples=2)["y"].shape == (2, 7)
