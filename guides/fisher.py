@@ -19,6 +19,7 @@ from guides.engine.program import quiet, seeded
 from guides.errors import UnsupportedModelError
 from guides.hessian import Hessian
 from guides.likelihoods import coordinates, fisher_is_known
+from guides.program.enumeration import summing_out
 from guides.program.prepare import prepare
 from guides.program.sites import contribution, is_observed, nodes, role
 from guides.program.supports import unconstraining
@@ -85,7 +86,7 @@ def likelihoods(
     with quiet(), seeded(0):
         with torch.no_grad():
             with poutine.block():  # this runs inside whatever traces the guide's first call
-                prepared = prepare(model, args, kwargs)
+                prepared = summing_out(prepare(model, args, kwargs), args, kwargs)
             first, second = (nodes(trace_at(point)) for point in (here, here + _STEP * along))
         terms = {n: s for n, s in first.items() if n not in latents and role(s) in ("observed", "factor")}
         known = frozenset(n for n, s in terms.items() if is_observed(s) and n in second and _tells_all(n, s, second[n]))

@@ -35,7 +35,7 @@ from guides.program.log_space import PlainLogRing
 from guides.program.marks import Marks, is_marked
 from guides.program.prepare import PreparedModel
 
-__all__ = ["Enumerated", "Marginal", "add_values", "enumerated", "with_values"]
+__all__ = ["Enumerated", "Marginal", "add_values", "enumerated", "summing_out", "with_values"]
 
 _NO_SHAPE = torch.Size()
 
@@ -83,6 +83,7 @@ class _Term:
     :ivar site: Pyro's message of the site.
     :ivar fn: its distribution.
     :ivar scale: as the model's own handlers have it.
+    :ivar observed: whether the model says so; a handler outside may hold a latent fixed.
     :ivar density: log density, packed, with its mask and without scale.
     """
 
@@ -91,6 +92,7 @@ class _Term:
     scale: Any
     mask: Any
     frames: tuple[CondIndepStackFrame, ...]
+    observed: bool
     density: Any = None
     symbols: dict[int, str] = field(default_factory=dict)
     ordinal: frozenset[str] = frozenset()
@@ -102,10 +104,6 @@ class _Term:
     @property
     def enumerated(self) -> bool:
         return self.site["infer"].get("_enumerate_dim") is not None
-
-    @property
-    def observed(self) -> bool:
-        return bool(self.site["is_observed"])
 
     @property
     def symbol(self) -> str:
@@ -143,7 +141,7 @@ class _Collect(Messenger):
         fn = msg["fn"]
         if not isinstance(fn, TorchDistributionMixin) or msg["infer"].get("_deterministic"):
             return
-        term = _Term(msg, fn, msg["scale"], msg["mask"], msg["cond_indep_stack"])
+        term = _Term(msg, fn, msg["scale"], msg["mask"], msg["cond_indep_stack"], bool(msg["is_observed"]))
         if term.enumerated:
             msg["stop"] = True
         elif not self._depends(fn, msg["value"] if msg["is_observed"] else None):
@@ -277,6 +275,13 @@ def enumerated(
             f"(pyro.poutine.block(model, hide={names[:3]!r})), or use a guide of this library, which leaves them out itself"
         ) from error
     return Enumerated.of(model, prototype, guide_trace)
+
+
+def summing_out(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return a model with its marked sites summed out; the model itself if it marks none."""
+    with poutine.block():
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    return Enumerated.of(model, trace, Trace()) if any(is_marked(s) for s in _nodes(trace).values()) else model
 
 
 def with_values(trace: Trace, values: Mapping[str, Tensor]) -> Trace:

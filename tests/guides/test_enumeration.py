@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -215,7 +216,7 @@ def test_minibatches_see_the_same_bound():
     assert abs(float(parts.losses[0, -200:].mean() - whole.losses[0, -50:].mean())) < 3
 
 
-@pytest.mark.parametrize("name", ["mean_field", "full_rank", "low_rank", "map", "mixture", "ensemble"])
+@pytest.mark.parametrize("name", ["mean_field", "full_rank", "low_rank", "map", "mixture", "ensemble", "laplace"])
 @pytest.mark.parametrize("model", [gmm, hmm])
 def test_every_family_takes_a_model_with_marked_latents(name, model):
     y = torch.tensor([-1.2, 0.3, 0.9, 1.4])
@@ -276,3 +277,21 @@ def test_a_site_outside_the_plate_of_a_discrete_latent_is_refused(reduce):
 
     with pytest.raises(guides.UnsupportedModelError, match="'k'"):
         guides.fit(model, "mean_field", torch.tensor(1.0), steps=5)
+
+
+def test_the_example_of_the_page_runs():
+    page = (Path(__file__).parents[2] / "docs" / "enumeration.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    assert names["draws"]["label"].shape == (100, 90)
+    assert float((names["draws"]["means"].mean(0) - torch.tensor([-2.0, 1.0])).abs().max()) < 0.3
+
+
+def test_laplace_takes_the_curvature_of_the_sum():
+    x = torch.tensor([-2.1, 0.4, 2.0, 3.3])
+    posterior = guides.fit(gmm, "laplace", x, steps=400, lr=0.05)
+    mode = torch.tensor(float(posterior.parameters[next(n for n in posterior.parameters if n.endswith("loc"))]))
+    joint = lambda s: gmm_rows(x, s).sum() + dist.Normal(0.0, 1.0).log_prob(s)  # noqa: E731
+    exact = (-torch.func.hessian(joint)(mode)) ** -0.5
+    torch.testing.assert_close(posterior.sample(20_000)["shift"].std(), exact, rtol=0.03, atol=0)
