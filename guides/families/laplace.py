@@ -51,8 +51,11 @@ class Laplace(FlatFamily):
         q(z) = \mathcal{N}(z \mid \hat z, A^{-1}), \qquad
         \hat z = \arg\max_z \log p(x, z), \qquad A = -\nabla^2_z \log p(x, \hat z)
 
-    ``guides.fit`` finds the mode, then computes the curvature. As a guide in stock SVI it is a point mass; call
-    :meth:`laplace_approximation` afterwards, as with Pyro's ``AutoLaplaceApproximation``, which it replaces.
+    ``guides.fit`` finds the mode, then computes the curvature, of any likelihood: by its Fisher information where that is
+    known, or else by the exact Hessian of its log density, as for ``pyro.factor``. What cannot be done is refused before the
+    first step. Around the last layer of a trained network (``zoo.bayesianize``) no step is needed. As a guide in stock SVI
+    it is a point mass; call :meth:`laplace_approximation` afterwards, as with Pyro's ``AutoLaplaceApproximation``, which it
+    replaces.
 
     **When:** a good mode and a posterior close to normal; a fast check on any fit; the log evidence. **When not:** several
     modes, hard boundaries, or a mode that is not typical of the posterior (as with hierarchical scales).
@@ -62,17 +65,19 @@ class Laplace(FlatFamily):
     :param curvature: the precision matrix A:
 
         * ``"ggn"`` (default): generalised Gauss-Newton matrix of the likelihood plus the prior's curvature (its positive
-          part); always positive definite;
+          part, where the sum is not positive definite without); exact Hessian of terms without a known Fisher information;
         * ``"hessian"``: exact. At the mode of a network it is rarely positive definite; eigenvalues below a floor are
           raised to it;
         * ``"diagonal"``: the diagonal of the Gauss-Newton matrix; for many latents;
         * ``"kron"``: Kronecker factors per unconstrained weight matrix, Gauss-Newton blocks for other sites.
     :param sites: ``"all"``, ``"last_layer"`` (the last weight matrix that data are multiplied by and the bias that follows
-        it), or names of latent sites; the others stay at the mode.
+        it), or names of latent sites; the others stay at the mode, or, around a trained network, at its weights: where a
+        latent says at which value it starts (``infer={"start": value}``, as ``zoo.bayesianize`` does) and a Newton step of
+        the sites to integrate could not raise the log likelihood by more than 0.05 nats per data point.
     :param predictive: ``"sampled"`` runs the model at draws of z; ``"linearised"`` linearises each data point's distribution
         around the mode, :math:`\varphi(z) \approx \varphi(\hat z) + J (z - \hat z)`. With ``"ggn"`` the latter is the model
         whose exact posterior q is, and it is far more robust for networks. By default linearised where the curvature is of
-        Gauss-Newton type, sampled for ``"hessian"``.
+        Gauss-Newton type, sampled for ``"hessian"`` and where the Fisher information of an observed site is not known.
     :param floor: smallest eigenvalue of A to allow; by default 99% of the prior's smallest curvature, so that no direction
         is wider than under the prior and rounding repairs nothing. ``posterior.info`` says how many eigenvalues were
         raised, and from what.
@@ -80,8 +85,11 @@ class Laplace(FlatFamily):
         is sought, then choose them by the Laplace log evidence, alternating with Newton steps on the mode, this many times.
     :param create_plates: see :class:`guides.MAP`.
     :raises OptionError: for an unknown option or site.
+    :raises UnsupportedModelError: for a term that cannot be differentiated twice or has kinks; for ``"kron"`` and
+        ``"linearised"`` where the Fisher information is not known.
 
-    ``posterior.info`` holds, per replicate: ``log_evidence`` (nats), ``curvature``, ``repaired`` (eigenvalues raised),
+    ``posterior.info`` holds, per replicate: ``log_evidence`` (nats; of the data and the sites that vary, given the others,
+    whose prior densities do not count), ``curvature``, ``repaired`` (eigenvalues raised),
     ``min_eigenvalue`` (before), ``prior_repaired`` (negative eigenvalues of the prior's curvature set to zero), ``floor``,
     ``dimension``, ``gradient_norm`` at the mode.
 
