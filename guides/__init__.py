@@ -41,6 +41,7 @@ from guides.families import (
     MixtureAmortized,
     SemiAmortized,
     StickBreakingRNN,
+    Structured,
 )
 from guides.fitting import fit, fit_many
 from guides.gaps import InferenceGap, inference_gap
@@ -114,6 +115,7 @@ __all__ = [
     "StickBreakingRNN",
     "StorageError",
     "StorageWarning",
+    "Structured",
     "UnsupportedModelError",
     "Warmup",
     "cavi",

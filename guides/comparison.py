@@ -12,6 +12,7 @@ from guides.diagnostics.psis import MIN_DRAWS
 from guides.engine.keywords import check_names, keywords_of
 from guides.errors import OptionError
 from guides.fitting import fit, guide_factory
+from guides.parts import is_point_mass
 from guides.posterior import Posterior
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def _label(model: Callable[..., Any], guide: Any) -> str:
 
 def _row(label: str, posterior: Posterior, diagnosis: Diagnosis, num_samples: int) -> ComparisonRow:
     elbo = elbo_se = math.nan
-    if not getattr(posterior.guide, "is_point_mass", False):
+    if not is_point_mass(posterior.guide):
         # With an encoder a draw holds a latent for every row: few draws of many rows say as much.
         few = max(10, _ROW_DRAWS // posterior.training.size) if getattr(posterior.guide, "amortized", ()) else num_samples
         draws = posterior.draws(min(few, num_samples))

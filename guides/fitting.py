@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Never
@@ -78,8 +78,9 @@ def fit(
     r"""Fit an approximate posterior to data.
 
     :param model: any Pyro model; discrete latents need ``objective="score_function"`` and a guide that draws them.
-    :param guide: a registry name (``"mean_field"``), a name with options (``("low_rank", {"rank": 5})``), a family class, a
-        guide object, or any Pyro guide function. Left out, the model's ``natural_guide`` is used.
+    :param guide: a registry name (``"mean_field"``), a name with options (``("low_rank", {"rank": 5})``), families by
+        pattern of site names (``{"w.*": "low_rank"}``, see :class:`guides.Structured`), a family class, a guide object, or
+        any Pyro guide function. Left out, the model's ``natural_guide`` is used.
     :param data: the model's positional arguments. Tensors share their first dimension, the data points.
     :param objective: a registry name or an :class:`~guides.Objective`.
     :param steps: optimisation steps; 2000 if neither this nor ``epochs`` is given, or none for ``laplace`` around the last
@@ -457,6 +458,8 @@ def _kind(value: Any) -> str:
 def _is_guide(value: Any) -> bool:
     if isinstance(value, str | type) or (callable(value) and not isinstance(value, Tensor)):
         return True
+    if isinstance(value, Mapping):  # families by pattern of sites, and not an argument of the model
+        return bool(value) and all(isinstance(v, str) or (isinstance(v, tuple) and _is_guide(v)) for v in value.values())
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict)
 
 
@@ -468,6 +471,8 @@ def guide_factory(model: Model, guide: Any) -> tuple[Callable[[], Callable[..., 
             raise OptionError(
                 f"no guide was given and the model has no natural_guide; pass one of {', '.join(families)} after the model"
             )
+    if isinstance(guide, Mapping):
+        guide = ("structured", {"sites": dict(guide)})
     options: dict[str, Any] = {}
     if isinstance(guide, tuple):
         guide, options = guide

@@ -22,6 +22,7 @@ from guides.engine.program import quiet, seeded
 from guides.engine.row_keys import row_keys
 from guides.engine.weights import WEIGHT_MODES, WeightKernel, rows_apart
 from guides.errors import DataError, OptionError, UnsupportedModelError, check_known
+from guides.parts import is_point_mass
 from guides.posterior import Posterior
 from guides.weight_stream import StreamCheckpoint, WeightStream
 
@@ -217,7 +218,7 @@ def _checked(
     check_known("compile", compile, WEIGHT_MODES)
     if posterior.replicates > 1:
         raise OptionError(f"this posterior holds {posterior.replicates} fits; take one: posterior.replicate(0)")
-    if getattr(posterior.guide, "is_point_mass", False):
+    if is_point_mass(posterior.guide):
         raise UnsupportedModelError(
             f"guide {posterior.family!r} is a point mass: it has no density, so there are no importance weights; use "
             "another guide, or score held-out data by posterior.log_likelihood"

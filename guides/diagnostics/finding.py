@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
+from guides.parts import is_point_mass as has_point_mass
 from registry import Registry
 
 __all__ = [
@@ -127,7 +128,7 @@ diagnostics_registry: Registry[Callable[[PosteriorLike, DrawsLike], Finding]] = 
 
 def is_point_mass(posterior: PosteriorLike) -> bool:
     """Say whether the guide is made of point masses (MAP, deep ensembles), so that log q is no density."""
-    return bool(getattr(posterior.guide, "is_point_mass", False))
+    return has_point_mass(posterior.guide)
 
 
 def jsonable(value: Any) -> Any:

@@ -34,8 +34,9 @@ from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.owning import copy_of, pack, unpack
 from guides.engine.parameters import ParameterLayout, isolated_store, reachable_modules
 from guides.engine.vectorise import Vectorised
-from guides.objectives.base import OWN_MODULE, Estimate, Objective, Stratum, joint_traces, num_strata
-from guides.objectives.components import stratum_log_weight
+from guides.objectives.base import OWN_MODULE, Estimate, Objective, Stratum, joint_traces
+from guides.objectives.components import check_parts, stratum_log_weight
+from guides.parts import num_strata
 from guides.program.enumeration import Enumerated, enumerated
 from guides.program.marks import is_marked
 from guides.program.prepare import PreparedModel, prepare
@@ -69,7 +70,7 @@ def setup_rows(batch_size: int) -> int:
 
 
 def _noise(model: Callable[..., Any], guide: Callable[..., Any], objective: Objective, data: Data) -> NoiseLayout:
-    with NoiseTape() as tape, Stratum(torch.tensor(0)):
+    with NoiseTape() as tape, Stratum(torch.tensor(0), guide):
         objective.particle(model, guide, data.args, data.kwargs)
     return tape.used
 
@@ -154,6 +155,7 @@ class Program:
                 with told_in_words(guide, some):
                     guide_trace = poutine.trace(guide).get_trace(*some.args, **some.kwargs)
                 check_guide(prototype, guide_trace, guide, objective.reparameterised_only)
+                check_parts(guide, guide_trace, objective)
                 if isinstance(run, Enumerated):
                     with quiet():
                         run.check(some.args, some.kwargs, guide_trace, follows.rescaled if batch_size else frozenset())
@@ -304,7 +306,7 @@ class Program:
                     plates(),
                     NoiseTape(Noise(normals, uniforms)),
                     RescalePlates(self.plates, factor),
-                    Stratum(stratum),
+                    Stratum(stratum, self.guide),
                 ):
                     return self.objective.particle(self.model, self.guide, tuple(args), kwargs)
 
@@ -343,7 +345,7 @@ class Program:
         """
 
         def run() -> Tensor:
-            with NoiseTape(noise), Stratum(stratum):
+            with NoiseTape(noise), Stratum(stratum, self.guide):
                 model_trace, guide_trace = joint_traces(self.model, self.guide, tuple(args), kwargs)
             parts = []
             for site in list[Any](model_trace.nodes.values()):

@@ -122,7 +122,8 @@ def _first_bad_site(replicates: Replicates, r: int, flat: Tensor, inputs: Inputs
     batch, rows = replicates.chosen(index)
     args = replicates.arguments(tensors, batch)
     factors = FactorsOrNaN()
-    with torch.no_grad(), Stratum(replicates.program.strata(flat.device)[0]), factors:
+    program = replicates.program
+    with torch.no_grad(), Stratum(program.strata(flat.device)[0], program.guide), factors:
         try:
             noise = Noise(normals[0], uniforms[0])
             model_trace, guide_trace = replicates.program.traces(flat, args, replicates.kwargs, noise, rows)

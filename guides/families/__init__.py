@@ -15,6 +15,7 @@ from guides.families.mixture import Mixture
 from guides.families.mixture_amortized import MixtureAmortized
 from guides.families.semi_amortized import SemiAmortized
 from guides.families.stick_breaking_rnn import StickBreakingRNN
+from guides.families.structured import Structured
 
 __all__ = [
     "MAP",
@@ -34,4 +35,5 @@ __all__ = [
     "MixtureAmortized",
     "SemiAmortized",
     "StickBreakingRNN",
+    "Structured",
 ]

@@ -77,11 +77,16 @@ class Ensemble(FlatFamily):
             starts.append(self._flat_start(values))
         self.locs = nn.Parameter(torch.stack(starts).detach())
 
+    @property
+    def choice_site(self) -> str:
+        """The auxiliary site that chooses a member."""
+        return f"_{self._pyro_name}_member"
+
     def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the flat latents of one member, chosen at random unless the caller fixes the stratum."""
         logits = torch.zeros(self.num_strata, device=self.locs.device)
         infer: Any = {"is_auxiliary": True, "stratum": True}
-        member = pyro.sample(f"_{self._pyro_name}_member", dist.Categorical(logits=logits).mask(False), infer=infer)
+        member = pyro.sample(self.choice_site, dist.Categorical(logits=logits).mask(False), infer=infer)
         loc = chosen(self.locs, member)
         return pyro.sample(self.latent_site, dist.Delta(loc).to_event(1), infer={"is_auxiliary": True})
 

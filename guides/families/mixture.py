@@ -224,12 +224,13 @@ class Mixture(FlatFamily):
         """Return the flat latents of one component, chosen at random unless the caller fixes the stratum."""
         log_weights = self.log_weights()
         infer: Any = {"is_auxiliary": True, "stratum": True}
-        index = pyro.sample(self._choice_site, _Choice(logits=log_weights), infer=infer)
+        index = pyro.sample(self.choice_site, _Choice(logits=log_weights), infer=infer)
         density = MixtureDensity(log_weights, self._components(), self._components(index), chosen(log_weights, index))
         return pyro.sample(self.latent_site, density, infer={"is_auxiliary": True})
 
     @property
-    def _choice_site(self) -> str:
+    def choice_site(self) -> str:
+        """The auxiliary site that chooses a component."""
         return f"_{self._pyro_name}_component"
 
     def density(self, guide_trace: Trace) -> MixtureDensity:
@@ -239,7 +240,7 @@ class Mixture(FlatFamily):
 
     def log_stratum_weight(self, guide_trace: Trace) -> Tensor:
         r"""Return :math:`\log (K \pi_k)` of the component k that a trace drew from: its weight in a mean over strata."""
-        index = nodes(guide_trace)[self._choice_site]["value"]
+        index = nodes(guide_trace)[self.choice_site]["value"]
         log_weights = self.density(guide_trace).log_weights
         return chosen(log_weights, index) + math.log(self.num_strata)
 

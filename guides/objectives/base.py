@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
+from pyro.infer.autoguide import AutoGuideList
 from pyro.infer.elbo import ELBO as PyroELBO
 from pyro.infer.util import torch_item
 from pyro.poutine.messenger import Messenger
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from guides.engine.parameters import detached_parameters
 from guides.engine.rows import evaluate_densities
+from guides.parts import choice_places, num_strata
 from guides.program.sites import nodes
 
-__all__ = ["OWN_MODULE", "Estimate", "Objective", "Stratum", "frozen_guide_trace", "joint_traces", "num_strata"]
+__all__ = ["OWN_MODULE", "Estimate", "Objective", "Stratum", "frozen_guide_trace", "joint_traces"]
 
 
 OWN_MODULE = "guides.objective"
@@ -50,23 +52,23 @@ class Stratum(Messenger):
     ``index // place % base``. ``{"stratum": "drawn"}`` marks one that is drawn at random even so.
 
     :param index: scalar integer tensor, the stratum to use.
+    :param guide: the guide as a whole, if it does not mark the sites itself: in a list of guides, the choices of its parts
+        are digits too; those in a function that knows nothing of strata are made at random.
     """
 
-    def __init__(self, index: Tensor) -> None:
+    def __init__(self, index: Tensor, guide: Callable[..., Any] | None = None) -> None:
         super().__init__()
         self._index = index
+        self._places = None if guide is None else choice_places(guide)
 
     def _pyro_sample(self, msg: Any) -> None:
         digit = msg["infer"].get("stratum")
+        if digit and self._places is not None:
+            digit = self._places.get(msg["name"])
         if digit and digit != "drawn":
             msg["value"] = self._index if digit is True else self._index // digit[0] % digit[1]
             msg["done"] = True
             msg["mask"] = False  # a choice that is not made at random has no density
-
-
-def num_strata(guide: Callable[..., Any]) -> int:
-    """Return how many strata a guide has; one for guides that say nothing."""
-    return int(getattr(guide, "num_strata", 1))
 
 
 def joint_traces(
@@ -123,6 +125,9 @@ class Objective(PyroELBO):
     reparameterised_only: ClassVar[bool] = True
     """The gradient is right only if every draw of the guide can be reparameterised."""
 
+    weighs_choices: ClassVar[bool] = False
+    """The value and its gradient are right for guides that hold mixtures among other parts."""
+
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__(num_particles=num_particles)
         self._steps = 0
@@ -158,9 +163,12 @@ class Objective(PyroELBO):
         :param step: the number of the optimisation step, from 1; schedules are at their end without it.
         """
         draws = []
+        if isinstance(guide, AutoGuideList) and guide.prototype_trace is None:
+            with poutine.block():  # its parts, and with them the strata, may be known after its first call only
+                guide(*args, **kwargs)
         strata = num_strata(guide)
         for i in range(self.num_particles * strata):
-            with Stratum(torch.tensor(i % strata)):
+            with Stratum(torch.tensor(i % strata), guide):
                 draws.append(self.particle(model, guide, args, kwargs))
         particles = {name: torch.stack([d[name] for d in draws]) for name in draws[0]}
         device = next(iter(particles.values())).device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,15 +12,18 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from guides.engine.rows import log_density
-from guides.errors import OptionError
-from guides.mixtures import MixtureDensity
+from guides.errors import OptionError, UnsupportedModelError
+from guides.mixtures import MixtureDensity, chosen
+from guides.parts import choice_places, parts
 from guides.program.sites import density_sites, is_latent, nodes
 from guides.program.subsampling import rows_seen
 
 __all__ = [
     "as_scaled",
     "check_no_mixture",
+    "check_parts",
     "check_warmup",
+    "choices",
     "component_terms",
     "has_layers",
     "is_mixture",
@@ -63,9 +67,54 @@ def stratum_log_weight(guide: Any, guide_trace: Trace) -> Tensor:
     r"""Return :math:`\log (K \pi_k)` of the stratum that a draw belongs to, zero for guides whose strata weigh the same.
 
     Its shape is that of the guide's weights: ``()``, or ``(rows,)`` where each row of the data has weights of its own.
+    Mixtures among the parts of a list of guides each add theirs. A choice that was made at random, by a mixture
+    inside a function, adds zero, with the gradient of its log weight: that of the score-function kind.
     """
     found = getattr(guide, "log_stratum_weight", None)
-    return torch.zeros(()) if found is None else found(guide_trace)
+    if found is not None:
+        of_guide: Tensor = found(guide_trace)
+        return of_guide
+    total, places = torch.zeros(()), choice_places(guide) or {}
+    for name, site in choices(guide, guide_trace).items():
+        log_weight = chosen(site["fn"].logits, site["value"])
+        total = total + (log_weight + math.log(places[name][1]) if name in places else log_weight - log_weight.detach())
+    return total
+
+
+def choices(guide: Any, guide_trace: Trace) -> dict[str, Any]:
+    """Return the sites where mixtures that are parts of a guide, and not the guide itself, chose a component."""
+    if choice_places(guide) is None:
+        return {}
+    return {
+        n: s
+        for n, s in nodes(guide_trace).items()
+        if s["type"] == "sample" and s["infer"].get("stratum") and hasattr(s["fn"], "logits")
+    }
+
+
+def check_parts(guide: Any, guide_trace: Trace, objective: Any) -> None:
+    """Check that the parts of a guide go together, and with the objective.
+
+    :raises UnsupportedModelError: for a part that is finished after its optimisation, or mixtures of each row as a part.
+    :raises OptionError: for an objective that would not weigh the components of a part.
+    """
+    for part in parts(guide) if len(parts(guide)) > 1 else []:
+        if getattr(part, "finished_guide", lambda: None)() is not None:
+            raise UnsupportedModelError(
+                f"{type(part).__name__} is a point until it is finished after its optimisation, which nobody does for a "
+                "part of a list of guides; use another family for its sites, or fit it alone"
+            )
+    inside = choices(guide, guide_trace)
+    for name, site in inside.items():
+        if site["value"].dim() or site["infer"]["stratum"] is not True:
+            raise UnsupportedModelError(
+                f"site {name!r} chooses a component for every row, in a mixture that is a part of a guide; fit it alone"
+            )
+    if inside and not (objective.weighs_choices and not getattr(objective, "warmup", 0)):
+        raise OptionError(
+            f"the guide has a mixture among its parts ({', '.join(map(repr, inside))}), whose components only 'elbo', and "
+            f"'selbo' without warmup, weigh; {type(objective).__name__} does not"
+        )
 
 
 def weighed(log_weight: Tensor, value: Tensor) -> Tensor:

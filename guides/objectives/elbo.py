@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guides.errors import OptionError
 from guides.objectives.base import Estimate, Objective, frozen_guide_trace, joint_traces
-from guides.objectives.components import component_terms, has_layers, is_mixture, stratum_log_weight, weighed
+from guides.objectives.components import choices, component_terms, has_layers, is_mixture, stratum_log_weight, weighed
 from guides.objectives.divergence import check_kl, divergences, log_likelihood
 from guides.objectives.layers import layer_terms
 from guides.objectives.schedules import Schedule, check_weight, weight_at
@@ -79,6 +79,7 @@ class ELBO(Objective):
     """
 
     bounds: ClassVar[str] = "log evidence, from below"
+    weighs_choices: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -123,6 +124,9 @@ class ELBO(Objective):
             log_weight, likelihood = stratum_log_weight(guide, guide_trace), terms["log_likelihood"]
             kl = [weighed(log_weight, likelihood - total).sum()]
             likelihood = weighed(log_weight, likelihood).sum()
+        elif choices(guide, guide_trace):
+            log_weight = stratum_log_weight(guide, guide_trace)
+            kl, likelihood = [weighed(log_weight, k) for k in kl], weighed(log_weight, likelihood)
         elif has_layers(guide):
             terms = layer_terms(guide, model_trace, guide_trace, densities, self.kl, "drawn")
             kl, likelihood = [terms["kl"].sum()], terms["log_likelihood"].sum()

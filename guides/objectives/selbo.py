@@ -53,6 +53,7 @@ class SELBO(Objective):
     """
 
     bounds: ClassVar[str] = "log evidence, from below"
+    weighs_choices: ClassVar[bool] = True
 
     def __init__(self, num_particles: int = 1, kl: str = "closed_form", warmup: int = 0) -> None:
         check_kl(kl)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -10,7 +11,8 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import init_to_feasible
+from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_feasible
+from pyro.nn import PyroModule
 from torch import Tensor
 
 import guides
@@ -297,3 +299,127 @@ def test_options_of_a_subclass_are_remembered_by_name() -> None:
 
     assert Wide(supports, init_scale=0.3).constructor_options == {"init_scale": 0.3}
     assert functools.partial(guides.LowRank, rank=2)(supports).constructor_options == {"rank": 2}
+
+
+def two_means(y: Tensor) -> None:
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("r", 20):
+        pyro.sample("y", dist.Normal(a, 0.3), obs=y)
+        pyro.sample("v", dist.Normal(b, 1.0), obs=y)
+
+
+def exact(y: Tensor, scale: float) -> tuple[float, float]:
+    precision = 1 + len(y) / scale**2
+    return float(y.sum() / scale**2 / precision), precision**-0.5
+
+
+def listed(first: object, second: object) -> AutoGuideList:
+    guide = AutoGuideList(two_means)
+    guide.append(first(poutine.block(two_means, expose=["a"])))
+    guide.append(second(poutine.block(two_means, expose=["b"])))
+    return guide
+
+
+def called(first: object, second: object) -> object:
+    parts = [first(poutine.block(two_means, expose=["a"])), second(poutine.block(two_means, expose=["b"]))]
+
+    class Both(PyroModule):  # which gives every part a name of its own
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = parts
+
+        def forward(self, y: Tensor) -> None:
+            self.first(y)
+            self.second(y)
+
+    return Both()
+
+
+Y = torch.tensor([1.3, 0.9, 1.6, 1.1, 1.5, 1.2, 1.4, 1.0, 1.7, 1.3] * 2)
+Two = functools.partial(guides.Mixture, components=2)
+QUICK = {"steps": 500, "lr": 0.05, "schedule": "cosine", "compile": "trace"}
+
+
+@pytest.mark.parametrize(
+    "pair", [(Two, AutoNormal), (guides.MeanField, guides.FullRank), (Two, Two)], ids=["one", "none", "two"]
+)
+def test_parts_of_a_list_are_fitted_as_they_are_alone(pair: tuple) -> None:
+    draws = guides.fit(two_means, listed(*pair), Y, **QUICK).sample(2000)
+    for name, scale in (("a", 0.3), ("b", 1.0)):
+        mean, sd = exact(Y, scale)
+        assert float(draws[name].mean()) == pytest.approx(mean, abs=0.3 * sd)
+        assert float(draws[name].std()) == pytest.approx(sd, rel=0.3)
+
+
+def test_parts_of_a_guide_written_by_hand_are_fitted_with_noisier_gradients() -> None:
+    draws = guides.fit(two_means, called(guides.MeanField, guides.FullRank), Y, **QUICK).sample(2000)
+    with_mixture = guides.fit(two_means, called(Two, AutoNormal), Y, **QUICK).sample(2000)
+    for name, scale in (("a", 0.3), ("b", 1.0)):
+        mean, sd = exact(Y, scale)
+        assert float(draws[name].mean()) == pytest.approx(mean, abs=0.3 * sd)
+        assert float(draws[name].std()) == pytest.approx(sd, rel=0.3)
+        assert float(with_mixture[name].mean()) == pytest.approx(mean, abs=sd)
+
+
+def bimodal() -> None:
+    for name in ("a", "b"):
+        z = pyro.sample(name, dist.Normal(0.0, 10.0))
+        two = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.2, 0.8])), dist.Normal(torch.tensor([-3.0, 3.0]), 1.0))
+        pyro.factor(f"two_{name}", two.log_prob(z) - dist.Normal(0.0, 10.0).log_prob(z))
+
+
+def test_mixtures_inside_a_list_learn_their_weights() -> None:
+    def start(site: dict) -> Tensor:
+        return torch.randn(()).sign() * 3.0
+
+    mixture = ("mixture", {"components": 2, "init_scale": 1.0, "init_loc_fn": start})
+    apart = {"a": mixture, "b": mixture}
+    torch.manual_seed(0)
+    draws = guides.fit(bimodal, apart, steps=600, lr=0.05, schedule="cosine", compile="trace", num_particles=4).sample(4000)
+    for name in ("a", "b"):
+        assert float((draws[name] > 0).double().mean()) == pytest.approx(0.8, abs=0.08)
+
+
+def test_what_cannot_be_a_part_is_refused_before_any_step() -> None:
+    with pytest.raises(guides.UnsupportedModelError, match="Laplace is a point until it is finished"):
+        guides.fit(two_means, listed(guides.Laplace, guides.MeanField), Y, steps=1)
+    with pytest.raises(OptionError, match="mixture among its parts"):
+        guides.fit(two_means, listed(Two, guides.MeanField), Y, steps=1, objective="iwae")
+    with pytest.raises(OptionError, match="family 'laplace' cannot be a group"):
+        guides.fit(two_means, {"a": "laplace"}, Y, steps=1)
+
+
+def test_a_pattern_that_matches_no_site_is_refused_with_what_is_near() -> None:
+    with pytest.raises(OptionError, match=r"'aa' matches no latent site of the model; near it: 'a'"):
+        guides.fit(two_means, {"aa": "mean_field"}, Y, steps=1)
+    with pytest.raises(OptionError, match=r"'a' comes after patterns that take all it matches"):
+        guides.fit(two_means, {".*": "mean_field", "a": "full_rank"}, Y, steps=1)
+    with pytest.raises(OptionError, match="no regular expression"):
+        guides.fit(two_means, {"(": "mean_field"}, Y, steps=1)
+
+
+def test_families_by_site_are_saved_scored_and_diagnosed(tmp_path: Path) -> None:
+    posterior = guides.fit(two_means, {"a": "full_rank"}, Y, **QUICK)
+    assert posterior.family == "structured"
+    for name, scale in (("a", 0.3), ("b", 1.0)):
+        mean, sd = exact(Y, scale)
+        draws = posterior.sample(2000)[name]
+        assert (float(draws.mean()), float(draws.std())) == pytest.approx((mean, sd), rel=0.2)
+    wanted = sum(dist.Normal(*exact(Y, s)).log_prob(torch.tensor(1.2)) for s in (0.3, 1.0))
+    at = {"a": torch.tensor(1.2), "b": torch.tensor(1.2)}
+    assert float(posterior.log_prob(at)) == pytest.approx(float(wanted), abs=0.4)
+    posterior.save(tmp_path / "p.pt")
+    again = guides.Posterior.load(tmp_path / "p.pt", two_means)
+    torch.testing.assert_close(again.sample(5), posterior.sample(5))
+    assert posterior.diagnose(num_samples=500).verdict in ("good", "usable")
+
+
+def test_families_by_site_run_in_stock_svi() -> None:
+    guide = guides.Structured(two_means, {"a": ("mixture", {"components": 2})})
+    svi = SVI(two_means, guide, pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.99}), guides.ELBO())
+    for _ in range(200):
+        svi.step(Y)
+    mean, sd = exact(Y, 0.3)
+    assert float(guide.median()["a"]) == pytest.approx(mean, abs=sd)
+    assert guide.quantiles([0.1, 0.9])["b"].shape == (2,)
