@@ -51,7 +51,10 @@ def prepare(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
     spy = _FindConditions()
     trace = run(spy)
     conditioned = frozenset(n for n in spy.found if _is_fixed(n, spy.found, trace, run)) if spy.found else frozenset()
-    masked = {n for n, s in nodes(trace).items() if is_latent(s) and isinstance(s["mask"], Tensor | bool)}
+    latents = {
+        n: s for n, s in nodes(trace).items() if is_latent(s) and not getattr(s["fn"], "has_enumerate_support", False)
+    }
+    masked = {n for n, s in latents.items() if isinstance(s["mask"], Tensor | bool)}
     idle = _idle(masked, trace, run) if masked else frozenset()
     return PreparedModel(model, conditioned, idle)
 

@@ -295,3 +295,26 @@ def test_laplace_takes_the_curvature_of_the_sum():
     joint = lambda s: gmm_rows(x, s).sum() + dist.Normal(0.0, 1.0).log_prob(s)  # noqa: E731
     exact = (-torch.func.hessian(joint)(mode)) ** -0.5
     torch.testing.assert_close(posterior.sample(20_000)["shift"].std(), exact, rtol=0.03, atol=0)
+
+
+def test_capture_and_recapture_with_masked_discrete_latents():
+    """Animals count from their first capture on; before it their state is masked out."""
+
+    @config_enumerate
+    def model(seen: Tensor) -> None:
+        survival = pyro.sample("survival", dist.Uniform(0.0, 1.0))
+        with pyro.plate("animals", len(seen)):
+            alive, known = torch.ones(len(seen)), torch.zeros(len(seen), dtype=torch.bool)
+            for t in pyro.markov(range(seen.shape[1])):
+                with poutine.mask(mask=known):
+                    alive = pyro.sample(f"alive{t}", dist.Bernoulli(known * survival * alive + (~known).float()))
+                    pyro.sample(f"seen{t}", dist.Bernoulli(0.6 * alive), obs=seen[:, t])
+                known = known | seen[:, t].bool()
+
+    seen = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    posterior = guides.fit(model, "mean_field", seen, steps=30)
+    rows = posterior.log_likelihood(num_samples=4, seed=1)
+    p = posterior.sample(4, seed=1)["survival"]
+    gone = 1 - p * 0.6
+    exact = torch.stack([(p * 0.6 * gone).log(), gone.log(), (1 - p + p * 0.4 * gone).log()], -1)
+    torch.testing.assert_close(sum(rows.values()), exact, atol=1e-4, rtol=1e-4)
