@@ -44,10 +44,10 @@ def in_words(error: BaseException, arguments: Mapping[str, Any] | None = None) -
     Example::
 
         >>> try:
-        ...     torch.distributions.Bernoulli(0.5, validate_args=True).log_prob(torch.tensor([0.0, 2.0, 3.0]))
+        ...     torch.distributions.Gamma(1.0, 1.0, validate_args=True).log_prob(torch.tensor([1.0, -2.0, -3.0]))
         ... except ValueError as error:
-        ...     print(in_words(error))
-        the value must be in the support (Boolean) of Bernoulli; 2 of 3 values are not, from 2 to 3, the first at index (1,)
+        ...     print(in_words(error).split("; ")[1])
+        2 of 3 values are not, from -3 to -2, the first at index (1,)
     """
     site = next((m.group(1) for e in _chain(error) if (m := _SITE.search(str(e)))), None)
     where = "" if site is None else f"at site {site!r}, "
