@@ -32,6 +32,8 @@ __all__ = [
     "rnn_tanh_cell",
 ]
 
+_MADE_HERE = "_known_while_traced"
+
 Dropout = Callable[[Tensor, float], Tensor]
 State = tuple[Tensor, ...]
 Weights = Sequence[Tensor | None]
@@ -192,9 +194,11 @@ rnn_relu_cell = _cell(_relu_step)
 def pack_padded(input: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
     """Return the rows of sequences of falling lengths by time, below each other, and how many each time has."""
     times = input.unbind(1 if batch_first else 0)
+    known = _numbers(lengths)
     with disable_proxy_modes_tracing():
-        like, numbers = torch.zeros(len(times), len(times[0]), 1), torch.tensor(_numbers(lengths))
+        like, numbers = torch.zeros(len(times), len(times[0]), 1), torch.tensor(known)
         sizes = torch._VF._pack_padded_sequence(like, numbers, False)[1]  # with its checks
+    setattr(sizes, _MADE_HERE, True)
     return torch.cat([x[:count] for x, count in zip(times, sizes.tolist())]), sizes
 
 
@@ -213,15 +217,19 @@ def first(tensor: Tensor, index: Any) -> Tensor:
     """Return ``tensor[index]``; of integers that are known while a graph is traced, as a number that is known too."""
     if isinstance(index, int) and get_proxy_mode() is not None and tensor.dtype == torch.long and _is_known(tensor):
         with disable_proxy_modes_tracing():
-            return tensor[index]
+            found = tensor[index]
+        setattr(found, _MADE_HERE, True)
+        return found
     return tensor[index]
 
 
 def _numbers(tensor: Tensor) -> list[int]:
     """Return the elements of a tensor of integers; while a graph is traced, only if they are the same at every replay."""
-    if get_proxy_mode() is None or not _is_known(tensor):
-        found: list[int] = tensor.tolist()  # the error of tracing or vmap is the right one
+    if get_proxy_mode() is None:
+        found: list[int] = tensor.tolist()
         return found
+    if not _is_known(tensor):  # which tolist does not notice
+        raise RuntimeError("the lengths of packed sequences depend on the data, which differ from step to step")
     with disable_proxy_modes_tracing():
         return tensor.tolist()
 
@@ -233,9 +241,13 @@ def _is_known(tensor: Tensor) -> bool:
     mode = get_proxy_mode()
     if mode is None or _functorch.is_functorch_wrapped_tensor(tensor):
         return False
+    if hasattr(tensor, _MADE_HERE):
+        return True
     slot = get_proxy_slot(tensor, mode.tracer, None)
+    if slot is None:  # from outside, or lost: nobody knows what it depends on
+        return False
     seen: set[Any] = set()
-    behind = [] if slot is None else [slot.proxy.node]
+    behind = [slot.proxy.node]
     while behind:
         node = behind.pop()
         if node.op == "placeholder" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):

@@ -459,3 +459,27 @@ def test_a_large_graph_is_not_lowered_to_find_out_that_it_does_not_pay(monkeypat
     posterior = guides.fit(_sum_of(3), "mean_field", Y, steps=20)
     assert not lowered
     assert torch.isfinite(posterior.losses).all()
+
+
+def test_lengths_among_the_data_are_not_taken_for_constants() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(IN, HIDDEN, batch_first=True)
+            self.out = nn.Linear(HIDDEN, 1)
+
+        def forward(self, x: Tensor, lengths: Tensor, y: Tensor) -> None:
+            pyro.module("model", self)
+            scale = pyro.sample("scale", dist.HalfNormal(1.0))
+            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            mean = self.out(self.layer(packed)[1][0][-1]).squeeze(-1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(mean, scale), obs=y)
+
+    torch.manual_seed(0)
+    model, lengths = Model(), torch.arange(N) % TIME + 1
+    data, options = (X, lengths, Y), {"steps": 6, "batch_size": 4}
+    expected = guides.fit(copy.deepcopy(model), "mean_field", *data, compile="eager", **options)
+    with pytest.warns(EagerFallbackWarning, match="cannot be traced"):
+        found = guides.fit(copy.deepcopy(model), "mean_field", *data, compile="trace", **options)
+    torch.testing.assert_close(found.losses, expected.losses)
