@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from guides.errors import UnsupportedModelError
+
 if TYPE_CHECKING:
     import torch
     import xarray
@@ -230,7 +232,12 @@ def to_arviz(
     coords = {**labels_of(posterior), **(coords or {})}
     collected: dict[str, dict[str, Any]] = {name: {} for name in GROUPS if name in wanted}
     if wanted & {"posterior", "posterior_predictive", "log_likelihood", "sample_stats"}:
-        draws = posterior.draws(num_samples, seed=seed, predictive="posterior_predictive" in wanted)
+        draws = _left_out_if_impossible(
+            "posterior_predictive" in wanted,
+            groups,
+            "posterior_predictive",
+            lambda predictive: posterior.draws(num_samples, seed=seed, predictive=predictive),
+        )
         parts = {
             "posterior": {**draws.latents, **draws.deterministic},
             "posterior_predictive": {name: value for name, value in draws.predictive.items() if name in sites},
@@ -244,7 +251,9 @@ def to_arviz(
         new = _arrays(posterior.predict(*predictions, num_samples=num_samples, seed=seed))
         collected["predictions"] = new if posterior.replicates > 1 else {k: v[None] for k, v in new.items()}
     if wanted & {"prior", "prior_predictive"}:
-        prior = _prior(posterior, prior_samples, seed)
+        prior = _left_out_if_impossible(
+            True, groups, "prior", lambda drawn: _prior(posterior, prior_samples, seed) if drawn else {}
+        )
         for name, values in prior.items():
             if sites[name].kind == "conditioned":
                 continue
@@ -259,6 +268,17 @@ def to_arviz(
     if groups is None and point:
         attrs["log_likelihood"] = "left out: draws of a point mass are no posterior, to cross-validate by"
     return from_groups(collected, dims, coords, attrs)
+
+
+def _left_out_if_impossible(draw: bool, groups: Any, name: str, take: Callable[[bool], Any]) -> Any:
+    """Return ``take(draw)``; where a site cannot be drawn from and nobody asked for its group, ``take(False)``."""
+    try:
+        return take(draw)
+    except UnsupportedModelError as error:
+        if not draw or groups is not None:
+            raise
+        warnings.warn(f"there is no group {name!r}: {error}", UserWarning, stacklevel=4)
+        return take(False)
 
 
 def _wanted(groups: Collection[str] | None, prior_samples: int, predictions: tuple[Any, ...] | None) -> set[str]:

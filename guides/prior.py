@@ -15,8 +15,11 @@ from guides.engine.buffers import buffers_kept
 from guides.engine.noise import NoiseTape
 from guides.engine.parameters import isolated_store, reachable_modules
 from guides.engine.program import quiet, seeded
+from guides.engine.tracing import said
 from guides.engine.vectorise import over_draws
+from guides.errors import UnsupportedModelError
 from guides.program.sites import role
+from guides.program.supports import PlainSupports
 
 __all__ = ["run_once", "sample_prior", "unobserved"]
 
@@ -96,6 +99,8 @@ def unobserved(model: Callable[..., Any]) -> Callable[..., Any]:
     ``pyro.poutine.uncondition`` also draws latents that are held fixed, and deterministic sites: inside a plate of size N,
     where ``pyro.deterministic`` takes a vector of N values for one event, that silently makes it an (N, N) matrix.
 
+    :raises UnsupportedModelError: when it is called, naming a site whose distribution cannot be drawn from.
+
     Example::
 
         >>> import pyro, pyro.distributions as dist
@@ -108,8 +113,14 @@ def unobserved(model: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with _Unobserve():
-            return model(*args, **kwargs)
+        try:
+            with _Unobserve():
+                return model(*args, **kwargs)
+        except NotImplementedError as error:
+            raise UnsupportedModelError(
+                f"the model cannot be drawn from: {said(error)}. The distribution there has a density "
+                "and no sampler, so there are no predictive or prior draws; the posterior and its densities do not need them"
+            ) from error
 
     return run
 
@@ -122,7 +133,8 @@ def run_once(
     The caller's random state and Pyro's parameter store are left as they were; ``run`` as in :func:`sample_prior`.
     """
     call = lambda: poutine.trace(model).get_trace(*args, **kwargs).nodes  # noqa: E731
-    with buffers_kept(reachable_modules(model)), torch.no_grad(), isolated_store(), quiet(), seeded(0):
+    kept = buffers_kept(reachable_modules(model))
+    with kept, torch.no_grad(), isolated_store(), quiet(), seeded(0), PlainSupports():  # flat priors have no sampler
         nodes: Mapping[str, Any] = call() if run is None else run(call)
     return nodes
 

@@ -26,6 +26,7 @@ from guides.engine.program import Program
 from guides.engine.tracing import Traced, said
 from guides.engine.vectorise import Vectorised
 from guides.errors import EagerFallbackWarning
+from guides.program.failures import at_site
 
 __all__ = ["ChunkRunner", "Inputs", "Replicates"]
 
@@ -192,7 +193,8 @@ class ChunkRunner:
             except RuntimeError as error:
                 reason = f"torch.func cannot take its gradient ({said(error)})"
                 if "setup_context" in str(error):
-                    reason = "some of its draws (Beta or Dirichlet, say) have gradients that torch.func cannot take"
+                    what = "of a draw from a Beta or Dirichlet, or of a density that is written so"
+                    reason = f"a gradient{at_site(error)} is one that torch.func cannot take ({what})"
             found = self._plain_gradient(loss, flat)  # which raises what the model raises by itself
             self._plain, self._step.enabled = True, False
             warnings.warn(f"the model runs without acceleration: {reason}", EagerFallbackWarning, stacklevel=6)

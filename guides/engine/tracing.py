@@ -108,7 +108,8 @@ def _shapes(inputs: Sequence[Tensor]) -> Any:
 
 def said(error: Exception) -> str:
     """Return the kind of an error, the site of the model that it came from, and the first line of its message."""
-    return f"{type(error).__name__}{at_site(error)}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+    reason = str(error).split("Trace Shapes:")[0].strip() or "no reason given"  # Pyro appends a table
+    return f"{type(error).__name__}{at_site(error)}: {reason.splitlines()[0]}"
 
 
 def close(a: Tensor, b: Tensor) -> bool:

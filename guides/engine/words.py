@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["MODEL_ERRORS", "describe", "in_words", "value_range"]
 
 # What a model that gets something it cannot work with may raise.
-MODEL_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError)
+MODEL_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError)
 
 _SITE = re.compile(r"Error while computing (?:log_prob|score|log_prob_sum)[^\n]*? at site '([^']*)'")
 _PARAMETER = re.compile(

@@ -17,7 +17,7 @@ from torch.distributions import biject_to, constraints
 
 from guides.program.sites import CONDITIONED, contribution, density_sites, is_latent, is_observed, nodes, role
 from guides.program.subsampling import in_model
-from guides.program.supports import plain_support
+from guides.program.supports import PlainSupports, plain_support
 
 __all__ = ["PreparedModel", "prepare"]
 
@@ -46,7 +46,8 @@ def prepare(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
     prepared = PreparedModel(model, frozenset(), frozenset())
 
     def run(around: Messenger | None = None) -> Trace:
-        return poutine.trace(prepared if around is None else around(prepared)).get_trace(*args, **kwargs)
+        with PlainSupports():  # flat priors have no sampler
+            return poutine.trace(prepared if around is None else around(prepared)).get_trace(*args, **kwargs)
 
     spy = _FindConditions()
     trace = run(spy)

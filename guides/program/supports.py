@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import (
+    Empirical,
     ImproperUniform,
     MaskedMixture,
     SineBivariateVonMises,
@@ -105,6 +106,8 @@ def plain_support(fn: Any) -> constraints.Constraint:
         return plain_support(fn.base_dist)
     if isinstance(fn, Independent):
         return _stacked(plain_support(fn.base_dist), fn.reinterpreted_batch_ndims)
+    if isinstance(fn, Empirical):
+        raise NotImplementedError("a set of points")
     if isinstance(fn, VonMises):
         return _ANGLES
     if isinstance(fn, SineBivariateVonMises):
@@ -129,8 +132,9 @@ def support_of(site: Any) -> constraints.Constraint:
     except NotImplementedError as error:
         raise UnsupportedModelError(
             f"latent site {site['name']!r} ({_called(site['fn'])}) has no map from all real numbers to its support, "
-            f"{error or 'which it does not state'}. Give it a prior with another support, write the value as a function of "
-            "latents that have one (pyro.infer.reparam does that for many), or use the guide 'map' or a guide of your own"
+            f"{str(error) or 'which it does not state'}. Give it a prior with another support, write the value as a "
+            "function of latents that have one (pyro.infer.reparam does that for many), or use the guide 'map' or one of "
+            "your own"
         ) from error
 
 
@@ -325,6 +329,9 @@ def _plain(support: Any) -> constraints.Constraint:
         return support
     if type(support) in _PER_TYPE:
         return Mapped(_PER_TYPE[type(support)](), support, fixed=True)
+    bounds = _bounds(support)
+    if bounds is not None and isinstance(support, constraints.interval | constraints.half_open_interval):
+        return support if all(bool(torch.isfinite(torch.as_tensor(b)).all()) for b in bounds) else _between(*bounds)
     try:
         biject_to(support)
     except NotImplementedError:
