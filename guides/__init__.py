@@ -61,6 +61,7 @@ from guides.objectives import (
     ScoreFunction,
     Warmup,
 )
+from guides.pooled import Pooled
 from guides.posterior import Posterior
 from guides.prior import sample_prior
 from guides.registries import families, objectives
@@ -107,6 +108,7 @@ __all__ = [
     "NonFiniteLossWarning",
     "Objective",
     "OptionError",
+    "Pooled",
     "Posterior",
     "Renyi",
     "ScoreFunction",

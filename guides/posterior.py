@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from guides.engine.state_file import write_whole
 from guides.engine.words import describe, in_words
 from guides.errors import DataError, OptionError
 from guides.families.base import Family
+from guides.pooled import Pooled, pool_weights
 from guides.program.sites import nodes
 
 if TYPE_CHECKING:
@@ -204,15 +205,62 @@ class Posterior:
 
         return continue_fit(self, steps, lr, schedule, progress)
 
+    def pooled(self, weights: str | Sequence[float] = "equal") -> Pooled:
+        """Return the mixture of the replicates as one posterior that draws and predicts across them.
+
+        :param weights: ``"equal"``; ``"elbo"``, in proportion to the exponential of the objective over the last tenth of the
+            steps (at most 100), which all but chooses the best unless they are within a few nats; or R numbers.
+        :raises OptionError: for other weights.
+        """
+        return Pooled(self, pool_weights(self, weights, -self._last_losses))
+
+    def median(self, num_samples: int = 1000, seed: int | None = None) -> dict[str, Tensor]:
+        """Return the median of every element of the latent sites over draws, shape of the site, or ``(R, ...)``."""
+        axis = min(self.replicates - 1, 1)
+        return {n: v[(slice(None),) * axis + (0,)] for n, v in self.quantiles([0.5], num_samples, seed).items()}
+
+    def quantiles(
+        self, quantiles: Sequence[float] | Tensor, num_samples: int = 1000, seed: int | None = None
+    ) -> dict[str, Tensor]:
+        """Return quantiles of every element of the latent sites over draws, shape ``(Q, *site shape)``, or ``(R, Q, ...)``.
+
+        :param quantiles: probabilities, Q of them.
+        """
+        drawn = self.sample(num_samples, seed)
+        axis = min(self.replicates - 1, 1)
+        q = torch.as_tensor(quantiles, dtype=torch.double, device=self.device)
+        if q.dim() != 1 or not bool(((q >= 0) & (q <= 1)).all()):
+            raise OptionError(f"quantiles must be a sequence of probabilities between 0 and 1, not {quantiles!r}")
+        return {n: _quantiles(v, q, axis) for n, v in drawn.items()}
+
+    def summary(self, num_samples: int = 1000, seed: int | None = None) -> dict[str, dict[str, Tensor]]:
+        """Return mean, standard deviation, median, 5 % and 95 % quantiles of every latent site over draws.
+
+        By site and then by ``"mean"``, ``"std"``, ``"median"``, ``"5.0%"`` and ``"95.0%"``, as in Pyro's summary of an MCMC
+        run; of the site's shape each, with a leading dimension R if R > 1.
+        """
+        axis = min(self.replicates - 1, 1)
+        q = torch.tensor([0.05, 0.5, 0.95], dtype=torch.double, device=self.device)
+        found = {}
+        for name, value in self.sample(num_samples, seed).items():
+            low, middle, high = _quantiles(value, q, axis).unbind(axis)
+            real = value.to(middle.dtype)
+            spread = real.std(axis) if num_samples > 1 else torch.full_like(middle, math.nan)
+            found[name] = {"mean": real.mean(axis), "std": spread, "median": middle, "5.0%": low, "95.0%": high}
+        return found
+
     @property
     def _best(self) -> int:
         """The replicate with the best validation score, or else the lowest loss at the end."""
         if self.validation.shape[1]:
-            scores = self.validation.nan_to_num(-math.inf, posinf=-math.inf).amax(1)
-        else:
-            last = max(1, min(_LAST_STEPS, self.losses.shape[1] // 10))
-            scores = -torch.stack([_mean_of_last(row, last) for row in self.losses])
-        return int(scores.argmax())
+            return int(self.validation.nan_to_num(-math.inf, posinf=-math.inf).amax(1).argmax())
+        return int(self._last_losses.argmin())
+
+    @property
+    def _last_losses(self) -> Tensor:
+        """The mean loss of each replicate over its last steps, shape ``(R,)``."""
+        last = max(1, min(_LAST_STEPS, self.losses.shape[1] // 10))
+        return torch.stack([_mean_of_last(row, last) for row in self.losses])
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(vars(copy.deepcopy(self)))  # Pyro's guides do not survive being pickled
@@ -448,6 +496,16 @@ class Posterior:
             if any(a != b and 1 in (a, b) for a, b in zip(new.shape[1:], old.shape[1:])):
                 return f"{said}; a dimension of size 1 would be repeated"
         return None
+
+
+def _quantiles(draws: Tensor, q: Tensor, axis: int) -> Tensor:
+    """Return quantiles over dimension ``axis``, which stand there; of numbers of draws that torch's own cannot take too."""
+    kind = draws.dtype if draws.is_floating_point() else torch.get_default_dtype()
+    ordered = draws.to(kind).sort(axis).values
+    place = q.to(kind) * (ordered.shape[axis] - 1)
+    low, high = (ordered.index_select(axis, p.long()) for p in (place.floor(), place.ceil()))
+    between = (place - place.floor()).reshape(-1, *[1] * (ordered.dim() - axis - 1))
+    return torch.lerp(low, high, between.expand_as(low))
 
 
 def _mean_of_last(losses: Tensor, count: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Around a fit: who owns the trained networks, copies, replicates, interruptions, memory, threads."""
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from guide_models import SCHOOLS, line, linear, linear_posterior, network, schools
 from pyro import poutine
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoNormal, init_to_value
 from torch import nn
 
 import guides
@@ -457,3 +458,81 @@ def test_a_fit_inside_a_model_is_refused():
         guides.fit(linear, "mean_field", x, y, steps=3)
     with poutine.trace(), pytest.raises(guides.UnsupportedModelError, match=r"guides.fit_many was called"):
         guides.fit_many(linear, "mean_field", [(x, y)], steps=3)
+
+
+def bimodal(x, y=None):
+    """Two modes of equal weight, at -3 and 3, far apart: a normal guide finds one of them."""
+    z = pyro.sample("z", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(z.abs(), 1.0), obs=y)
+
+
+@pytest.fixture(scope="module")
+def two_modes():
+    y = 3 + torch.zeros(10)
+    options = {"steps": 300, "lr": 0.05, "schedule": "cosine"}
+    inits = [init_to_value(values={"z": torch.tensor(start)}) for start in (-2.0, 2.0)]
+    starts = [guides.fit(bimodal, ("mean_field", {"init_loc_fn": init}), y, y, **options) for init in inits]
+    joined = {name: torch.cat([getattr(p, name) for p in starts]) for name in ("flat", "losses", "validation")}
+    reasons, info = (sum((getattr(p, name) for p in starts), ()) for name in ("stop_reasons", "info"))
+    return replace(starts[0], **joined, stop_reasons=reasons, info=info, run=None)
+
+
+def test_pooled_replicates_are_one_mixture(two_modes):
+    pooled = two_modes.pooled()
+    z = pooled.sample(1001)["z"]
+    assert z.shape == (1001,)
+    assert abs(int((z > 0).sum()) - 500) <= 1
+    assert float(z.abs().mean()) == pytest.approx(3.0, abs=0.05)
+    assert (z[:100] > 0).float().mean() == pytest.approx(0.5, abs=0.2)  # shuffled
+    draws = pooled.draws(200)
+    sd = two_modes.parameters["MeanField.scale"].flatten()
+    parts = dist.Normal(two_modes.parameters["MeanField.loc"].flatten(), sd)
+    want = (parts.log_prob(draws.latents["z"][0][:, None]).logsumexp(1) - math.log(2))[None]
+    torch.testing.assert_close(draws.log_q, want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pooled.log_prob({"z": draws.latents["z"][0, 0]}), draws.log_q[0, 0], rtol=1e-4, atol=1e-4)
+    weights = (draws.log_p - draws.log_q)[0]
+    y = torch.full((10,), 3.0)  # the evidence by quadrature: that of both modes
+    grid = torch.linspace(-6, 6, 4001).double()
+    joint = dist.Normal(0.0, 10.0).log_prob(grid) + dist.Normal(grid.abs(), 1.0).log_prob(y[:, None].double()).sum(0)
+    evidence = float(joint.logsumexp(0)) + math.log(12 / 4000)
+    assert float(weights.double().logsumexp(0)) - math.log(200) == pytest.approx(evidence, abs=0.05)
+    assert pooled.predict(num_samples=50)["y"].shape == (50, 10)
+    assert pooled.log_likelihood(num_samples=50)["y"].shape == (50, 10)
+    assert pooled.diagnose(num_samples=200).verdict == "good"
+    with pytest.raises(guides.UnsupportedModelError, match="no single vector of parameters"):
+        guides.log_marginal(pooled)
+
+
+def test_weights_of_pooled_replicates(two_modes):
+    z = two_modes.pooled([3, 1]).sample(400)["z"]
+    assert int((z < 0).sum()) == 300
+    worse = replace(two_modes, losses=two_modes.losses + torch.tensor([[0.0], [math.log(4.0)]]))
+    last = two_modes.losses[:, -30:].mean(1)
+    odds = float((last[1] - last[0]).exp()) * 4
+    z = worse.pooled("elbo").sample(1000)["z"]
+    assert int((z < 0).sum()) == pytest.approx(1000 * odds / (1 + odds), abs=2)
+    for wrong in ([1.0], [-1.0, 2.0], [0.0, 0.0], "best"):
+        with pytest.raises(guides.OptionError, match="weights"):
+            two_modes.pooled(wrong)
+
+
+@pytest.mark.parametrize("replicates", [1, 2])
+def test_quantiles_and_summary_have_the_names_and_shapes_of_pyros(replicates):
+    posterior = guides.fit(network, "mean_field", *line(), replicates=replicates, **QUICK)
+    lead = (2,) if replicates == 2 else ()
+    drawn = posterior.sample(500, seed=1)["w1"]
+    axis = len(lead)
+    found = posterior.quantiles([0.1, 0.5, 0.9], 500, seed=1)
+    assert set(found) == {"w1", "b1", "w2", "b2"}
+    assert found["w1"].shape == (*lead, 3, 3, 5)
+    want = torch.quantile(drawn, torch.tensor([0.1, 0.5, 0.9]), dim=axis).movedim(0, axis)
+    torch.testing.assert_close(found["w1"], want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(posterior.median(500, seed=1)["w1"], want.select(axis, 1), rtol=1e-4, atol=1e-5)
+    rows = posterior.summary(500, seed=1)["w1"]
+    assert list(rows) == ["mean", "std", "median", "5.0%", "95.0%"]
+    torch.testing.assert_close(rows["mean"], drawn.mean(axis))
+    torch.testing.assert_close(rows["std"], drawn.std(axis))
+    torch.testing.assert_close(rows["95.0%"], torch.quantile(drawn, 0.95, dim=axis), rtol=1e-4, atol=1e-5)
+    with pytest.raises(guides.OptionError, match="between 0 and 1"):
+        posterior.quantiles([50])
