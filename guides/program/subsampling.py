@@ -230,8 +230,11 @@ def own_plates(model: Callable[[], Trace], guide: Callable[[], Trace] | None = N
     """
     with _choosing(_Choice({}, None)) as seen:
         trace = model()
-    found = _subsampled(trace) | ({} if guide is None else _subsampled(guide()))
-    if not found or _sees_the_same(trace, model()):
+    found = _subsampled(trace)
+    if found and _sees_the_same(trace, model()):
+        found = {}
+    found |= {} if guide is None else _subsampled(guide())
+    if not found:
         return OwnPlates()
     wanted = OwnPlates(found, frozenset(found), frozenset(seen.indexed))
     try:
