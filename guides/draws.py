@@ -27,7 +27,16 @@ from guides.fisher import over_data
 from guides.likelihoods import coordinates
 from guides.prior import unobserved
 from guides.program.enumeration import add_values, with_values
-from guides.program.sites import contribution, counted, is_deterministic, is_latent, is_observed, log_prob, nodes, role
+from guides.program.sites import (
+    counted,
+    is_deterministic,
+    is_latent,
+    is_observed,
+    log_prob,
+    nodes,
+    pointwise,
+    role,
+)
 from guides.program.supports import stated_support
 
 __all__ = ["PARTS", "Draws", "Site", "sites", "take_draws"]
@@ -232,7 +241,7 @@ def _one_draw(
             out["log_p"] = torch.as_tensor(model_trace.log_prob_sum())
             # Latents drawn from the prior instead have no density under the guide.
             out["log_q"] = torch.as_tensor(density(guide_trace)) * (math.nan if fresh else 1.0)
-            out["log_likelihood"] = {n: contribution(s) for n, s in nodes(model_trace).items() if is_observed(s)}
+            out["log_likelihood"] = {n: pointwise(s) for n, s in nodes(model_trace).items() if is_observed(s)}
             values = model_trace if not discrete else poutine.trace(simulated).get_trace(*data.args, **data.kwargs)
             out["deterministic"] = _deterministic(values)
         if getattr(guide, "linearised", False) and not fresh and not discrete:
@@ -303,7 +312,7 @@ def _linearised(program: Program, guide_trace: Trace, data: Data, *, predictive:
         out["deterministic"] = {n: v + along[n].to(v) for n, v in fixed.items()}
     if score:
         there = {n: at_mean[n] for n in observed if is_observed(at_mean[n])}
-        out["log_likelihood"] = {n: contribution({**s, "fn": fns[n], "unscaled_log_prob": None}) for n, s in there.items()}
+        out["log_likelihood"] = {n: pointwise({**s, "fn": fns[n], "unscaled_log_prob": None}) for n, s in there.items()}
     return out
 
 

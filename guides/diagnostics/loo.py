@@ -104,11 +104,7 @@ def elpd_loo(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
             level="unknown",
             text="not defined for a point mass: nothing can be left out of it; score held-out data instead",
         )
-    pointwise = {
-        name: value.detach().double().flatten(2)[..., draws.counted[name].flatten()]
-        for name, value in draws.log_likelihood.items()
-        if value.dim() > 2 and bool(draws.counted[name].any())
-    }
+    pointwise = _points(posterior, draws)
     if not pointwise:
         reason = "the model has no observed site"
         if draws.log_likelihood:
@@ -137,6 +133,25 @@ def elpd_loo(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     if bad:
         text += f", but {bad} of them are too influential for it (k > {threshold:.2f})"
     return ElpdLOO(level="unknown", text=text, sites=sites, threshold=threshold)
+
+
+def _points(posterior: PosteriorLike, draws: DrawsLike) -> dict[str, Tensor]:
+    """Return by observed site the log-likelihood of its data points, ``(C, S, N)``, without those that the model masks out.
+
+    Sites of one number each, as in a sequential plate, are points of one entry.
+    """
+    found, single = {}, {}
+    shapes = {name: site.shape for name, site in getattr(posterior, "sites", {}).items()}
+    for name, value in draws.log_likelihood.items():
+        there = draws.counted[name].flatten()
+        if value.dim() > 2 and bool(there.any()):
+            found[name] = value.detach().double().flatten(2)[..., there]
+        elif shapes.get(name) == () and bool(there.all()):
+            single[name] = value.detach().double().unsqueeze(-1)
+    if len(single) > 1:
+        names = list(single)
+        found[f"{names[0]} to {names[-1]}"] = torch.cat(list(single.values()), dim=-1)
+    return found
 
 
 def _loo(log_likelihood: Tensor, log_weights: Tensor, threshold: float) -> Elpd:

@@ -40,7 +40,7 @@ from guides.parts import num_strata
 from guides.program.enumeration import Enumerated, enumerated
 from guides.program.marks import is_marked
 from guides.program.prepare import PreparedModel, prepare
-from guides.program.sites import contribution, is_latent, is_observed, nodes, role
+from guides.program.sites import counted, is_latent, is_observed, nodes, pointwise, role
 from guides.program.subsampling import OwnPlates, own_plates
 from guides.program.validation import Unvalidated
 
@@ -350,11 +350,24 @@ class Program:
             parts = []
             for site in list[Any](model_trace.nodes.values()):
                 if is_observed(site):
-                    density = contribution(site)
+                    density = pointwise(site)
                     parts.append(density.reshape(-1) if density.dim() < 2 else density.flatten(1).sum(-1))
             return sum(parts[1:], start=parts[0]) + stratum_log_weight(self.guide, guide_trace)
 
         found: Tensor = self.call(flat, run)
+        return found
+
+    def rows_there(self, flat: Tensor, noise: Noise, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+        """Return which rows have an observation that the model does not mask out, ``(rows,)``; ``None`` if all have."""
+
+        def run() -> Tensor | None:
+            with NoiseTape(noise), Stratum(torch.tensor(0)):
+                model_trace, _ = joint_traces(self.model, self.guide, tuple(args), kwargs)
+            masks = [counted(site) for site in nodes(model_trace).values() if is_observed(site)]
+            parts = [m.flatten(1).any(-1) if m.dim() > 1 else m.reshape(-1) for m in masks if m is not None]
+            return None if len(parts) < len(masks) else torch.stack(parts).any(0)
+
+        found: Tensor | None = self.call(flat, run)
         return found
 
 

@@ -133,7 +133,10 @@ def _predictive_score(
             return program.log_likelihood(flat, noise, stratum, arguments.fill(values), arguments.kwargs)
 
         per_draw = over_samples(log_likelihood, (0, 0, 0), normals, uniforms, which)
-        return (torch.logsumexp(per_draw, 0) - math.log(samples)).mean()
+        scores = torch.logsumexp(per_draw, 0) - math.log(samples)
+        first = Noise(normals[0], uniforms[0])
+        there = program.rows_there(flat, first, arguments.fill(values), arguments.kwargs)
+        return scores.mean() if there is None else torch.where(there, scores, 0.0).sum() / there.sum().clamp(min=1)
 
     dims = (0, 0, 0, *arguments.dims)
     accelerated = _Accelerated(lambda *i: (over_replicates(one, dims, *i),), mode, calls)

@@ -31,6 +31,7 @@ __all__ = [
     "is_observed",
     "log_prob",
     "nodes",
+    "pointwise",
     "role",
 ]
 
@@ -108,6 +109,20 @@ def contribution(site: Any, scaled: bool = True) -> Tensor:
     :param scaled: leave the scale out if ``False``, for a caller that knows it to be common to all.
     """
     found: Tensor = scale_and_mask(log_prob(site), site["scale"] if scaled else 1.0, site["mask"])
+    return found
+
+
+def pointwise(site: Any) -> Tensor:
+    """Return the log density of an observed site's data points in nats, shape of its batch, zero where it is masked.
+
+    A scale of the model's own counts, such as weights of rows. That of a subsampled plate does not: it makes a part stand for
+    all, which is no part of what one point contributes.
+    """
+    scale = site["scale"]
+    for frame in site["cond_indep_stack"]:
+        if frame.full_size is not None and frame.full_size != frame.size:
+            scale = scale * (frame.size / frame.full_size)
+    found: Tensor = scale_and_mask(log_prob(site), scale, site["mask"])
     return found
 
 
