@@ -76,7 +76,7 @@ def cavi(
     """
     start = time.perf_counter()
     _check_options(restarts, max_iterations, tolerance)
-    x = Data.of((x,)).args[0]
+    x = Data.of((x,)).without_gaps().args[0]
     structure = _structure(model, x)
     with torch.no_grad():
         rows = structure.rows(x)

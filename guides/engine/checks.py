@@ -27,6 +27,7 @@ from guides.errors import (
     OptionError,
     UnsupportedModelError,
 )
+from guides.program.prepare import FillMissing
 from guides.program.sites import is_latent, is_observed, nodes, role
 from guides.program.supports import PlainSupports, is_discrete
 
@@ -72,7 +73,7 @@ def run_model(model: Callable[..., Any], data: Data) -> Trace:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with PlainSupports():
+            with PlainSupports(), FillMissing():
                 trace = poutine.trace(poutine.block(model, hide_types=["param"])).get_trace(*data.args, **data.kwargs)
             trace.compute_log_prob()
             for name, site in nodes(trace).items():
@@ -84,6 +85,7 @@ def run_model(model: Callable[..., Any], data: Data) -> Trace:
             "the site another, or reparametrise it (pyro.infer.reparam)"
         ) from error
     except MODEL_ERRORS as error:
+        data.without_gaps()
         raise DataError(f"the model cannot be run on the data it was given ({_told(data)}): {_why(error, data)}") from error
     return trace
 

@@ -50,6 +50,7 @@ class Data:
     :ivar forms: how arguments were read, by position or keyword; see :mod:`guides.engine.inputs`.
     :ivar notes: what to say of arguments that no model is likely to take, should it fail.
     :ivar batch_size: data points per step that a data loader among the arguments asks for.
+    :ivar gaps: in words, what has NaN among the arguments: missing values, which a model may know how to leave out.
     """
 
     args: tuple[Any, ...]
@@ -59,6 +60,7 @@ class Data:
     forms: Mapping[int | str, Form] = field(default_factory=dict, repr=False, compare=False)
     notes: tuple[str, ...] = ()
     batch_size: int | None = None
+    gaps: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, args: Sequence[Any], kwargs: dict[str, Any] | None = None, device: torch.device | None = None) -> Data:
@@ -66,17 +68,17 @@ class Data:
 
         The first tensor argument with a dimension sets N; every tensor with N rows has rows.
 
-        :raises DataError: for NaN or infinite values, an empty data set, or tensors whose rows do not match.
+        NaN is noted in ``gaps``, for :meth:`without_gaps` or the model to refuse.
+
+        :raises DataError: for infinite values, an empty data set, or tensors whose rows do not match.
         """
         converted = tuple(_tensor(a, device) for a in args)
-        for i, a in enumerate(converted):
-            _check_values(f"argument {i}", a)
         keywords = {k: _tensor(v, device) for k, v in (kwargs or {}).items()}
-        for k, a in keywords.items():
-            _check_values(f"argument {k!r}", a)
+        named = {f"argument {i}": a for i, a in enumerate(converted)} | {f"argument {k!r}": a for k, a in keywords.items()}
+        gaps = tuple(filter(None, (_check_values(name, value) for name, value in named.items())))
         tall = [i for i, a in enumerate(converted) if isinstance(a, Tensor) and a.dim() > 0]
         if not tall:
-            return cls(converted, keywords)
+            return cls(converted, keywords, gaps=gaps)
         size = converted[tall[0]].shape[0]
         rows = tuple(i for i in tall if converted[i].shape[0] == size)
         odd = [i for i in tall if i not in rows]
@@ -86,7 +88,16 @@ class Data:
                 f"the data arguments have different numbers of rows ({shapes}); the first dimension of every tensor must "
                 "run over the same data points (pass other tensors by keyword, through model_kwargs)"
             )
-        return cls(converted, keywords, rows, size)
+        return cls(converted, keywords, rows, size, gaps=gaps)
+
+    def without_gaps(self) -> Data:
+        """Return the data, if no value is missing.
+
+        :raises DataError: naming an argument with NaN in it, and what can be done.
+        """
+        if self.gaps:
+            raise DataError(self.gaps[0])
+        return self
 
     def to(self, device: torch.device) -> Data:
         """Return the same data on ``device``."""
@@ -192,16 +203,24 @@ def _tensor(value: Any, device: torch.device | None) -> Any:
     return value.to(device) if isinstance(value, Tensor) and device is not None else value
 
 
-def _check_values(name: str, value: Any) -> None:
+def _check_values(name: str, value: Any) -> str | None:
+    """Return in words what is missing in a value.
+
+    :raises DataError: for an empty or infinite one.
+    """
     if not isinstance(value, Tensor):
-        return
+        return None
     if value.numel() == 0 and (value.dim() < 2 or len(value) == 0):  # rows without columns are no covariates, which is fine
         raise DataError(f"{name} is empty (shape {tuple(value.shape)}); a fit needs at least one data point")
     if value.is_floating_point():
         bad = ~torch.isfinite(value)
         if bad.any():
             where = tuple(int(i) for i in bad.nonzero()[0])
-            raise DataError(
-                f"{name} has {int(bad.sum())} NaN or infinite values, the first at index {where}; "
-                "drop or impute them before fitting"
+            said = f"{name} has {int(bad.sum())} NaN or infinite values, the first at index {where}; "
+            if torch.isinf(value).any():
+                raise DataError(f"{said}drop or impute them before fitting")
+            return (
+                f"{said}drop or impute them before fitting, or let the model leave them out: poutine.mask(mask=~isnan), "
+                "obs_mask=, or a distribution that allows them (NanMaskedNormal)"
             )
+    return None

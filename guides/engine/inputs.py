@@ -111,6 +111,7 @@ def read_like(
         values[key], forms[key] = way.value, way.form
     positional = [values[i] for i in range(len(args))]
     found = Data.of(positional, {k: v for k, v in values.items() if isinstance(k, str)}, device)
+    found = found if known.gaps else found.without_gaps()
     return replace(found, forms={k: f for k, f in forms.items() if k in values}, batch_size=batch_size)
 
 

@@ -39,7 +39,7 @@ from guides.objectives.components import check_parts, stratum_log_weight
 from guides.parts import num_strata
 from guides.program.enumeration import Enumerated, enumerated
 from guides.program.marks import is_marked
-from guides.program.prepare import PreparedModel, prepare
+from guides.program.prepare import PreparedModel, bears_gaps, prepare
 from guides.program.sites import counted, is_latent, is_observed, nodes, pointwise, role
 from guides.program.subsampling import OwnPlates, own_plates
 from guides.program.validation import Unvalidated
@@ -144,6 +144,7 @@ class Program:
             own = OwnPlates() if batch_size is not None else _own_plates(model, guide, some)
             with own.whole():
                 prepared = _prepared(model, some)
+                _check_gaps(prepared, some)
                 follows, prototype = follow_rows(prepared, some, batch_size, data.size)
                 run: PreparedModel | Enumerated = prepared
                 if any(is_marked(s) for s in nodes(prototype).values()):
@@ -379,6 +380,18 @@ def _own_plates(model: Callable[..., Any], guide: Callable[..., Any], data: Data
 
     with isolated_store(), seeded(0):  # a parameter's first value is drawn by the fit itself
         return own_plates(lambda: run_model(model, data), None if isinstance(guide, AutoGuide) else of_guide)
+
+
+def _check_gaps(model: PreparedModel, data: Data) -> None:
+    """Check that the model knows what to do with missing values.
+
+    :raises DataError: naming the argument, if it does not.
+    """
+    if data.gaps:
+        with isolated_store(), seeded(0), quiet():
+            fine = bears_gaps(model, data.args, data.kwargs)
+        if not fine:
+            data.without_gaps()
 
 
 def _prepared(model: Callable[..., Any], data: Data) -> PreparedModel:

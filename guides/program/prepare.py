@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Normal, TorchDistribution
+from pyro.distributions import NanMaskedNormal, Normal, TorchDistribution
 from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
@@ -19,7 +20,7 @@ from guides.program.sites import CONDITIONED, contribution, density_sites, is_la
 from guides.program.subsampling import in_model
 from guides.program.supports import PlainSupports, plain_support
 
-__all__ = ["PreparedModel", "prepare"]
+__all__ = ["FillMissing", "PreparedModel", "bears_gaps", "prepare"]
 
 _NO_SHAPE = torch.Size()
 
@@ -37,7 +38,7 @@ class PreparedModel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model."""
-        with in_model(), _Mark(self.conditioned), _FillIdle(self.idle), _FillMissing():
+        with in_model(), _Mark(self.conditioned), _FillIdle(self.idle), FillMissing():
             return self.model(*args, **kwargs)
 
 
@@ -58,6 +59,22 @@ def prepare(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
     masked = {n for n, s in latents.items() if isinstance(s["mask"], Tensor | bool)}
     idle = _idle(masked, trace, run) if masked else frozenset()
     return PreparedModel(model, conditioned, idle)
+
+
+def bears_gaps(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether missing values among the arguments leave a model's log joint and its gradient finite."""
+    trace = poutine.trace(model).get_trace(*args, **kwargs)
+    leaves = {n: s["value"] for n, s in nodes(trace).items() if is_latent(s) and s["value"].is_floating_point()}
+    leaves = {n: value.detach().clone().requires_grad_() for n, value in leaves.items()}
+    with torch.enable_grad():
+        trace = poutine.trace(_Put(leaves)(model)).get_trace(*args, **kwargs)
+        total = sum((contribution(s).sum() for s in density_sites(trace).values()), start=torch.zeros(()))
+        if not bool(torch.isfinite(total)):
+            return False
+        store = [p for p in pyro.get_param_store()._params.values() if p.requires_grad]
+        wanted = [*leaves.values(), *store]
+        found = torch.autograd.grad(total, wanted, allow_unused=True) if total.requires_grad and wanted else ()
+    return all(g is None or bool(torch.isfinite(g).all()) for g in found)
 
 
 class _FindConditions(Messenger):
@@ -207,17 +224,22 @@ def _summed(value: Tensor, dims: int) -> Tensor:
     return value.flatten(dims).sum(-1) if value.dim() > dims else value
 
 
-class _FillMissing(Messenger):
+class FillMissing(Messenger):
     """Put something harmless in place of NaN among observations that are masked out.
 
     A masked term counts nothing, but the gradient of a NaN that counts nothing is still NaN.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
-        value, mask = msg["value"], msg["mask"]
-        if not msg["is_observed"] or not isinstance(mask, Tensor) or not isinstance(value, Tensor):
+        value = msg["value"]
+        if not msg["is_observed"] or not isinstance(value, Tensor) or not value.is_floating_point():
             return
-        if not value.is_floating_point() or role(msg) != "observed":
+        if type(msg["fn"]) is NanMaskedNormal:  # the same, in operations that can be vectorised
+            msg["fn"] = Normal(msg["fn"].loc, msg["fn"].scale)
+            there = ~torch.isnan(value)
+            msg["mask"] = there if msg["mask"] is None else there & msg["mask"]
+        mask = msg["mask"]
+        if not isinstance(mask, Tensor) or role(msg) != "observed":
             return
         out = ~_over_events(mask, msg["fn"])
         msg["value"] = torch.where(out & torch.isnan(value), _harmless(msg["fn"], value), value)

@@ -115,8 +115,8 @@ def contribution(site: Any, scaled: bool = True) -> Tensor:
 def pointwise(site: Any) -> Tensor:
     """Return the log density of an observed site's data points in nats, shape of its batch, zero where it is masked.
 
-    A scale of the model's own counts, such as weights of rows. That of a subsampled plate does not: it makes a part stand for
-    all, which is no part of what one point contributes.
+    A scale of the model's own counts, such as weights of rows. That of a subsampled plate does not: it makes a part stand
+    for all, and one point contributes its own density.
     """
     scale = site["scale"]
     for frame in site["cond_indep_stack"]:

@@ -331,7 +331,8 @@ def test_a_model_that_subsamples_is_judged_on_all_rows(model):
     mean, sd = exact_of_a_normal(1.0, torch.ones(6), Y)
     drawn = posterior.sample(4000)["z"]
     assert abs(float(drawn.mean()) - mean) < 0.5 * sd
-    assert posterior.to_arviz(num_samples=5, prior_samples=5)["observed_data"].sizes
+    seen = posterior.to_arviz(num_samples=5, prior_samples=5)["observed_data"]
+    assert sum(v.size for v in seen.data_vars.values()) == len(Y)
 
 
 @pytest.mark.parametrize("family", ["mean_field", "full_rank", pyro.infer.autoguide.AutoNormal])
@@ -386,3 +387,27 @@ def test_a_part_that_knows_the_size_of_the_whole_is_no_choice_of_rows():
     trace = poutine.trace(poutine.condition(model, data={"z": draws.latents["z"][0, 0]})).get_trace(Y)
     torch.testing.assert_close(draws.log_p[0, 0], trace.log_prob_sum())
     torch.testing.assert_close(100 * draws.log_likelihood["y"][0, 0].sum(), trace.nodes["y"]["log_prob_sum"])
+
+
+def allows_gaps(y):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.NanMaskedNormal(z.expand(len(y)), torch.ones(len(y))), obs=y)
+
+
+@pytest.mark.parametrize("model", [masked_rows, allows_gaps])
+def test_missing_values_are_welcome_where_the_model_leaves_them_out(model):
+    holes = torch.where(HALF, Y, math.nan)
+    settings = {"lr": 0.05, "schedule": "cosine", "compile": "trace"}
+    posterior = guides.fit(model, "full_rank", holes, steps=300, num_particles=4, **settings)
+    mean, sd = exact_of_a_normal(1.0, HALF.float(), Y)
+    drawn = posterior.sample(4000)["z"]
+    assert abs(float(drawn.mean()) - mean) < 0.15 * sd
+    assert posterior.diagnose(only=["elpd_loo"]).elpd["y"].num_points == int(HALF.sum())
+    assert bool(torch.isfinite(posterior.predict(num_samples=5)["y"]).all())
+
+
+@pytest.mark.parametrize("model", [normal, lambda y: masked_rows(y.cumsum(0))])
+def test_missing_values_that_reach_the_density_are_refused_before_any_work(model):
+    with pytest.raises(guides.DataError, match=r"argument 0 has 2 NaN.*poutine\.mask"):
+        guides.fit(model, "mean_field", torch.where(HALF, Y, math.nan), steps=10**9)
