@@ -324,7 +324,8 @@ def _pack(terms: list[_Term], nesting: int) -> None:
 
 def _is_seen(site: Any) -> bool:
     fn = site.get("fn")
-    return site["type"] == "sample" and isinstance(fn, TorchDistributionMixin) and not isinstance(fn, Marginal)
+    known = isinstance(fn, TorchDistributionMixin) and not isinstance(fn, Marginal)
+    return site["type"] == "sample" and known and not site["infer"].get("_deterministic")
 
 
 def _density(site: Any, fn: Any) -> Tensor:
