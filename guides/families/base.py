@@ -76,21 +76,22 @@ START = "start"
 """Key in a site's ``infer``: the value to start at, as the weights of a trained network in ``zoo.bayesianize``."""
 
 
-def _where_told(strategy: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the strategy for the sites that do not say where to start."""
+@dataclass(frozen=True)
+class _WhereTold:
+    """A strategy for the sites that do not say where to start; not a closure, as guides that hold it are pickled."""
 
-    def init(site: Any = None) -> Any:
+    strategy: Callable[..., Any]
+
+    def __call__(self, site: Any = None) -> Any:
         if site is None:
-            return init
+            return self
         start: Tensor | None = site["infer"].get(START)
-        return strategy(site) if start is None else start.detach().clone()
-
-    return init
+        return self.strategy(site) if start is None else start.detach().clone()
 
 
 _INITIALISERS: dict[str, Callable[..., Any]] = {
-    "feasible": _where_told(init_to_feasible),
-    "median": _where_told(init_to_median),
+    "feasible": _WhereTold(init_to_feasible),
+    "median": _WhereTold(init_to_median),
     "sample": init_to_sample,
     "spread": _init_to_spread,
 }
