@@ -103,6 +103,11 @@ def test_the_pages_examples_run(page, tmp_path, monkeypatch):
     assert run(page, tmp_path, monkeypatch)
 
 
+def test_missing_days_are_no_points_and_are_predicted(tmp_path, monkeypatch, capsys):
+    run("docs/any_model.md", tmp_path, monkeypatch)
+    assert capsys.readouterr().out.split() == ["4", "torch.Size([5,", "6])"]
+
+
 def test_laplace_as_a_drop_in_recovers_the_normal_posterior(tmp_path, monkeypatch):
     space = run("docs/laplace.md", tmp_path, monkeypatch)
     x, y, normal = space["x"], space["y"], space["normal"]
