@@ -47,6 +47,10 @@ class DrawsLike(Protocol):
         """Log density of the guide, (C, S), nats."""
 
     @property
+    def deterministic(self) -> Mapping[str, Tensor]:
+        """Deterministic site -> (C, S, *site shape)."""
+
+    @property
     def counted(self) -> Mapping[str, Tensor]:
         """Which elements of ``log_likelihood``'s batch are data points: not those that the model masks out."""
 

@@ -72,7 +72,7 @@ def importance_sample_size(posterior: PosteriorLike, draws: DrawsLike) -> Findin
 
 @dataclass(frozen=True)
 class SiteMoments:
-    """Moments of one latent site, all (C, *site shape), in the site's own units.
+    """Moments of one latent or deterministic site, all (C, *site shape), in the site's own units.
 
     :param mean: mean of the guide's draws.
     :param sd: standard deviation of the guide's draws.
@@ -99,7 +99,7 @@ class SiteMoments:
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectedMoments(Finding):
-    """Posterior means and standard deviations, raw and PSIS-corrected, per latent site.
+    """Posterior means and standard deviations, raw and PSIS-corrected, per latent and deterministic site.
 
     :param sites: site name -> :class:`SiteMoments`.
     :param trustworthy: whether k-hat of every chain is below its threshold, so that the correction can be
@@ -153,7 +153,9 @@ def corrected_moments(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     if undefined is not None:
         return undefined
     smoothed, k_hat = psis(draws.log_p - draws.log_q)
-    sites = {name: _moments(value, smoothed) for name, value in draws.latents.items()}
+    # Labels have no moments. Functions of the latents have, but for those of rows that an encoder looks at one by one.
+    values = draws.latents if getattr(posterior.guide, "amortized", ()) else {**draws.latents, **draws.deterministic}
+    sites = {name: _moments(value, smoothed) for name, value in values.items() if value.is_floating_point()}
     worst = max(sites, key=lambda name: sites[name].shift, default=None)
     trustworthy = bool((k_hat <= pareto_k_threshold(smoothed.shape[-1])).all())
     text = "there is no latent site"

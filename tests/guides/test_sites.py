@@ -411,3 +411,16 @@ def test_missing_values_are_welcome_where_the_model_leaves_them_out(model):
 def test_missing_values_that_reach_the_density_are_refused_before_any_work(model):
     with pytest.raises(guides.DataError, match=r"argument 0 has 2 NaN.*poutine\.mask"):
         guides.fit(model, "mean_field", torch.where(HALF, Y, math.nan), steps=10**9)
+
+
+def test_functions_of_the_latents_have_moments_as_latents_have():
+    def model(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.deterministic("twice", 2 * z)
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    posterior = guides.fit(model, "full_rank", Y, steps=200, lr=0.05, compile="trace")
+    moments = posterior.diagnose(only=["psis_moments"]).findings["psis_moments"].sites
+    torch.testing.assert_close(moments["twice"].psis_mean, 2 * moments["z"].psis_mean)
+    torch.testing.assert_close(moments["twice"].psis_sd, 2 * moments["z"].psis_sd)
