@@ -36,7 +36,6 @@ from guides.engine.parameters import ParameterLayout, isolated_store, reachable_
 from guides.engine.vectorise import Vectorised
 from guides.objectives.base import OWN_MODULE, Estimate, Objective, Stratum, joint_traces
 from guides.objectives.components import check_parts, stratum_log_weight
-from guides.parts import num_strata
 from guides.program.enumeration import Enumerated, enumerated
 from guides.program.marks import is_marked
 from guides.program.prepare import PreparedModel, bears_gaps, prepare
@@ -69,10 +68,13 @@ def setup_rows(batch_size: int) -> int:
     return max(64, 2 * batch_size)
 
 
-def _noise(model: Callable[..., Any], guide: Callable[..., Any], objective: Objective, data: Data) -> NoiseLayout:
-    with NoiseTape() as tape, Stratum(torch.tensor(0), guide):
+def _noise(
+    model: Callable[..., Any], guide: Callable[..., Any], objective: Objective, data: Data
+) -> tuple[NoiseLayout, int]:
+    """Return what one particle consumes, and how many strata the guide has."""
+    with NoiseTape() as tape, Stratum(torch.tensor(0), guide) as stratum:
         objective.particle(model, guide, data.args, data.kwargs)
-    return tape.used
+    return tape.used, stratum.count
 
 
 @contextmanager
@@ -105,6 +107,7 @@ class Program:
     :ivar prototype: a trace of the model on the data it was built with, or under minibatching on the first rows of them.
     :ivar follows: which plates and latents follow the rows of the data.
     :ivar size: number of rows of the data it was built with.
+    :ivar num_strata: components, or combinations of them, that a step draws one by one.
     :ivar own: plates whose rows the model chooses itself; a step is given them, all else runs on all of them.
     """
 
@@ -118,6 +121,7 @@ class Program:
     latents: tuple[str, ...]
     size: int
     batch_size: int | None
+    num_strata: int = 1
     own: OwnPlates = field(default_factory=OwnPlates, compare=False)
     over_particles: Vectorised = field(default_factory=lambda: Vectorised("particles"), compare=False)
 
@@ -166,7 +170,7 @@ class Program:
             part = data if batch_size is None else data.head(batch_size)
             # Quiet, as a start without density is the first step's to report, by site.
             with own.part(shown, guide), quiet(), told_in_words(guide, part):
-                noise = _noise(run, guide, objective, part)
+                noise, strata = _noise(run, guide, objective, part)
             check_still(changed(), modules)
             layout = ParameterLayout.discover(store, model, guide, objective)
         latents = tuple(n for n, s in prototype.nodes.items() if is_latent(s))
@@ -181,6 +185,7 @@ class Program:
             latents,
             data.size,
             batch_size,
+            strata,
             own,
         )
 
@@ -251,7 +256,7 @@ class Program:
         """Return what one particle consumes on other data, which depends on their rows where latents are local."""
 
         def run() -> NoiseLayout:
-            return _noise(self.model, self.guide, self.objective, data)
+            return _noise(self.model, self.guide, self.objective, data)[0]
 
         with isolated_store(), quiet(), seeded(0), torch.no_grad():
             layout: NoiseLayout = self.call(self.parameters.initial, run)
@@ -260,7 +265,7 @@ class Program:
     @property
     def particles(self) -> int:
         """Draws per step: particles of the objective times strata of the guide."""
-        return self.objective.num_particles * num_strata(self.guide)
+        return self.objective.num_particles * self.num_strata
 
     @property
     def frozen(self) -> Tensor | None:
@@ -278,7 +283,7 @@ class Program:
 
     def strata(self, device: torch.device) -> Tensor:
         """Return the stratum of each particle, shape ``(particles,)``."""
-        return torch.arange(self.particles, device=device) % num_strata(self.guide)
+        return torch.arange(self.particles, device=device) % self.num_strata
 
     def estimate(
         self,

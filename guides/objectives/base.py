@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
-from pyro.infer.autoguide import AutoGuideList
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.infer.elbo import ELBO as PyroELBO
 from pyro.infer.util import torch_item
 from pyro.poutine.messenger import Messenger
@@ -21,10 +20,11 @@ from torch import Tensor
 
 from guides.engine.parameters import detached_parameters
 from guides.engine.rows import evaluate_densities
-from guides.parts import choice_places, num_strata
+from guides.errors import OptionError, UnsupportedModelError
+from guides.parts import marks_strata
 from guides.program.sites import nodes
 
-__all__ = ["OWN_MODULE", "Estimate", "Objective", "Stratum", "frozen_guide_trace", "joint_traces"]
+__all__ = ["OWN_MODULE", "Estimate", "Objective", "Stratum", "frozen_guide_trace", "joint_traces", "unweighed"]
 
 
 OWN_MODULE = "guides.objective"
@@ -51,24 +51,50 @@ class Stratum(Messenger):
     a stratum is a path, each says which digit of the stratum's number it is: ``{"stratum": (place, base)}`` stands for
     ``index // place % base``. ``{"stratum": "drawn"}`` marks one that is drawn at random even so.
 
+    In a list of guides, or in a function that calls guides, nobody has said so: the choices become digits in the order in
+    which they are met, and :attr:`count`, after a run, is the number of their combinations.
+
     :param index: scalar integer tensor, the stratum to use.
-    :param guide: the guide as a whole, if it does not mark the sites itself: in a list of guides, the choices of its parts
-        are digits too; those in a function that knows nothing of strata are made at random.
+    :param guide: the guide as a whole, if it does not mark the sites itself.
+    :ivar weighed: the choices met so whose components have weights of their own.
     """
 
     def __init__(self, index: Tensor, guide: Callable[..., Any] | None = None) -> None:
         super().__init__()
         self._index = index
-        self._places = None if guide is None else choice_places(guide)
+        self._guide = guide
+        self._marked = guide is None or marks_strata(guide)
+        self._digits: dict[str, tuple[int, int]] = {}
+        self.weighed: list[str] = []
+
+    @property
+    def count(self) -> int:
+        """Number of strata of the guide, known after it has run once."""
+        return int(getattr(self._guide, "num_strata", 1)) if self._marked else math.prod(b for _, b in self._digits.values())
 
     def _pyro_sample(self, msg: Any) -> None:
         digit = msg["infer"].get("stratum")
-        if digit and self._places is not None:
-            digit = self._places.get(msg["name"])
+        if digit and not self._marked:
+            digit = self._met(msg)
         if digit and digit != "drawn":
             msg["value"] = self._index if digit is True else self._index // digit[0] % digit[1]
             msg["done"] = True
             msg["mask"] = False  # a choice that is not made at random has no density
+
+    def _met(self, msg: Any) -> tuple[int, int]:
+        """Return the digit of a choice that a part of the guide makes, by name, as a guide may be run again."""
+        name, choice, masked = msg["name"], msg["fn"], isinstance(msg["fn"], MaskedDistribution)
+        while isinstance(choice, MaskedDistribution):
+            choice = choice.base_dist
+        if msg["infer"]["stratum"] is not True or choice.batch_shape:
+            raise UnsupportedModelError(
+                f"site {name!r} chooses a component for every row, in a mixture that is a part of a guide; fit it alone"
+            )
+        if name not in self._digits:
+            self._digits[name] = self.count, choice.logits.shape[-1]
+            self.weighed += [] if masked else [name]
+        msg["infer"] = {**msg["infer"], "strata": self._digits[name][1]}
+        return self._digits[name]
 
 
 def joint_traces(
@@ -107,6 +133,14 @@ def frozen_guide_trace(
             drawn.add_node(name, **site)
     with detached_parameters(guide):
         return evaluate_densities(poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*args, **kwargs))
+
+
+def unweighed(sites: Iterable[str], objective: object) -> str:
+    """Return the words in which an objective that gives all components of a part of a guide the same weight is refused."""
+    return (
+        f"the guide has a mixture among its parts ({', '.join(map(repr, sites))}), whose components only 'elbo', and "
+        f"'selbo' without warmup, weigh; {type(objective).__name__} does not"
+    )
 
 
 class Objective(PyroELBO):
@@ -162,14 +196,14 @@ class Objective(PyroELBO):
 
         :param step: the number of the optimisation step, from 1; schedules are at their end without it.
         """
-        draws = []
-        if isinstance(guide, AutoGuideList) and guide.prototype_trace is None:
-            with poutine.block():  # its parts, and with them the strata, may be known after its first call only
-                guide(*args, **kwargs)
-        strata = num_strata(guide)
-        for i in range(self.num_particles * strata):
-            with Stratum(torch.tensor(i % strata), guide):
+        draws: list[dict[str, Tensor]] = []
+        strata = 1  # known when the guide has run once
+        while len(draws) < self.num_particles * strata:
+            with Stratum(torch.tensor(len(draws) % strata), guide) as stratum:
                 draws.append(self.particle(model, guide, args, kwargs))
+            strata = stratum.count
+            if stratum.weighed and not self.weighs_choices:
+                raise OptionError(unweighed(stratum.weighed, self))
         particles = {name: torch.stack([d[name] for d in draws]) for name in draws[0]}
         device = next(iter(particles.values())).device
         return self.combine(particles, torch.tensor(float(step), device=device))

@@ -14,7 +14,8 @@ from torch.distributions import Independent, Normal
 from guides.engine.rows import log_density
 from guides.errors import OptionError, UnsupportedModelError
 from guides.mixtures import MixtureDensity, chosen
-from guides.parts import choice_places, parts
+from guides.objectives.base import unweighed
+from guides.parts import marks_strata, parts
 from guides.program.sites import density_sites, is_latent, nodes
 from guides.program.subsampling import rows_seen
 
@@ -67,23 +68,25 @@ def stratum_log_weight(guide: Any, guide_trace: Trace) -> Tensor:
     r"""Return :math:`\log (K \pi_k)` of the stratum that a draw belongs to, zero for guides whose strata weigh the same.
 
     Its shape is that of the guide's weights: ``()``, or ``(rows,)`` where each row of the data has weights of its own.
-    Mixtures among the parts of a list of guides each add theirs. A choice that was made at random, by a mixture
-    inside a function, adds zero, with the gradient of its log weight: that of the score-function kind.
+    Mixtures among the parts of a list of guides, or called in a function, each add theirs. A choice made at random, as
+    outside :class:`~guides.objectives.base.Stratum`, adds zero, with the gradient of its log weight: that of the
+    score-function kind.
     """
     found = getattr(guide, "log_stratum_weight", None)
     if found is not None:
         of_guide: Tensor = found(guide_trace)
         return of_guide
-    total, places = torch.zeros(()), choice_places(guide) or {}
-    for name, site in choices(guide, guide_trace).items():
+    total = torch.zeros(())
+    for site in choices(guide, guide_trace).values():
         log_weight = chosen(site["fn"].logits, site["value"])
-        total = total + (log_weight + math.log(places[name][1]) if name in places else log_weight - log_weight.detach())
+        strata = site["infer"].get("strata")
+        total = total + (log_weight - log_weight.detach() if strata is None else log_weight + math.log(strata))
     return total
 
 
 def choices(guide: Any, guide_trace: Trace) -> dict[str, Any]:
     """Return the sites where mixtures that are parts of a guide, and not the guide itself, chose a component."""
-    if choice_places(guide) is None:
+    if marks_strata(guide):
         return {}
     return {
         n: s
@@ -111,10 +114,7 @@ def check_parts(guide: Any, guide_trace: Trace, objective: Any) -> None:
                 f"site {name!r} chooses a component for every row, in a mixture that is a part of a guide; fit it alone"
             )
     if inside and not (objective.weighs_choices and not getattr(objective, "warmup", 0)):
-        raise OptionError(
-            f"the guide has a mixture among its parts ({', '.join(map(repr, inside))}), whose components only 'elbo', and "
-            f"'selbo' without warmup, weigh; {type(objective).__name__} does not"
-        )
+        raise OptionError(unweighed(inside, objective))
 
 
 def weighed(log_weight: Tensor, value: Tensor) -> Tensor:
