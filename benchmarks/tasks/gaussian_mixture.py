@@ -82,7 +82,7 @@ for _name, _kind, _components, _covariance in (
                 "laplace": Override({"curvature": "hessian", "init_loc_fn": "spread"}),
                 "low_rank": SPREAD,
                 "map": SPREAD,
-                "mean_field": SPREAD,
+                "mean_field": Override({**SPREAD.options, "init_scale": 0.01}),
             },
             skip={
                 "dropout": "the model has no network to drop units of",

@@ -78,6 +78,7 @@ _MIXTURE = {"components": 10, "family": "full_rank", "warmup": 500}
 GUIDES = {
     "mixture": Override(options=_MIXTURE, fit={"objective": "selbo"}),
     "laplace": Override(options={"curvature": "hessian", "predictive": "sampled"}),
+    "mean_field": Override(options={"init_scale": 0.01}),
 }
 
 # Two units have eight arrangements, each with a mode of its own.

@@ -31,7 +31,12 @@ GUIDES = {
     "laplace": Override(options={"curvature": "ggn"}),
 }
 
-MIXTURE = {"components": 5, "options": {"estimator": "local"}, "init_loc_fn": "median", "weights": "uniform"}
+MIXTURE = {
+    "components": 5,
+    "options": {"estimator": "local", "init_scale": 0.01},
+    "init_loc_fn": "median",
+    "weights": "uniform",
+}
 
 for _short, _dataset, _target, _splits, (_steps, _long), _batch in SETS:
     TASKS.add(
@@ -47,7 +52,7 @@ for _short, _dataset, _target, _splits, (_steps, _long), _batch in SETS:
             fit={"steps": _steps, "batch_size": _batch, "lr": 0.01, "schedule": "cosine"},
             guides={
                 **GUIDES,
-                "mean_field": Override(options={"estimator": "local"}, fit={"steps": _long}),
+                "mean_field": Override(options={"estimator": "local", "init_scale": 0.01}, fit={"steps": _long}),
                 # Starts, weights and warm-up: chosen on validation parts of boston, energy and yacht.
                 "mixture": Override(
                     options=MIXTURE | {"warmup": int(0.7 * _long)},

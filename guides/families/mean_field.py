@@ -38,8 +38,8 @@ class MeanField(FlatFamily, AutoDiagonalNormal):
 
     :param model: a Pyro model with continuous latents.
     :param init_loc_fn: where the means start; see :class:`guides.MAP`.
-    :param init_scale: initial standard deviation of every latent in the unconstrained space. Small values let a network fit
-        before its weights' noise sets in.
+    :param init_scale: initial standard deviation of every latent in the unconstrained space, by default Pyro's. Smaller
+        values, such as the 0.01 of the zoo's networks, let a network fit before its weights' noise sets in.
     :param estimator: how the noise of weights that multiply data enters. ``"weights"`` draws the weights once per step;
         ``"local"`` draws each data point's pre-activations instead (lower variance); ``"flipout"`` keeps one draw and flips
         its signs per data point. The latter two apply where the model multiplies, once, by the very tensor that
@@ -71,7 +71,7 @@ class MeanField(FlatFamily, AutoDiagonalNormal):
         self,
         model: Callable[..., Any],
         init_loc_fn: str | Callable[..., Any] = "median",
-        init_scale: float = 1e-2,
+        init_scale: float = 0.1,
         *,
         estimator: str = "weights",
         create_plates: Callable[..., Any] | None = None,
