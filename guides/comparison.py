@@ -12,7 +12,7 @@ from guides.diagnostics.psis import MIN_DRAWS
 from guides.engine.keywords import check_names, keywords_of
 from guides.errors import OptionError
 from guides.fitting import fit, guide_factory
-from guides.parts import is_point_mass
+from guides.parts import amortized_sites, is_point_mass
 from guides.posterior import Posterior
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _row(label: str, posterior: Posterior, diagnosis: Diagnosis, num_samples: in
     elbo = elbo_se = math.nan
     if not is_point_mass(posterior.guide):
         # With an encoder a draw holds a latent for every row: few draws of many rows say as much.
-        few = max(10, _ROW_DRAWS // posterior.training.size) if getattr(posterior.guide, "amortized", ()) else num_samples
+        few = max(10, _ROW_DRAWS // posterior.training.size) if amortized_sites(posterior.guide) else num_samples
         draws = posterior.draws(min(few, num_samples))
         ratio = (draws.log_p - draws.log_q).flatten()
         elbo, elbo_se = float(ratio.mean()), float(ratio.std() / math.sqrt(len(ratio)))

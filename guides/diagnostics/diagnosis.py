@@ -17,6 +17,7 @@ from guides.diagnostics.pareto import ParetoK
 from guides.diagnostics.psis import MIN_DRAWS, pareto_k_threshold
 from guides.diagnostics.rhat import RHat
 from guides.diagnostics.row_weights import RowWeights, some_rows
+from guides.parts import amortized_sites
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -190,7 +191,7 @@ def diagnose(
     names = list(diagnostics_registry) if only is None else list(only)
     functions = {name: diagnostics_registry[name] for name in sorted(names, key=_rank)}
     with torch.no_grad():
-        local = frozenset(getattr(posterior.guide, "amortized", ()))
+        local = amortized_sites(posterior.guide)
         draws = _draws(posterior, local, num_samples, seed)
         without = frozenset() if not local else _JOINT if draws.latents else _JOINT | {"r_hat"}
         findings = {

@@ -11,6 +11,7 @@ import torch
 from guides.diagnostics.finding import DrawsLike, Finding, Level, PosteriorLike, Undefined, diagnostics_registry
 from guides.errors import OptionError, UnsupportedModelError
 from guides.information.latent import LatentInformation, latent_information
+from guides.parts import amortized_sites
 
 __all__ = ["LatentUse", "latent_use"]
 
@@ -61,7 +62,7 @@ def latent_use(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     *Importance weighted autoencoders*; Hoffman & Johnson (2016), *ELBO surgery*; Lucas, Tucker, Grosse & Norouzi (2019),
     *Don't blame the ELBO!*
     """
-    if not getattr(posterior.guide, "amortized", ()):
+    if not amortized_sites(posterior.guide):
         return LatentUse(level="unknown", text="the guide has no encoder", measures=())
     fitted = cast(Any, posterior)
     rows = fitted.training

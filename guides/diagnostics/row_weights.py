@@ -21,6 +21,7 @@ from guides.diagnostics.finding import (
 from guides.engine.data import Data
 from guides.engine.weights import rows_apart
 from guides.marginal import LogMarginal, log_marginal
+from guides.parts import amortized_sites
 
 __all__ = ["RowWeights", "row_weights", "some_rows"]
 
@@ -91,7 +92,7 @@ def row_weights(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     decoder-based generative models*
     """
     num_samples = int(draws.log_p.shape[-1])
-    if not getattr(posterior.guide, "amortized", ()):
+    if not amortized_sites(posterior.guide):
         return _finding("unknown", "the guide has no encoder", "", None)
     fitted = cast(Any, posterior)
     if not rows_apart(fitted.program) or is_point_mass(posterior):

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -27,13 +28,13 @@ from guides.errors import (
     OptionError,
     UnsupportedModelError,
 )
+from guides.parts import amortized_sites
 from guides.program.prepare import FillMissing
 from guides.program.sites import is_latent, is_observed, nodes, role
 from guides.program.supports import PlainSupports, is_discrete
 
 __all__ = [
     "Following",
-    "amortized_sites",
     "check_batch_size",
     "check_guide",
     "check_latents",
@@ -267,13 +268,17 @@ def check_local(rows: Following, prototype: Trace, guide: Callable[..., Any], si
         raise MinibatchScaleError(
             f"latent site {name!r} has one value per data point (shape {tuple(shape)}), which a guide without an encoder "
             "cannot follow through minibatches; fit with batch_size=None, use the guide 'amortized', or, if your guide "
-            "computes the site from the rows it is given, name it in an attribute amortized = frozenset({...}) of the guide"
+            f"computes the site from the rows it is given, {_how_named(guide, name)}"
         )
 
 
-def amortized_sites(guide: Callable[..., Any]) -> frozenset[str]:
-    """Return the names of the latent sites that a guide computes from the rows it is given; see ``amortized``."""
-    return frozenset(getattr(guide, "amortized", ()))
+def _how_named(guide: Callable[..., Any], site: str) -> str:
+    """Say where a guide is told that it computes ``site`` from the rows; Python sets no attribute of a bound method."""
+    said = f"amortized = frozenset({{{site!r}}})"
+    if isinstance(guide, MethodType):
+        where = f"{type(guide.__self__).__name__}.{guide.__name__}"
+        return f"name it in an attribute of the method, below the class: {where}.{said}"
+    return f"name it in an attribute {said} of the guide"
 
 
 def check_latents(prototype: Trace, guide: Callable[..., Any], reparameterised_only: bool = True) -> None:

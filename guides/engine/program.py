@@ -19,7 +19,6 @@ from torch import Tensor
 from guides.engine.buffers import buffers_kept, check_still
 from guides.engine.checks import (
     Following,
-    amortized_sites,
     check_guide,
     check_latents,
     check_local,
@@ -36,6 +35,7 @@ from guides.engine.parameters import ParameterLayout, isolated_store, reachable_
 from guides.engine.vectorise import Vectorised
 from guides.objectives.base import OWN_MODULE, Estimate, Objective, Stratum, joint_traces
 from guides.objectives.components import check_parts, stratum_log_weight
+from guides.parts import amortized_sites
 from guides.program.enumeration import Enumerated, enumerated
 from guides.program.marks import is_marked
 from guides.program.prepare import PreparedModel, bears_gaps, prepare

@@ -20,6 +20,7 @@ from guides.information.aggregate import aggregate, row_densities, unit_densitie
 from guides.information.measure import Measure, Unit, per_nat
 from guides.information.units import UnitVariance, unit_variances
 from guides.objectives.base import joint_traces
+from guides.parts import amortized_sites
 from guides.program.sites import is_latent, is_observed, nodes
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def latent_information(
 
 
 def _check(posterior: Posterior, max_drawn: int, num_samples: int) -> list[str]:
-    amortized = frozenset(getattr(posterior.guide, "amortized", ()))
+    amortized = amortized_sites(posterior.guide)
     if not amortized:
         raise UnsupportedModelError(
             f"the guide {posterior.family!r} has no amortised site: rate, mutual information and active units are "

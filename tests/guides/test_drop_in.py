@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from inspect import signature
 from pathlib import Path
 
 import pyro
@@ -438,3 +439,66 @@ def test_families_by_site_run_in_stock_svi() -> None:
     mean, sd = exact(Y, 0.3)
     assert float(guide.median()["a"]) == pytest.approx(mean, abs=sd)
     assert guide.quantiles([0.1, 0.9])["b"].shape == (2,)
+
+
+class Coder(torch.nn.Module):
+    """The model and the guide of Pyro's VAE example are methods of one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Linear(1, 2)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("encoder", self.encoder)
+        loc, scale = self.encoder(x.unsqueeze(-1)).unbind(-1)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(loc, scale.exp()))
+
+
+class Marked(Coder):
+    def guide(self, x: Tensor) -> None:
+        super().guide(x)
+
+
+Marked.guide.amortized = frozenset({"z"})
+
+
+class Owner(Coder):
+    amortized = frozenset({"z"})
+
+
+def partially() -> object:
+    return functools.partial(Marked().guide)
+
+
+@pytest.mark.parametrize(
+    "made", [lambda: Marked().guide, lambda: Owner().guide, partially], ids=["method", "object", "partial"]
+)
+def test_a_method_that_is_a_guide_says_what_it_computes_from_rows(made: object) -> None:
+    guide = made()
+    owner = getattr(guide, "func", guide).__self__
+    rows = torch.linspace(-2.0, 2.0, 40)
+    posterior = guides.fit(owner.model, guide, rows, batch_size=10, steps=300, lr=0.05, compile="eager")
+    assert posterior.program.amortized == {"z"}
+    exact_means = 0.8 * rows
+    found = posterior.sample(400)["z"].mean(0)
+    assert float((found - exact_means).abs().max()) < 0.25
+    assert posterior.diagnose(num_samples=100).findings["row_weights"].level != "unknown"
+
+
+def test_a_method_that_does_not_is_told_how() -> None:
+    coder = Coder()
+    with pytest.raises(guides.MinibatchScaleError, match=r"below the class: Coder\.guide\.amortized = frozenset\(\{'z'\}\)"):
+        guides.fit(coder.model, coder.guide, torch.randn(40), batch_size=10, steps=1)
+
+
+def test_scales_start_where_pyros_do() -> None:
+    """Our defaults by name are those of the class of Pyro that a family stands for."""
+    for ours in (guides.MeanField, guides.FullRank, guides.LowRank):
+        theirs = next(c for c in ours.__mro__ if c.__module__.startswith("pyro") and "init_scale" in signature(c).parameters)
+        assert signature(ours).parameters["init_scale"].default == signature(theirs).parameters["init_scale"].default
