@@ -110,6 +110,23 @@ class BlockNormal(TorchDistribution):
             out[block.index[:, None], block.index] = part
         return out
 
+    def covariance_times(self, vector: Tensor) -> Tensor:
+        """Return the product of the covariance and a vector ``(D,)``, without forming the matrix."""
+        out = torch.zeros_like(self.loc)
+        for block, factors in zip(self.blocks, self.factors):
+            v = vector[block.index]
+            if block.kind == "dense":
+                part = factors[0] @ (factors[0].T @ v)
+            elif block.kind == "diagonal":
+                part = factors[0].square() * v
+            elif block.kind == "kron":
+                left, right, scale = factors
+                part = (left @ (scale.square() * (left.T @ v.reshape(block.shape) @ right)) @ right.T).reshape(-1)
+            else:
+                continue
+            out = out.index_copy(-1, block.index, part)
+        return out
+
     def rsample(self, sample_shape: Any = _NO_SHAPE) -> Tensor:
         """Return reparameterised draws, shape ``(*sample_shape, D)``."""
         shape = self._extended_shape(sample_shape)

@@ -16,6 +16,7 @@ __all__ = [
     "MinibatchScaleError",
     "NonFiniteLossError",
     "NonFiniteLossWarning",
+    "NotAtTheModeWarning",
     "OptionError",
     "StorageError",
     "StorageWarning",
@@ -63,6 +64,10 @@ class NonFiniteLossError(RuntimeError):
 
 class NonFiniteLossWarning(RuntimeWarning):
     """A loss that turned NaN or infinite during a fit; the last finite parameters were kept."""
+
+
+class NotAtTheModeWarning(RuntimeWarning):
+    """An optimisation that ended before it reached the mode, around which a Laplace approximation is made."""
 
 
 class StorageError(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from guides.distributions import Block, BlockNormal
 from guides.engine.data import Data
 from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, seeded
-from guides.errors import OptionError, UnsupportedModelError, check_known
+from guides.errors import NotAtTheModeWarning, OptionError, UnsupportedModelError, check_known
 from guides.evidence import SMALLEST_PRECISION, likelihood_gain, maximise_evidence
 from guides.families.base import (
     START,
@@ -33,7 +34,8 @@ from guides.hessian import gradient
 from guides.kronecker import check_factors, kronecker
 from guides.linear import LinearUse, linear_uses
 from guides.objectives.elbo import ELBO
-from guides.program.supports import is_unconstrained
+from guides.program.sites import nodes
+from guides.program.supports import is_unconstrained, unconstraining
 from guides.registries import families
 
 __all__ = ["Laplace", "LaplaceNormal"]
@@ -41,6 +43,8 @@ __all__ = ["Laplace", "LaplaceNormal"]
 _CURVATURES = ("ggn", "hessian", "diagonal", "kron")
 _PREDICTIVES = ("sampled", "linearised")
 _TRAINED = 0.05
+_FAR = 1e3
+_PRIOR_DRAWS = 400
 
 
 @families.register("laplace")
@@ -78,8 +82,9 @@ class Laplace(FlatFamily):
         around the mode, :math:`\varphi(z) \approx \varphi(\hat z) + J (z - \hat z)`. With ``"ggn"`` the latter is the model
         whose exact posterior q is, and it is far more robust for networks. By default linearised where the curvature is of
         Gauss-Newton type, sampled for ``"hessian"`` and where the Fisher information of an observed site is not known.
-    :param floor: smallest eigenvalue of A to allow; by default 99% of the prior's smallest curvature, so that no direction
-        is wider than under the prior and rounding repairs nothing. ``posterior.info`` says how many eigenvalues were
+    :param floor: smallest eigenvalue of A to allow; by default 99% of the prior's smallest curvature (of one over the
+        variance of its draws, where it is not concave), so that no direction is wider than under the prior and rounding
+        repairs nothing. ``posterior.info`` says how many eigenvalues were
         raised, and from what.
     :param marginal_likelihood: hold the model's own ``pyro.param`` hyperparameters (prior scale, noise) fixed while the mode
         is sought, then choose them by the Laplace log evidence, alternating with Newton steps on the mode, this many times.
@@ -91,7 +96,8 @@ class Laplace(FlatFamily):
     ``posterior.info`` holds, per replicate: ``log_evidence`` (nats; of the data and the sites that vary, given the others,
     whose prior densities do not count), ``curvature``, ``repaired`` (eigenvalues raised),
     ``min_eigenvalue`` (before), ``prior_repaired`` (negative eigenvalues of the prior's curvature set to zero), ``floor``,
-    ``dimension``, ``gradient_norm`` at the mode.
+    ``dimension``, ``gradient_norm`` at the mode, ``from_mode`` (the longest step to the mode that the curvature predicts, in
+    a latent's posterior standard deviations; a warning is given above 1,000).
 
     References: MacKay (1992), *A practical Bayesian framework for backpropagation networks*; Martens & Grosse (2015),
     *Optimizing neural networks with Kronecker-factored approximate curvature*; Immer, Korzepa & Bauer (2021), *Improving
@@ -261,12 +267,32 @@ class Laplace(FlatFamily):
         with at.evaluating():
             joint, slope = float(log_joint(at.loc)), gradient(at.log_joint, at.loc)
         info["gradient_norm"] = float(slope.norm())
+        if self._held is None:  # around a trained network, :meth:`begin` has seen how far its weights are
+            assert guide.blocks is not None
+            normal = BlockNormal(at.loc.double(), guide.blocks, tuple(tuple(f.double() for f in g) for g in factors))
+            info["from_mode"] = self._from_mode(normal, slope.double())
         info["dimension"] = report["dimension"]
         info["log_evidence"] = joint + 0.5 * report["dimension"] * math.log(2 * math.pi) - 0.5 * report["log_det"]
         values = context.program.parameters.constrained(at.flat)
         parameters = {n: v.detach() for n, v in values.items() if not n.startswith(f"{self._pyro_name}.")}
         parameters |= guide.named_factors(at.loc, factors)
         return Finished(guide, parameters, info)
+
+    def _from_mode(self, normal: BlockNormal, slope: Tensor) -> float:
+        """Return how far a Newton step would move a latent, in its posterior standard deviations, at most; warn if far."""
+        deviations = normal.variance.sqrt()
+        steps = torch.where(deviations > 0, normal.covariance_times(slope).abs() / deviations, 0.0)
+        farthest = {n: float(steps[s].max()) for n, s in self.slices().items() if s.stop > s.start}
+        name = max(farthest, key=lambda n: farthest[n])
+        if not farthest[name] <= _FAR:
+            warnings.warn(
+                f"guide 'laplace' did not end at the mode: a Newton step would still move latent {name!r} by "
+                f"{farthest[name]:.3g} posterior standard deviations, so its normal lies elsewhere and its log evidence is "
+                "not right. Take more steps or a larger learning rate, or bring data and latents to a scale near 1",
+                NotAtTheModeWarning,
+                stacklevel=2,
+            )
+        return farthest[name]
 
 
 class LaplaceNormal(FlatFamily):
@@ -354,16 +380,23 @@ class LaplaceNormal(FlatFamily):
             report["dimension"] += len(block.index)
         return factors, report
 
-    def _floor(self, smallest: float, diagonal: Tensor) -> float:
+    def _floor(self, smallest: float, diagonal: Tensor, at: Curvature, block: Block) -> float:
         """Return the smallest precision to allow.
 
-        :param smallest: the prior's smallest precision. If it is not positive, as under flat priors, the diagonal of all
-            of the precision at least tells the latents' scales.
+        :param smallest: the prior's smallest precision. If it is not positive, as on the shoulder of a scale mixture, the
+            spread of its draws tells how wide it is; under flat priors, which have none, the diagonal of all of the
+            precision at least tells the latents' scales.
         """
+        asked = self._parent[0].floor
+        if asked:
+            return asked
         if smallest > 0:
-            return self._parent[0].floor or 0.99 * smallest
+            return 0.99 * smallest
+        widest = float(_prior_spread(at)[block.index].max())
+        if 0 < widest < math.inf:
+            return 0.99 / widest**2
         inside = diagonal[diagonal > 0]
-        return self._parent[0].floor or SMALLEST_PRECISION * (float(inside.min()) if len(inside) else 1.0)
+        return SMALLEST_PRECISION * (float(inside.min()) if len(inside) else 1.0)
 
     def _diagonal(self, at: Curvature, block: Block) -> _Factorised:
         prior = at.prior_diagonal()[block.index]
@@ -371,7 +404,7 @@ class LaplaceNormal(FlatFamily):
         if at.exact:
             value = value + at.exact_diagonal()[block.index]
         value, prior = _finite(value, block, at), prior.detach()
-        value, found = _clamped(value, self._floor(float(prior.min()), value))
+        value, found = _clamped(value, self._floor(float(prior.min()), value, at, block))
         return (value.rsqrt(),), float(value.log().sum()), found
 
     def _dense(self, at: Curvature, block: Block) -> _Factorised:
@@ -386,7 +419,7 @@ class LaplaceNormal(FlatFamily):
         data = _finite(data, block, at)
         total = data + prior
         # An indefinite prior says nothing about how wide it is; its diagonal at least says how wide each latent is.
-        floor = self._floor(smallest if smallest > 0 else float(prior.diagonal().min()), total.diagonal())
+        floor = self._floor(smallest if smallest > 0 else float(prior.diagonal().min()), total.diagonal(), at, block)
         matrix, found = positive_part(total, floor)
         if found["repaired"] and smallest < 0 and self._parent[0].curvature != "hessian":
             positive, repair = positive_part(prior, 0.0)
@@ -404,12 +437,33 @@ class LaplaceNormal(FlatFamily):
         a, u = torch.linalg.eigh(_finite(left, block, at))
         b, v = torch.linalg.eigh(_finite(right, block, at))
         value = a.clamp(min=0)[:, None] * b.clamp(min=0)[None, :] + prior
-        value, found = _clamped(value, self._floor(float(prior), value.reshape(-1)))
+        value, found = _clamped(value, self._floor(float(prior), value.reshape(-1), at, block))
         return (u, v, value.rsqrt()), float(value.log().sum()), found
 
 
 _Factorised = tuple[tuple[Tensor, ...], float, dict[str, Any]]
 """A block's factors, the log determinant of its precision, and what was repaired."""
+
+
+def _prior_spread(at: Curvature) -> Tensor:
+    """Return half of the width that 68% of every latent's prior draws have, given the others at the optimum, ``(D,)``.
+
+    It is infinite for latents whose prior cannot be drawn from.
+    """
+    spread = torch.full_like(at.loc, math.inf)
+    slices: dict[str, slice] = at.program.guide.slices()  # type: ignore[attr-defined]
+    with at.evaluating(), seeded(0), torch.no_grad():
+        sites = nodes(at.traces(at.loc)[0])
+        for name, part in slices.items():
+            site = sites[name]
+            try:
+                draws = site["fn"].sample((_PRIOR_DRAWS,))
+            except NotImplementedError:
+                continue
+            flat = unconstraining(site).inv(draws).reshape(_PRIOR_DRAWS, -1).to(at.loc)
+            low, high = flat.quantile(torch.tensor([0.16, 0.84]).to(flat), dim=0)
+            spread[part] = 0.5 * (high - low)
+    return spread
 
 
 def _finite(matrix: Tensor, block: Block, at: Curvature) -> Tensor:

@@ -578,3 +578,43 @@ def test_a_layer_that_is_not_integrated_costs_nothing_per_direction():
     guides.fit(zoo.bayesianize(net, likelihood="multiclass"), ("laplace", {"sites": "last_layer"}), x, y)
     assert rows
     assert -1 not in rows
+
+
+def test_a_shoulder_of_the_prior_is_no_wider_than_its_draws():
+    prior = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), torch.tensor([0.1, 1.5])))
+
+    def model(x):
+        pyro.sample("w", prior)
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+    start = init_to_value(values={"w": torch.tensor(0.25), "a": torch.tensor(0.0)})  # where the prior is not concave
+    fit = guides.fit(model, ("laplace", {"init_loc_fn": start}), torch.zeros(5), steps=1, lr=1e-6)
+    assert fit.info[0]["prior_repaired"] == 1
+    widths = torch.tensor([fit.sample(2000, seed=s)["w"].std() for s in range(2)])
+    assert (widths < 2.0).all() and (widths > 0.5).all()
+
+
+def test_an_optimisation_that_did_not_reach_the_mode_is_told():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1e8))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    start = ("laplace", {"init_loc_fn": init_to_value(values={"z": torch.tensor(0.0)})})
+    with pytest.warns(guides.NotAtTheModeWarning, match="'z' by 4.47e\\+08 posterior standard deviations"):
+        guides.fit(model, start, torch.full((20,), 1e8), steps=20)
+    near = guides.fit(model, start, torch.full((20,), 1.0), steps=20)
+    assert near.info[0]["from_mode"] == pytest.approx(0.8 * 20**0.5, rel=0.05)  # 20 steps go 0.2 of the way
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "diagonal", "kron"])
+def test_the_step_to_the_mode_is_that_of_the_whole_covariance(curvature):
+    torch.manual_seed(0)
+    x = torch.randn(20, 3)
+    model = zoo.bayesianize(nn.Linear(3, 2), noise=1.0)
+    fit = guides.fit(model, ("laplace", {"curvature": curvature}), x, x[:, :2], steps=1, lr=1e-6)
+    normal = fit.guide.get_posterior()
+    vector = torch.randn(len(normal.loc))
+    torch.testing.assert_close(normal.covariance_times(vector), normal.covariance_matrix @ vector, rtol=1e-4, atol=1e-6)
