@@ -30,8 +30,8 @@ from guides.errors import (
 )
 from guides.parts import amortized_sites
 from guides.program.prepare import FillMissing
-from guides.program.sites import is_latent, is_observed, nodes, role
-from guides.program.supports import PlainSupports, is_discrete
+from guides.program.sites import is_latent, is_observed, is_point, nodes, role
+from guides.program.supports import PlainSupports, as_written, is_discrete
 
 __all__ = [
     "Following",
@@ -287,6 +287,7 @@ def check_latents(prototype: Trace, guide: Callable[..., Any], reparameterised_o
     :param reparameterised_only: the objective's gradient needs draws that can be reparameterised.
     :raises DiscreteLatentError: naming a discrete site.
     :raises GuideMismatchError: if there is no latent site at all and the guide does not allow that.
+    :raises UnsupportedModelError: naming a site that is a point mass.
     """
     latents = [(n, s) for n, s in nodes(prototype).items() if is_latent(s)]
     if not latents and not getattr(guide, "allows_no_latents", False):
@@ -295,6 +296,12 @@ def check_latents(prototype: Trace, guide: Callable[..., Any], reparameterised_o
             "The parameters of a model without latents are fitted by maximum likelihood with the guide 'map'"
         )
     continuous_guide = isinstance(guide, AutoGuide) and not isinstance(guide, AutoGuideList | AutoDiscreteParallel)
+    for name, site in latents:
+        if isinstance(guide, AutoGuide) and is_point(as_written(site["fn"])):
+            raise UnsupportedModelError(
+                f"latent site {name!r} is a point mass (Delta), so there is nothing to infer; if it is a function of other "
+                f"sites, write pyro.deterministic({name!r}, value), or pyro.param for a number to be learned"
+            )
     if not (reparameterised_only or continuous_guide):
         return
     for name, site in latents:

@@ -29,6 +29,7 @@ __all__ = [
     "is_deterministic",
     "is_latent",
     "is_observed",
+    "is_point",
     "log_prob",
     "nodes",
     "pointwise",
@@ -88,6 +89,11 @@ def is_observed(site: Any) -> bool:
 def is_deterministic(site: Any) -> bool:
     """Tell whether a site is a function of others without a density of its own."""
     return role(site) == "deterministic"
+
+
+def is_point(fn: Any) -> bool:
+    """Tell whether a distribution is a point mass."""
+    return isinstance(_unwrapped(fn)[0], Delta)
 
 
 def density_sites(trace: Trace) -> dict[str, Any]:

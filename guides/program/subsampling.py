@@ -110,8 +110,10 @@ def _subsample(
     device: Any = None,
 ) -> tuple[int, int, Tensor | None]:
     rows = _choices[-1].rows(name, subsample) if _choices else None
-    if rows is None or size is None or (subsample is not None and len(subsample) == size):
+    if rows is None or size is None:
         return _pyro_subsample(name, size, subsample_size, subsample, use_cuda, device)
+    if subsample is not None and len(subsample) == size:
+        rows = subsample  # all of them, in the model's own order
     message = Message(
         type="sample",
         name=name,

@@ -27,7 +27,7 @@ SHAPES: dict[str, tuple[int, ...]] = {"alone": (), "a plate": (3,), "two plates"
 REFUSED_PRIORS = {
     "CoalescentTimes": errors.UnsupportedModelError,
     "CoalescentTimesWithRate": errors.UnsupportedModelError,
-    "Delta": errors.NonFiniteLossError,
+    "Delta": errors.UnsupportedModelError,
     "Empirical": errors.UnsupportedModelError,
     "GammaGaussianHMM": errors.UnsupportedModelError,
     "GaussianMRF": errors.UnsupportedModelError,
