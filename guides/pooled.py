@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from guides.draws import Draws, Site
@@ -17,7 +16,7 @@ from guides.engine.parameters import isolated_store
 from guides.engine.program import Program, quiet
 from guides.engine.vectorise import over_draws
 from guides.errors import DataError, OptionError, UnsupportedModelError, check_known
-from guides.families.base import Family
+from guides.own_sites import trace_at
 
 if TYPE_CHECKING:
     from guides.diagnostics import Diagnosis
@@ -195,12 +194,9 @@ class Pooled:
 
         def at(number: Tensor) -> dict[str, Tensor]:
             values: dict[str, Any] = {n: v[0].index_select(0, number.reshape(1)).squeeze(0) for n, v in latents.items()}
-            if isinstance(program.guide, Family):
-                values = program.guide.site_values(values)
-            guide = poutine.condition(program.guide, data=values)
 
             def run() -> Tensor:
-                return torch.as_tensor(density(poutine.trace(guide).get_trace(*data.args, **data.kwargs)))
+                return torch.as_tensor(density(trace_at(program.guide, values, data.args, data.kwargs)))
 
             return {"log_q": torch.stack([program.call(flat, run) for flat in self.of.flat])}
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from guides.draws import PARTS, Draws, Site, sites, take_draws
@@ -25,7 +24,7 @@ from guides.engine.state import Resume
 from guides.engine.state_file import write_whole
 from guides.engine.words import describe, in_words
 from guides.errors import DataError, OptionError
-from guides.families.base import Family
+from guides.own_sites import trace_at
 from guides.pooled import Pooled, pool_weights
 from guides.program.sites import nodes
 
@@ -327,6 +326,7 @@ class Posterior:
 
         :param latents: one value per latent site, of the site's shape, in its support.
         :raises DataError: if a site is missing or has another shape.
+        :raises UnsupportedModelError: if the guide makes the latents from sites of its own in a way that is not known.
         """
         for name in self.program.latents:
             want = self.sites[name].shape
@@ -335,14 +335,11 @@ class Posterior:
             if tuple(latents[name].shape) != want:
                 raise DataError(f"latent site {name!r} has shape {want}, the value has {tuple(latents[name].shape)}")
         values: dict[str, Any] = {name: latents[name] for name in self.program.latents}
-        if isinstance(self.guide, Family):
-            values = self.guide.site_values(values)
-        guide = poutine.condition(self.guide, data=values)
         results, args, kwargs = [], self.training.args, self.training.kwargs
         with isolated_store(), quiet(), seeded(self.seed), torch.no_grad():
             for flat in self.flat:
                 # Inside the call, as a flow's density is a network's, which reads its parameters when it is asked.
-                run = lambda: poutine.trace(guide).get_trace(*args, **kwargs).log_prob_sum()  # noqa: E731
+                run = lambda: trace_at(self.guide, values, args, kwargs).log_prob_sum()  # noqa: E731
                 results.append(self.program.call(flat, run))
         stacked = torch.stack(results)
         return stacked if self.replicates > 1 else stacked[0]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_feasible
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuideList, AutoNormal, init_to_feasible
 from pyro.nn import PyroModule
 from torch import Tensor
 
@@ -502,3 +502,57 @@ def test_scales_start_where_pyros_do() -> None:
     for ours in (guides.MeanField, guides.FullRank, guides.LowRank):
         theirs = next(c for c in ours.__mro__ if c.__module__.startswith("pyro") and "init_scale" in signature(c).parameters)
         assert signature(ours).parameters["init_scale"].default == signature(theirs).parameters["init_scale"].default
+
+
+def positive(y: Tensor) -> None:
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(a, b), obs=y)
+
+
+def parted(first: object, second: object, listed: bool) -> object:
+    a, b = first(poutine.block(positive, expose=["a"])), second(poutine.block(positive, expose=["b"]))
+    if listed:
+        guide = AutoGuideList(positive)
+        guide.append(a)
+        guide.append(b)
+        return guide
+
+    def by_hand(y: Tensor) -> None:
+        a(y)
+        b(y)
+
+    return by_hand
+
+
+DENSITIES = {
+    "autonormal": lambda: AutoNormal(positive, init_scale=0.5),
+    "flat": lambda: AutoDiagonalNormal(positive, init_scale=0.5),
+    "list": lambda: parted(guides.MeanField, AutoNormal, listed=True),
+    "mixture": lambda: parted(functools.partial(Two, init_loc_fn="median", init_scale=0.5), AutoDiagonalNormal, listed=True),
+    "hand": lambda: parted(AutoNormal, guides.FullRank, listed=False),
+}
+
+
+@pytest.mark.parametrize("form", DENSITIES)
+def test_the_density_of_a_guide_that_is_no_family_is_that_of_its_draws(form: str) -> None:
+    posterior = guides.fit(positive, DENSITIES[form](), Y, steps=2, lr=1e-6, compile="eager", seed=1)
+    drawn = posterior.draws(3)
+    for number in range(3):
+        at = {name: value[0, number] for name, value in drawn.latents.items()}
+        assert float(posterior.log_prob(at)) == pytest.approx(float(drawn.log_q[0, number]), abs=1e-3)
+
+
+def test_a_density_through_sites_nobody_knows_is_refused() -> None:
+    def guide(y: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(2))
+        u = pyro.sample("u", dist.Normal(loc, 1.0).to_event(1), infer={"is_auxiliary": True})
+        pyro.sample("a", dist.Delta(u[0]))
+        pyro.sample("b", dist.Delta(u[1].exp(), -u[1]))
+
+    posterior = guides.fit(positive, guide, Y, steps=2, compile="eager")
+    with pytest.raises(
+        guides.UnsupportedModelError, match="site of its own, 'u', whose value at given latents is not known"
+    ):
+        posterior.log_prob({"a": torch.tensor(1.0), "b": torch.tensor(1.0)})
