@@ -164,11 +164,10 @@ def _copyable(modules: list[nn.Module], memo: dict[int, Any]) -> Iterator[None]:
     """Let :func:`copy.deepcopy` copy modules inside the block, and give the originals back what it took from them."""
     guides = [(guide, guide._model, guide.master) for guide in _autoguides(modules)]
     for module in _unique([*modules, *(guide for guide, _, _ in guides)]):
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                plain = _plain(value)
-                if plain is not value:
-                    memo[id(value)] = plain
+        for value in _kept(module):
+            plain = _plain(value)
+            if plain is not value:
+                memo[id(value)] = plain
         if isinstance(module, AutoGuide):
             if module.prototype_trace is not None:
                 memo[id(module.prototype_trace)] = module.prototype_trace  # which nobody changes
@@ -184,6 +183,14 @@ def _copyable(modules: list[nn.Module], memo: dict[int, Any]) -> Iterator[None]:
         copied = memo.get(id(guide))
         if copied is not None:
             copied.__dict__["_model"] = copy.deepcopy(model, memo)
+
+
+def _kept(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors that a module keeps besides its parameters, those in tuples too: a transform's last pair."""
+    for value in vars(module).values():
+        for held in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(held, Tensor) and not isinstance(held, nn.Parameter):
+                yield held
 
 
 def _plain(value: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch.distributions import Normal
 
 from guides.errors import OptionError
 from guides.program.marks import continuous_part
+from guides.program.plates import FillPlates, SizePlates
 from guides.program.sites import nodes
 from guides.program.supports import PlainSupports, is_unconstrained, unconstraining
 
@@ -154,7 +155,7 @@ class Family(AutoGuide):
         return guide
 
     def __init__(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        super().__init__(PlainSupports()(continuous_part(model)), *args, **kwargs)
+        super().__init__(SizePlates()(PlainSupports()(continuous_part(model))), *args, **kwargs)
 
     def site_values(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the values of this guide's own sites that stand for given values of the model's latents."""
@@ -205,6 +206,7 @@ class FlatFamily(Family, AutoContinuous):
         self, model: Callable[..., Any], *args: Any, create_plates: Callable[..., Any] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(model, *args, **kwargs)
+        self._model = (FillPlates()(self.model),)  # outside of what gives latents their initial values
         self.create_plates = create_plates
         self._unconstrained_shapes: dict[str, torch.Size] = {}
         self._plain_model = (model,)  # in a tuple, so that a module does not become a part of the guide

@@ -16,6 +16,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from guides.program.plates import SizePlates
 from guides.program.sites import CONDITIONED, contribution, density_sites, is_latent, is_observed, nodes, role
 from guides.program.subsampling import in_model
 from guides.program.supports import PlainSupports, plain_support
@@ -38,7 +39,7 @@ class PreparedModel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model."""
-        with in_model(), _Mark(self.conditioned), _FillIdle(self.idle), FillMissing():
+        with in_model(), SizePlates(), _Mark(self.conditioned), _FillIdle(self.idle), FillMissing():
             return self.model(*args, **kwargs)
 
 
