@@ -415,6 +415,31 @@ def speed(
 
 
 @main.command()
+@click.option("--guides", "guide_names", callback=_names, metavar="A,B", help="Guides to fit with; default: the usual four.")
+@click.option("--publish", is_flag=True, help="Write docs/results/compiled.json.")
+def compiled(guide_names: tuple[str, ...] | None, publish: bool) -> None:
+    """Say which models run compiled, and why the others do not.
+
+    Fits every registered model, and small ones in the manner of Pyro's examples, for a few steps with compile="native".
+
+    \b
+    Examples:
+      python -m benchmarks compiled --guides mean_field
+      python -m benchmarks compiled --publish && python -m benchmarks docs
+    """
+    from benchmarks import compiled as trying
+    from benchmarks.docs import ROOT
+
+    records = []
+    for record in trying.try_all(guide_names or trying.GUIDES):
+        records.append(record)
+        click.echo(f"{record['runs'].ljust(9)} {record['model']}, {record['guide']}: {record['why']}".rstrip(": "))
+    click.echo("\n" + trying.table(records))
+    if publish:
+        click.echo(f"\n{trying.publish(records, _command_line(), ROOT)}")
+
+
+@main.command()
 @click.option("--check", is_flag=True, help="Write nothing; name what is stale and fail if anything is.")
 def docs(check: bool) -> None:
     """Write the pages under docs/ and the tables of the README from docstrings, registries and result files.

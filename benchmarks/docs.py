@@ -19,7 +19,7 @@ import guides.information
 import guides.predictive
 import zoo
 import zoo.datasets
-from benchmarks import readme
+from benchmarks import compiled, readme
 from benchmarks.docstrings import Docstring, parse
 from benchmarks.readme import markdown_table
 from benchmarks.speed import report as speed
@@ -151,7 +151,8 @@ def generate(root: Path = ROOT) -> dict[Path, str]:
     files[readme] = fill(readme.read_text(encoding="utf-8"), blocks(root))
     performance = root / "docs" / "performance.md"
     if performance.exists():
-        files[performance] = fill(performance.read_text(encoding="utf-8"), speed.blocks(root))
+        filled = {**speed.blocks(root), **compiled.block(root)}
+        files[performance] = fill(performance.read_text(encoding="utf-8"), filled)
     return files
 
 
