@@ -77,7 +77,8 @@ def fit(
 ) -> Posterior:
     r"""Fit an approximate posterior to data.
 
-    :param model: any Pyro model; discrete latents need ``objective="score_function"`` and a guide that draws them.
+    :param model: any Pyro model. Discrete latents are summed out where they are marked for it (``config_enumerate``); others
+        need ``objective="score_function"`` and a guide that draws them.
     :param guide: a registry name (``"mean_field"``), a name with options (``("low_rank", {"rank": 5})``), families by
         pattern of site names (``{"w.*": "low_rank"}``, see :class:`guides.Structured`), a family class, a guide object, or
         any Pyro guide function. Left out, the model's ``natural_guide`` is used.
