@@ -316,7 +316,7 @@ def check_latents(prototype: Trace, guide: Callable[..., Any], reparameterised_o
 def _way_out(name: str, fn: Any) -> str:
     if getattr(fn, "has_enumerate_support", False):
         return (
-            f'mark it to have it summed out, pyro.sample({name!r}, ..., infer={{"enumerate": "parallel"}}) or '
+            f'mark it to have the engine marginalise it, pyro.sample({name!r}, ..., infer={{"enumerate": "parallel"}}) or '
             "@pyro.infer.config_enumerate over the model, or write a guide that draws it and use objective='score_function'"
         )
     return (

@@ -143,6 +143,19 @@ def full_rank_elbo(model, p, normals, uniforms):
     return elbo(model, draw, p, normals, uniforms)
 
 
+def structured_elbo(model, p, normals, uniforms):
+    """A full-rank normal for w, and a normal of its own for log s."""
+
+    def draw(p, e, u, k):
+        tril = softplus(p["0.scale"])[:, None] * (p["0.scale_tril"].tril(-1) + torch.eye(3))
+        scale = softplus(p["1.scale"])
+        z = torch.cat([p["0.loc"] + tril @ e[:3], p["1.loc"] + scale * e[3:]])
+        log_q_w = log_normal(e[:3], 0.0, 1.0).sum() - tril.diagonal().log().sum()
+        return z, log_q_w + log_normal(z[3], p["1.loc"][0], scale[0])
+
+    return elbo(model, draw, p, normals, uniforms)
+
+
 def low_rank_elbo(model, p, normals, uniforms):
     def draw(p, e, u, k):
         scale, rank = softplus(p["scale"]), p["cov_factor"].shape[1]
@@ -191,6 +204,7 @@ CASES = {
     "full_rank": ("full_rank", {}, {"num_particles": 2}, 2, full_rank_elbo, lambda n: (4, 0)),
     "low_rank": ("low_rank", {"rank": 2}, {"num_particles": 2}, 2, low_rank_elbo, lambda n: (6, 0)),
     "mixture": ("mixture", {"components": 3}, {}, 3, mixture_elbo, lambda n: (4, 0)),
+    "structured": ("structured", {"sites": {"w": "full_rank"}}, {"num_particles": 2}, 2, structured_elbo, lambda n: (4, 0)),
     "mean_field": ("mean_field", {}, {"num_particles": 2}, 2, mean_field_closed_form, lambda n: (4, 0)),
     "mean_field, Monte Carlo KL": ("mean_field", {}, {"kl": "monte_carlo"}, 1, mean_field_monte_carlo, lambda n: (4, 0)),
     "mean_field, local": ("mean_field", {"estimator": "local"}, {}, 1, mean_field_local, lambda n: (4 + n, 0)),

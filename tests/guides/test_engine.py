@@ -29,7 +29,8 @@ def data():
 def set_up(family, options, data):
     """A guide with its parameters made, and their unconstrained values."""
     pyro.set_rng_seed(3)
-    guide = guides.families[family](regression, init_loc_fn=spread, **options)
+    start = {} if family == "structured" else {"init_loc_fn": spread}  # which hands its options on to groups alone
+    guide = guides.families[family](regression, **start, **options)
     with pyro.get_param_store().scope():
         guide(*data)
     return guide, {n.removesuffix("_unconstrained"): v.detach().clone() for n, v in guide.named_parameters()}
