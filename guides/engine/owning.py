@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from guides.engine.buffers import normalisers
 from guides.engine.parameters import Owner, reachable_modules
@@ -175,14 +176,34 @@ def _copyable(modules: list[nn.Module], memo: dict[int, Any]) -> Iterator[None]:
             if plates is not None:
                 memo[id(plates)] = {}  # made anew by every run
     try:
-        yield
+        with _PlainCopies():
+            yield
     finally:
         for guide, model, master in guides:
             guide.__dict__.update(_model=model, master=master)
-    for guide, model, _ in guides:
-        copied = memo.get(id(guide))
-        if copied is not None:
-            copied.__dict__["_model"] = copy.deepcopy(model, memo)
+    with _PlainCopies():
+        for guide, model, _ in guides:
+            copied = memo.get(id(guide))
+            if copied is not None:
+                copied.__dict__["_model"] = copy.deepcopy(model, memo)
+
+
+class _PlainCopies(TorchFunctionMode):
+    """Copy tensors that a run left behind, such as those in the cache of a transform, as what they are without the run."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        value, memo = args
+        if id(value) in memo:
+            return memo[id(value)]
+        plain = _plain(value)
+        if plain is value:
+            return func(*args, **(kwargs or {}))
+        memo[id(value)] = plain.clone()
+        return memo[id(value)]
 
 
 def _kept(module: nn.Module) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,6 +55,8 @@ def prepare(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
     spy = _FindConditions()
     trace = run(spy)
     conditioned = frozenset(n for n in spy.found if _is_fixed(n, spy.found, trace, run)) if spy.found else frozenset()
+    data = {_series(n) for n in spy.found - conditioned}
+    conditioned = frozenset(n for n in conditioned if _series(n) not in data)  # the start of a series that is data
     latents = {
         n: s for n, s in nodes(trace).items() if is_latent(s) and not getattr(s["fn"], "has_enumerate_support", False)
     }
@@ -76,6 +79,11 @@ def bears_gaps(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
         wanted = [*leaves.values(), *store]
         found = torch.autograd.grad(total, wanted, allow_unused=True) if total.requires_grad and wanted else ()
     return all(g is None or bool(torch.isfinite(g).all()) for g in found)
+
+
+def _series(name: str) -> str:
+    """Return what the names ``x_0``, ``x_1``, ... of a series have in common; a name without a number has it alone."""
+    return re.sub(r"\d+", "#", name)
 
 
 class _FindConditions(Messenger):
