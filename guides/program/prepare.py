@@ -57,6 +57,7 @@ def prepare(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
     conditioned = frozenset(n for n in spy.found if _is_fixed(n, spy.found, trace, run)) if spy.found else frozenset()
     data = {_series(n) for n in spy.found - conditioned}
     conditioned = frozenset(n for n in conditioned if _series(n) not in data)  # the start of a series that is data
+    conditioned |= {n for c in conditioned for n, s in nodes(trace).items() if n.startswith(f"{c}_") and _held(c, s, trace)}
     latents = {
         n: s for n, s in nodes(trace).items() if is_latent(s) and not getattr(s["fn"], "has_enumerate_support", False)
     }
@@ -81,6 +82,11 @@ def bears_gaps(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
     return all(g is None or bool(torch.isfinite(g).all()) for g in found)
 
 
+def _held(conditioned: str, site: Any, trace: Trace) -> bool:
+    """Tell whether a site is the auxiliary, held fixed too, of a conditioned site that is reparametrised."""
+    return is_observed(site) and role(nodes(trace)[conditioned]) == "deterministic"
+
+
 def _series(name: str) -> str:
     """Return what the names ``x_0``, ``x_1``, ... of a series have in common; a name without a number has it alone."""
     return re.sub(r"\d+", "#", name)
@@ -95,7 +101,8 @@ class _FindConditions(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         handlers = (m for m in _PYRO_STACK if isinstance(m, ConditionMessenger))
-        if msg["is_observed"] and any(msg["name"] in m.data for m in handlers):
+        names = {msg["name"], msg["name"].rpartition("/")[2]}  # pyro.contrib.autoname puts scopes before a name
+        if msg["is_observed"] and any(n in m.data for m in handlers for n in names):
             self.found.add(msg["name"])
 
 
@@ -130,7 +137,9 @@ def _is_fixed(name: str, conditioned: set[str], trace: Trace, run: Callable[[Mes
     """
     sites = {n: s for n, s in nodes(trace).items() if role(s) in ("latent", "observed")}
     values = {n: s["value"] for n, s in sites.items()}
-    below = _changed({name: sites[name]["fn"].sample()}, values, sites, run)
+    # A reparametrised site is a point mass, which draws nothing else.
+    other = sites[name]["fn"].sample() if name in sites else 1.01 * nodes(trace)[name]["value"]
+    below = _changed({name: other}, values, sites, run)
     if any(n not in conditioned and is_observed(sites[n]) for n in below):
         return True
     latents = {n: s["fn"].sample() for n, s in sites.items() if is_latent(s)}
