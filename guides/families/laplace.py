@@ -461,8 +461,8 @@ def _prior_spread(at: Curvature) -> Tensor:
             except NotImplementedError:
                 continue
             flat = unconstraining(site).inv(draws).reshape(_PRIOR_DRAWS, -1).to(at.loc)
-            low, high = flat.quantile(torch.tensor([0.16, 0.84]).to(flat), dim=0)
-            spread[part] = 0.5 * (high - low)
+            ordered = flat.sort(0).values  # torch.quantile takes no more than 16 million numbers
+            spread[part] = 0.5 * (ordered[-_PRIOR_DRAWS * 4 // 25] - ordered[_PRIOR_DRAWS * 4 // 25])
     return spread
 
 
