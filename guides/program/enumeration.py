@@ -34,6 +34,7 @@ from guides.program.log_sampling import PlainSampleRing
 from guides.program.log_space import PlainLogRing
 from guides.program.marks import Marks, is_marked
 from guides.program.prepare import PreparedModel
+from guides.program.supports import PlainSupports
 
 __all__ = ["Enumerated", "Marginal", "add_values", "enumerated", "summing_out", "with_values"]
 
@@ -279,7 +280,7 @@ def enumerated(
 
 def summing_out(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any]:
     """Return a model with its marked sites summed out; the model itself if it marks none."""
-    with poutine.block():
+    with poutine.block(), PlainSupports():  # flat priors have no sampler
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     return Enumerated.of(model, trace, Trace()) if any(is_marked(s) for s in _nodes(trace).values()) else model
 

@@ -618,3 +618,15 @@ def test_the_step_to_the_mode_is_that_of_the_whole_covariance(curvature):
     normal = fit.guide.get_posterior()
     vector = torch.randn(len(normal.loc))
     torch.testing.assert_close(normal.covariance_times(vector), normal.covariance_matrix @ vector, rtol=1e-4, atol=1e-6)
+
+
+def test_priors_without_a_sampler_are_taken():
+    def model(x):
+        a = pyro.sample("a", dist.ImproperUniform(dist.constraints.real, (), ()))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+    guide = ("laplace", {"init_loc_fn": init_to_value(values={"a": torch.tensor(2.0)})})
+    fit = guides.fit(model, guide, torch.full((25,), 2.0), steps=2, lr=1e-6, compile="eager")
+    normal = fit.guide.get_posterior()
+    torch.testing.assert_close(normal.variance, torch.tensor([1 / 25]))
