@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.distributions import NanMaskedNormal, Normal, TorchDistribution
 from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -107,7 +108,11 @@ class _FindConditions(Messenger):
 
 
 class _Mark(Messenger):
-    """Mark the latents that ``pyro.condition`` holds fixed."""
+    """Mark the latents that ``pyro.condition`` holds fixed, and sites that a reparametrisation has put a point in place of.
+
+    Most of Pyro's reparametrisations mask that point out, which tells it from an observed ``Delta``; Haar wavelets, cosines
+    and other maps of unit Jacobian do not.
+    """
 
     def __init__(self, names: frozenset[str]) -> None:
         super().__init__()
@@ -116,6 +121,12 @@ class _Mark(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self._names:
             msg["infer"] = {**msg["infer"], CONDITIONED: True}
+        if msg["is_observed"] and role(msg) == "factor" and any(_replaces(m, msg["name"]) for m in _PYRO_STACK):
+            msg["infer"] = {**msg["infer"], "_deterministic": True}
+
+
+def _replaces(handler: Messenger, name: str) -> bool:
+    return isinstance(handler, ReparamMessenger) and isinstance(handler.config, dict) and name in handler.config
 
 
 class _Put(Messenger):

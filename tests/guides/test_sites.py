@@ -11,7 +11,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.infer.reparam import LocScaleReparam, TransformReparam
+from pyro.infer.reparam import DiscreteCosineReparam, HaarReparam, LocScaleReparam, TransformReparam
 
 import guides
 from guides.program.sites import contribution, counted, density_sites, nodes, role
@@ -424,3 +424,21 @@ def test_functions_of_the_latents_have_moments_as_latents_have():
     moments = posterior.diagnose(only=["psis_moments"]).findings["psis_moments"].sites
     torch.testing.assert_close(moments["twice"].psis_mean, 2 * moments["z"].psis_mean)
     torch.testing.assert_close(moments["twice"].psis_sd, 2 * moments["z"].psis_sd)
+
+
+@pytest.mark.parametrize("reparam", [HaarReparam(), DiscreteCosineReparam()])
+def test_a_site_under_another_basis_is_in_the_posterior_too(reparam):
+    def model(y):
+        walk = pyro.sample("walk", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(walk.sum(-1), 1.0), obs=y)
+
+    reparametrised = poutine.reparam(model, {"walk": reparam})
+    draws = guides.fit(reparametrised, "mean_field", Y, steps=2, compile="eager").draws(2)
+    assert draws.deterministic["walk"].shape == (1, 2, 4)
+    (auxiliary,) = draws.latents
+    for k in range(2):
+        values = {auxiliary: draws.latents[auxiliary][0, k]}
+        trace = poutine.trace(poutine.condition(reparametrised, data=values)).get_trace(Y)
+        torch.testing.assert_close(draws.deterministic["walk"][0, k], trace.nodes["walk"]["value"])
+        torch.testing.assert_close(draws.log_p[0, k], trace.log_prob_sum())
