@@ -95,9 +95,10 @@ def block(root: Path) -> dict[str, str]:
     if not path.exists():
         return {"compiled": "Not published yet: `python -m benchmarks compiled --publish` does."}
     found = json.loads(path.read_text(encoding="utf-8"))
+    remark = f" ({found['remark']})" if "remark" in found else ""
     return {
         "compiled": table(found["fits"])
-        + f"\n\nMade by `{found['command']}`. Everything: [`{FILE.name}`](results/{FILE.name})."
+        + f"\n\nMade by `{found['command']}`{remark}. Everything: [`{FILE.name}`](results/{FILE.name})."
     }
 
 

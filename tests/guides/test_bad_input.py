@@ -348,6 +348,7 @@ def test_a_loss_that_is_nan_at_once(data):
         guides.fit(model, "mean_field", *data, **QUICK)
 
 
+@pytest.mark.filterwarnings("ignore::guides.NotAtTheModeWarning")  # which is so, and said of laplace besides
 @pytest.mark.parametrize("family", ["low_rank", "full_rank", "mean_field", "laplace"])
 def test_every_family_survives_parameters_that_blow_up(family, data):
     x, y = data
