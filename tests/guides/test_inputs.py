@@ -353,6 +353,8 @@ def test_messages_print_no_tensors():
 
 
 def test_data_far_from_the_scale_of_a_network():
+    torch.manual_seed(0)  # what an untrained network makes of such data hangs on its weights
+
     def vae():
         return zoo.VAE(torch.nn.Linear(2, 4), latent_dim=2, likelihood="gaussian")
 
@@ -365,7 +367,7 @@ def test_data_far_from_the_scale_of_a_network():
     assert "tensor(" not in str(error.value)
     assert len(str(error.value)) < 400
     with pytest.raises(guides.NonFiniteLossError, match=r"Argument 0 has values up to .* scale of about 1"):
-        guides.fit(vae(), encoder, values, **NEVER)
+        guides.fit(vae(), encoder, values, steps=5)
     with pytest.warns(guides.NonFiniteLossWarning, match=r"Argument 0 has values up to .* scale of about 1"):
         fitted = guides.fit(vae(), encoder, 0.2 * values, steps=100, lr=10.0)
     assert "scale of about 1" in fitted.stop_reasons[0]
