@@ -176,7 +176,7 @@ def test_flat_prior_gives_the_likelihood(guide: str) -> None:
         with pyro.plate("d", len(y)):
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
-    start: Any = {"init": init_to_value(values={"z": torch.tensor(1.5)})}
+    start: Any = {"init_loc_fn": init_to_value(values={"z": torch.tensor(1.5)})}
     posterior = guides.fit(model, (guide, start), y, steps=800, lr=0.03, schedule="cosine")
     z = posterior.sample(2000)["z"]
     assert abs(float(z.mean()) - float(y.mean())) < 0.03
