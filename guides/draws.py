@@ -145,7 +145,7 @@ def take_draws(
                 with seeded(seed + _SEED_STRIDE * r), FactorsOrNaN():
                     over_draws(one, num_samples, chunk, flat.device, take)
                 failed = True
-        points = _counted(program, flat[0], data, seed) if score and "log_likelihood" in keep else {}
+        points = _counted(program, flat[0], data, seed, fresh) if score and "log_likelihood" in keep else {}
     merged = gathered.values
     if failed:
         _report_failed(merged, len(flat) * num_samples)
@@ -183,10 +183,16 @@ def _draws_at_once(one: Callable[[Tensor], Any], seed: int) -> int:
     return max(1, _ELEMENTS_PER_CHUNK // max(1, made.elements))
 
 
-def _counted(program: Program, flat: Tensor, data: Data, seed: int) -> dict[str, Tensor]:
+def _counted(program: Program, flat: Tensor, data: Data, seed: int, fresh: frozenset[str]) -> dict[str, Tensor]:
     """Return by observed site which elements of its batch are data points, which does not differ between draws."""
-    with seeded(seed):
-        model_trace, _ = program.traces(flat, data.args, data.kwargs)
+
+    def run() -> Trace:
+        guide_trace = poutine.trace(program.guide).get_trace(*data.args, **data.kwargs)
+        held = _without(guide_trace, fresh | {n for n in program.amortized if n not in guide_trace})
+        return poutine.trace(poutine.replay(program.model, trace=held)).get_trace(*data.args, **data.kwargs)
+
+    with seeded(seed), NoiseTape():
+        model_trace = program.call(flat, run)
     found = {}
     for name, site in nodes(model_trace).items():
         if is_observed(site):
