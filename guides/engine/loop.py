@@ -279,12 +279,14 @@ class _Work:
         record = losses.new_full((count, steps), math.nan)
         record[running[on]] = losses[on]
         broken = on & ~(torch.isfinite(losses).all(1) & torch.isfinite(new[0]).all(1))
+        state.losses.append(record)
         for r in running[broken].tolist():
-            step = rewind(r, self._chunks, state, self._replicates, self._eager())
-            record[r, max(0, step - state.step) :] = math.nan
+            again = rewind(r, self._chunks, state, self._replicates, self._eager())
+            for place, losses in enumerate(again, len(state.losses) - len(again)):
+                row = torch.tensor([r], device=losses.device)
+                state.losses[place] = state.losses[place].index_copy(0, row, losses[None])
         if failed:  # what has stopped must not fail again
             self._running = running[state.active[running.cpu()].to(running.device)]
-        state.losses.append(record)
         state.step += steps
         self.settled = state.snapshot()
 

@@ -64,20 +64,25 @@ def carefully(
             return state, state[0].new_full((len(rows), len(clock)), math.nan)
 
 
-def rewind(replicate: int, chunks: Sequence[Chunk], state: State, replicates: Replicates, runner: ChunkRunner) -> int:
-    """Take a replicate back to the last parameters that had a finite loss, stop it, and return the step that went wrong.
+def rewind(
+    replicate: int, chunks: Sequence[Chunk], state: State, replicates: Replicates, runner: ChunkRunner
+) -> tuple[Tensor, ...]:
+    """Take a replicate back to the last parameters that had a finite loss, and stop it.
 
-    Steps are pure, so running the last chunks again up to the bad step gives the parameters on the way there.
+    Steps are pure, so running the last chunks again up to the bad step gives the parameters on the way there. Which step
+    goes wrong may depend on rounding; the losses returned are those of the steps that led to the parameters kept.
 
     :param chunks: the chunk with the bad step and, as that may be its first, the chunk before it.
     :param runner: one that calls the model at every step.
+    :return: the replicate's losses in each chunk, NaN from the step that went wrong.
     :raises NonFiniteLossError: if not even the first step of the fit was finite.
     """
     row = torch.tensor([replicate], device=state.flat.device)
     start = chunks[0]
     now = (start.flat[row], *(m[row] for m in start.moments))
     kept = now
-    for chunk in chunks:
+    losses = tuple(state.flat.new_full((len(chunk.clock),), math.nan) for chunk in chunks)
+    for chunk, record in zip(chunks, losses, strict=True):
         for k in range(len(chunk.clock)):
             one = tuple(i[:, k : k + 1] for i in chunk.inputs)
             after, loss = carefully(runner, now, row, one, chunk.clock[k : k + 1], chunk.first + k)
@@ -86,12 +91,13 @@ def rewind(replicate: int, chunks: Sequence[Chunk], state: State, replicates: Re
                 kept = now
             if not (finite_loss and torch.isfinite(after[0]).all()):
                 _stop(state, replicates, replicate, chunk, k, now[0][0], kept, finite_loss)
-                return chunk.first + k
+                return losses
+            record[k] = loss.squeeze()
             now = after
     # The chunk went wrong, but running it step by step did not: rounding decides. Keep where the steps led.
     state.write(row, now[0], now[1:])
     state.stop(replicate, chunks[-1].first + len(chunks[-1].clock), "the loss was not finite in one of two equal runs")
-    return chunks[-1].first + len(chunks[-1].clock)
+    return losses
 
 
 def _stop(

@@ -471,4 +471,4 @@ def test_the_example_of_the_page_runs():
     assert blocks
     for block in blocks:
         exec(block, {})
-    assert set(re.findall(r"<!-- begin:([\w-]+) -->", text)) == set(report.blocks(command.ROOT))
+    assert set(re.findall(r"<!-- begin:(speed[\w-]*) -->", text)) == set(report.blocks(command.ROOT))

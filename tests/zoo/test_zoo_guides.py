@@ -59,7 +59,8 @@ def test_vamp_prior_shares_the_guides_encoder(images):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     posterior = guides.fit(model, images, epochs=15, batch_size=50, progress=False)
     assert posterior.losses[0, -20:].mean() < 0.75 * posterior.losses[0, :5].mean()
-    assert posterior.guide.encoders[0] is model.vamp_prior.encoder is shared
+    assert model.vamp_prior.encoder is shared
+    assert posterior.guide.encoders[0] is posterior.model.vamp_prior.encoder
     after = dict(model.named_parameters())
     assert all(not torch.equal(after[name], value) for name, value in before.items())
     # The guide's answers and the components of the prior come from one network, also inside the fit.
