@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,6 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import NanMaskedNormal, Normal, TorchDistribution
-from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.runtime import _PYRO_STACK
@@ -18,8 +16,9 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from guides.program.conditions import Put, conditions_marked, held_sites
 from guides.program.plates import SizePlates
-from guides.program.sites import CONDITIONED, contribution, density_sites, is_latent, is_observed, nodes, role
+from guides.program.sites import CONDITIONED, Computed, contribution, density_sites, is_latent, nodes, role
 from guides.program.subsampling import in_model
 from guides.program.supports import PlainSupports, plain_support
 
@@ -41,7 +40,7 @@ class PreparedModel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model."""
-        with in_model(), SizePlates(), _Mark(self.conditioned), _FillIdle(self.idle), FillMissing():
+        with in_model(), SizePlates(), _Mark(self.conditioned), _FillIdle(self.idle), FillMissing(), Computed():
             return self.model(*args, **kwargs)
 
 
@@ -53,12 +52,9 @@ def prepare(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
         with PlainSupports():  # flat priors have no sampler
             return poutine.trace(prepared if around is None else around(prepared)).get_trace(*args, **kwargs)
 
-    spy = _FindConditions()
-    trace = run(spy)
-    conditioned = frozenset(n for n in spy.found if _is_fixed(n, spy.found, trace, run)) if spy.found else frozenset()
-    data = {_series(n) for n in spy.found - conditioned}
-    conditioned = frozenset(n for n in conditioned if _series(n) not in data)  # the start of a series that is data
-    conditioned |= {n for c in conditioned for n, s in nodes(trace).items() if n.startswith(f"{c}_") and _held(c, s, trace)}
+    with conditions_marked():
+        trace = run()
+    conditioned = held_sites(trace, run)
     latents = {
         n: s for n, s in nodes(trace).items() if is_latent(s) and not getattr(s["fn"], "has_enumerate_support", False)
     }
@@ -73,7 +69,7 @@ def bears_gaps(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
     leaves = {n: s["value"] for n, s in nodes(trace).items() if is_latent(s) and s["value"].is_floating_point()}
     leaves = {n: value.detach().clone().requires_grad_() for n, value in leaves.items()}
     with torch.enable_grad():
-        trace = poutine.trace(_Put(leaves)(model)).get_trace(*args, **kwargs)
+        trace = poutine.trace(Put(leaves)(model)).get_trace(*args, **kwargs)
         total = sum((contribution(s).sum() for s in density_sites(trace).values()), start=torch.zeros(()))
         if not bool(torch.isfinite(total)):
             return False
@@ -81,30 +77,6 @@ def bears_gaps(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
         wanted = [*leaves.values(), *store]
         found = torch.autograd.grad(total, wanted, allow_unused=True) if total.requires_grad and wanted else ()
     return all(g is None or bool(torch.isfinite(g).all()) for g in found)
-
-
-def _held(conditioned: str, site: Any, trace: Trace) -> bool:
-    """Tell whether a site is the auxiliary, held fixed too, of a conditioned site that is reparametrised."""
-    return is_observed(site) and role(nodes(trace)[conditioned]) == "deterministic"
-
-
-def _series(name: str) -> str:
-    """Return what the names ``x_0``, ``x_1``, ... of a series have in common; a name without a number has it alone."""
-    return re.sub(r"\d+", "#", name)
-
-
-class _FindConditions(Messenger):
-    """Note the sites whose value comes from ``pyro.condition``, which leaves no trace of itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[str] = set()
-
-    def _pyro_sample(self, msg: Any) -> None:
-        handlers = (m for m in _PYRO_STACK if isinstance(m, ConditionMessenger))
-        names = {msg["name"], msg["name"].rpartition("/")[2]}  # pyro.contrib.autoname puts scopes before a name
-        if msg["is_observed"] and any(n in m.data for m in handlers for n in names):
-            self.found.add(msg["name"])
 
 
 class _Mark(Messenger):
@@ -129,44 +101,6 @@ def _replaces(handler: Messenger, name: str) -> bool:
     return isinstance(handler, ReparamMessenger) and isinstance(handler.config, dict) and name in handler.config
 
 
-class _Put(Messenger):
-    """Give sites other values, whatever a handler inside has given them."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self._values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self._values:
-            msg["value"], msg["done"] = self._values[msg["name"]], True
-
-
-def _is_fixed(name: str, conditioned: set[str], trace: Trace, run: Callable[[Messenger], Trace]) -> bool:
-    """Tell whether a conditioned site is a latent held fixed, rather than data given by ``pyro.condition``.
-
-    It is if data depend on it, or if other sites do and it depends on no latent itself.
-    """
-    sites = {n: s for n, s in nodes(trace).items() if role(s) in ("latent", "observed")}
-    values = {n: s["value"] for n, s in sites.items()}
-    # A reparametrised site is a point mass, which draws nothing else.
-    other = sites[name]["fn"].sample() if name in sites else 1.01 * nodes(trace)[name]["value"]
-    below = _changed({name: other}, values, sites, run)
-    if any(n not in conditioned and is_observed(sites[n]) for n in below):
-        return True
-    latents = {n: s["fn"].sample() for n, s in sites.items() if is_latent(s)}
-    return bool(below) and name not in _changed(latents, values, sites, run)
-
-
-def _changed(
-    new: Mapping[str, Tensor], values: Mapping[str, Tensor], sites: Mapping[str, Any], run: Callable[[Messenger], Trace]
-) -> set[str]:
-    """Return the sites whose distributions change with the values of others."""
-    found = nodes(run(_Put({**values, **new})))
-    densities = {n: found[n]["fn"].log_prob(values[n]) for n in sites if n in found and n not in new}
-    before = {n: sites[n]["fn"].log_prob(values[n]) for n in densities}
-    return {n for n, d in densities.items() if not torch.equal(torch.nan_to_num(d), torch.nan_to_num(before[n]))}
-
-
 def _idle(names: set[str], trace: Trace, run: Callable[[Messenger], Trace]) -> frozenset[str]:
     """Return the latents with masked-out elements that the log joint does not depend on.
 
@@ -178,7 +112,7 @@ def _idle(names: set[str], trace: Trace, run: Callable[[Messenger], Trace]) -> f
     if not leaves:
         return frozenset()
     with torch.enable_grad():
-        again = run(_Put({**others, **leaves}))
+        again = run(Put({**others, **leaves}))
         total = sum((contribution(s).sum() for s in density_sites(again).values()), start=torch.zeros(()))
         if not total.requires_grad:
             return frozenset(leaves)

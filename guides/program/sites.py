@@ -13,6 +13,7 @@ import torch
 from pyro.distributions import Delta, Unit
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -22,6 +23,7 @@ from guides.program.marks import is_summed_out
 
 __all__ = [
     "CONDITIONED",
+    "Computed",
     "Role",
     "contribution",
     "counted",
@@ -74,6 +76,20 @@ def role(site: Any) -> Role:
     if isinstance(base, Unit):
         return "factor"
     return "conditioned" if site["infer"].get(CONDITIONED) else "observed"
+
+
+class Computed(Messenger):
+    """Keep ``poutine.uncondition`` from drawing what is computed: deterministic sites, and terms of ``pyro.factor``.
+
+    Pyro calls them observed, and draws them anew from point masses, which is a latent for everybody who looks at the trace
+    (and inside a plate, of another shape).
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["infer"].get("was_observed") and not msg["is_observed"]:
+            as_observed = {**msg, "is_observed": True}
+            if role(as_observed) in ("deterministic", "factor"):
+                msg["is_observed"], msg["value"] = True, msg["infer"]["obs"]
 
 
 def is_latent(site: Any) -> bool:
