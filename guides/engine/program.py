@@ -40,7 +40,7 @@ from guides.program.enumeration import Enumerated, enumerated
 from guides.program.marks import is_marked
 from guides.program.prepare import PreparedModel, bears_gaps, prepare
 from guides.program.sites import counted, is_latent, is_observed, nodes, pointwise, role
-from guides.program.subsampling import OwnPlates, own_plates
+from guides.program.subsampling import OwnPlates, check_rows_have_latents, own_plates
 from guides.program.validation import Unvalidated
 
 __all__ = ["Program", "RescalePlates", "quiet", "seeded", "setup_rows"]
@@ -157,6 +157,9 @@ class Program:
                 check_observed(model, prototype, some)
                 check_latents(prototype, guide, objective.reparameterised_only)
                 check_supports(prepared, prototype, guide, some, batch_size)
+                if batch_size is None and isinstance(guide, AutoGuide):
+                    kept = {n for n, s in nodes(prototype).items() if is_latent(s)} - amortized_sites(guide)
+                    check_rows_have_latents(prototype, kept)
                 with told_in_words(guide, some):
                     guide_trace = poutine.trace(guide).get_trace(*some.args, **some.kwargs)
                 check_guide(prototype, guide_trace, guide, objective.reparameterised_only)

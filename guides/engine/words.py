@@ -13,6 +13,9 @@ import pyro
 import torch
 from torch import Tensor
 
+from guides.engine.remedies import remedy
+from guides.program.failures import site_of
+
 __all__ = ["MODEL_ERRORS", "describe", "in_words", "value_range"]
 
 # What a model that gets something it cannot work with may raise.
@@ -65,8 +68,17 @@ def in_words(error: BaseException, arguments: Mapping[str, Any] | None = None) -
     said = _SITE.sub("", str(error)).split("Trace Shapes:")[0].strip(": \n")
     said = _TENSOR.sub(lambda m: m.group() if len(m.group()) < 60 and "\n" not in m.group() else "tensor(...)", said)
     if isinstance(error, KeyError) or not said:
-        said = f"{type(error).__name__} {said}".strip()
-    return where + said if site is not None else said + _line(error)
+        said = f"{type(error).__name__} {said or _asserted(error)}".strip()
+    if site is not None:
+        return where + said + remedy(error)
+    found = site_of(error)
+    return ("" if found is None else f"at site {found!r}, ") + said + _line(error) + remedy(error)
+
+
+def _asserted(error: BaseException) -> str:
+    """Return the line of an assertion that says nothing itself."""
+    lines = traceback.extract_tb(error.__traceback__)
+    return f"({lines[-1].line})" if isinstance(error, AssertionError) and lines else ""
 
 
 def describe(value: Any) -> str:

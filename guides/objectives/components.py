@@ -148,7 +148,7 @@ def component_terms(guide: Any, model_trace: Trace, guide_trace: Trace, kl: str)
     closed = {n: q for n, (q, _) in factors.items() if n in prior and _is_normal(prior[n]["fn"])}
     seen = [of_site(s, plate, like) for s in prior.values() if not is_latent(s)]
     latent = [of_site(s, plate, like) for n, s in prior.items() if is_latent(s) and n not in closed]
-    latent += [_summed(_expected_log_prior(q, posterior[n], prior[n], model_trace), plate) for n, q in closed.items()]
+    latent += [_summed(_expected_log_prior(q, posterior[n], prior[n]), plate) for n, q in closed.items()]
     # The guide's sites are points with the Jacobian of their transforms for a density.
     jacobians = [of_site(posterior[n], plate, like) for n, _ in guide.latent_sites()]
     if factors:
@@ -190,10 +190,10 @@ def _is_normal(fn: Any) -> bool:
     return isinstance(fn, Normal)
 
 
-def _expected_log_prior(q: Normal, posterior: Any, site: Any, model_trace: Trace) -> Tensor:
+def _expected_log_prior(q: Normal, posterior: Any, site: Any) -> Tensor:
     """Return E_q[log p] in nats of one site with a normal prior per element of its plates, scaled and masked as it is."""
     prior = site["fn"]
-    loc, scale = (rows_seen(v.reshape(posterior["value"].shape), site, model_trace) for v in (q.loc, q.scale))
+    loc, scale = (rows_seen(v.reshape(posterior["value"].shape), site) for v in (q.loc, q.scale))
     event_dim = prior.event_dim
     while isinstance(prior, Independent):
         prior = prior.base_dist

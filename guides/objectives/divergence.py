@@ -58,7 +58,7 @@ def divergences(
         found = None
         if closed_form and name in factors:
             if _is_normal(site["fn"]):
-                found = _of_factor(factors[name][0], posterior[name], site, model_trace, per_dimension)
+                found = _of_factor(factors[name][0], posterior[name], site, per_dimension)
         elif closed_form and not factors and name in posterior and _draws_before(name, prior, posterior):
             kl = _pair_kl(posterior[name], site)
             found = None if kl is None else _summed(kl, _inner(site), site, per_dimension)
@@ -95,7 +95,7 @@ def site_kl(posterior: Any, site: Any) -> Tensor | None:
     return found
 
 
-def _of_factor(q: Normal, posterior: Any, prior: Any, model_trace: Trace, per_dimension: bool) -> Tensor:
+def _of_factor(q: Normal, posterior: Any, prior: Any, per_dimension: bool) -> Tensor:
     r"""Return the divergence in nats of a normal factor from a normal prior.
 
     .. math:: -s_q H[q] - s_p \mathbb{E}_q \log p
@@ -104,7 +104,7 @@ def _of_factor(q: Normal, posterior: Any, prior: Any, model_trace: Trace, per_di
     tempers or masks a prior: it does not reach the guide.
     """
     q = _shaped(q, posterior["value"].shape)
-    loc, scale = (rows_seen(v, prior, model_trace) for v in (q.loc, q.scale))
+    loc, scale = (rows_seen(v, prior) for v in (q.loc, q.scale))
     seen = Normal(loc, scale, validate_args=False)
     kl, inner = _kl(seen, prior), _inner(prior)
     assert kl is not None

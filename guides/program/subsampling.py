@@ -8,7 +8,7 @@ the rows of its subsample; everything else, the guide's set-up included, runs th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +23,13 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from guides.errors import FixedSubsampleWarning
+from guides.errors import FixedSubsampleWarning, UnsupportedModelError
 from guides.program.sites import is_observed, nodes
 
-__all__ = ["OwnPlates", "in_model", "own_plates", "rows_seen"]
+__all__ = ["OwnPlates", "check_rows_have_latents", "in_model", "own_plates", "rows_seen"]
+
+_ROWS = "_rows"
+"""Key in a latent's ``infer``: the rows that the model sees of the plates that the latent stands in, by plate."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class OwnPlates:
             yield
             return
         of_guide = self._all_rows() if isinstance(guide, AutoGuide) else rows
-        with _choosing(_Choice(of_guide, rows)), _TakeRows():
+        with _choosing(_Choice(of_guide, rows)) as choice, _TakeRows(choice):
             yield
 
     def _all_rows(self) -> dict[str, Tensor]:
@@ -82,12 +85,14 @@ class _Choice:
     """Which rows plates see: those of the guide, and those of the model where they differ (``None``: they do not).
 
     :ivar indexed: plates that came with rows of their own, as seen so far.
+    :ivar seen: the rows of plates in the run that goes on.
     """
 
     of_guide: Mapping[str, Tensor]
     of_model: Mapping[str, Tensor] | None
     models: int = 0
     indexed: set[str] = field(default_factory=set)
+    seen: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, name: str, given: Tensor | None) -> Tensor | None:
         if given is not None:
@@ -111,9 +116,13 @@ def _subsample(
 ) -> tuple[int, int, Tensor | None]:
     rows = _choices[-1].rows(name, subsample) if _choices else None
     if rows is None or size is None:
-        return _pyro_subsample(name, size, subsample_size, subsample, use_cuda, device)
+        found = _pyro_subsample(name, size, subsample_size, subsample, use_cuda, device)
+        if _choices and found[2] is not None:
+            _choices[-1].seen[name] = found[2]
+        return found
     if subsample is not None and len(subsample) == size:
         rows = subsample  # all of them, in the model's own order
+    _choices[-1].seen[name] = rows
     message = Message(
         type="sample",
         name=name,
@@ -166,21 +175,24 @@ def in_model() -> Iterator[None]:
 
 
 class _TakeRows(Messenger):
-    """Cut the values of latents in subsampled plates, drawn for all rows, to the rows that the model sees."""
+    """Cut the values of latents in subsampled plates, drawn for all rows, to the rows that the model sees.
 
-    def __init__(self) -> None:
+    The rows are those that the plates were given, and not what the trace says of them: handlers of the model's own may
+    rename, redraw or hide the choice.
+    """
+
+    def __init__(self, choice: _Choice) -> None:
         super().__init__()
-        self._rows: dict[str, Tensor] = {}
+        self._choice = choice
 
     def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
+        if site_is_subsample(msg) or msg["value"] is None or msg["is_observed"]:
             return
-        if msg["value"] is not None and not msg["is_observed"]:
-            msg["value"] = _cut(msg["value"], msg, self._rows)
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            self._rows[msg["name"]] = msg["value"]
+        parts = [f.name for f in msg["cond_indep_stack"] if f.full_size not in (None, f.size)]
+        rows = {name: self._choice.seen[name] for name in parts if name in self._choice.seen}
+        if rows:
+            msg["infer"] = {**msg["infer"], _ROWS: rows}
+            msg["value"] = _cut(msg["value"], msg, rows)
 
 
 def _cut(value: Tensor, site: Any, rows: Mapping[str, Tensor]) -> Tensor:
@@ -193,15 +205,12 @@ def _cut(value: Tensor, site: Any, rows: Mapping[str, Tensor]) -> Tensor:
     return value
 
 
-def rows_seen(value: Tensor, site: Any, model_trace: Trace) -> Tensor:
+def rows_seen(value: Tensor, site: Any) -> Tensor:
     """Return of a tensor in the shape of a latent's value, for all rows, what belongs to the rows that the model saw.
 
-    :param site: the latent in ``model_trace``.
+    :param site: the latent in a trace of the model.
     """
-    if value.shape == site["value"].shape:
-        return value
-    rows = {n: s["value"] for n, s in nodes(model_trace).items() if s["type"] == "sample" and site_is_subsample(s)}
-    return _cut(value, site, rows)
+    return value if value.shape == site["value"].shape else _cut(value, site, site["infer"].get(_ROWS, {}))
 
 
 class _AllOf(Tensor):
@@ -233,19 +242,19 @@ def own_plates(model: Callable[[], Trace], guide: Callable[[], Trace] | None = N
     with _choosing(_Choice({}, None)) as seen:
         trace = model()
     found = _subsampled(trace)
-    if found and _sees_the_same(trace, model()):
+    same_data = False
+    if found:
+        with _choosing(_Choice({}, None)) as seen_again:
+            same_data = _observe_the_same(trace, model())
+        if same_data and all(_same_rows(seen.seen.get(n), seen_again.seen.get(n)) for n in found):
+            found = {}  # the choice is fixed: by an argument, or by a seed of the model's own
+    in_guide = {} if guide is None else _subsampled(guide())
+    choosable = _choosable(found | in_guide, model, guide)
+    if same_data and found.keys() - choosable:  # the model is given a part, and told how large the whole is
         found = {}
-    found |= {} if guide is None else _subsampled(guide())
-    if not found:
-        return OwnPlates()
-    wanted = OwnPlates(found, frozenset(found), frozenset(seen.indexed))
-    try:
-        with wanted.whole():
-            left = _subsampled(model()) | ({} if guide is None else _subsampled(guide()))
-    except (RuntimeError, ValueError, IndexError):  # it has no more rows than it sees, as a model given one part of them
-        left = found
-    own = OwnPlates(found, frozenset(found) - frozenset(left), frozenset(seen.indexed))
-    if left:
+        choosable = _choosable(in_guide, model, guide)
+    sizes = found | in_guide
+    if left := sizes.keys() - choosable:
         names = ", ".join(map(repr, sorted(left)))
         warnings.warn(
             f"the model chooses the rows of plate {names} in a way that cannot be steered from outside, so whatever is said "
@@ -254,15 +263,55 @@ def own_plates(model: Callable[[], Trace], guide: Callable[[], Trace] | None = N
             FixedSubsampleWarning,
             stacklevel=2,
         )
-    return own
+    return OwnPlates(sizes, choosable, frozenset(seen.indexed)) if sizes else OwnPlates()
 
 
-def _sees_the_same(one: Trace, other: Trace) -> bool:
-    """Tell whether two runs observe the same: so it is for a model that is given a part and told how large the whole is."""
+def check_rows_have_latents(trace: Trace, kept: Collection[str]) -> None:
+    """Check that a model sees all rows of the plates with latents that a guide keeps one value per row of.
+
+    :param trace: of the model on all rows that it can be made to see.
+    :param kept: names of the latents that the guide keeps.
+    :raises UnsupportedModelError: naming latent and plate, if it does not.
+    """
+    for name in kept:
+        for frame in nodes(trace)[name]["cond_indep_stack"] if name in trace else ():
+            full = frame.full_size
+            if full is not None and isinstance(frame.size, int) and 0 < frame.size < full:
+                raise UnsupportedModelError(
+                    f"latent site {name!r} has one value per row of plate {frame.name!r}, of which the model sees "
+                    f"{frame.size} of {full} rows, always the same or chosen in a way that cannot be steered from outside "
+                    "(poutine.seed, a fixed index, torch.randint), so that the others would have no distribution; use "
+                    "pyro.plate(..., subsample_size=...) without a seed, fit(..., batch_size=...), or a plate of the rows "
+                    "that there are"
+                )
+
+
+def _choosable(
+    sizes: Mapping[str, tuple[int, int]], model: Callable[[], Trace], guide: Callable[[], Trace] | None
+) -> frozenset[str]:
+    """Return those of some plates of which model and guide can be made to see all rows."""
+    if not sizes:
+        return frozenset()
+    try:
+        with OwnPlates(sizes, frozenset(sizes)).whole():
+            left = _subsampled(model()) | ({} if guide is None else _subsampled(guide()))
+    except (RuntimeError, ValueError, IndexError):  # it has no more rows than it sees
+        return frozenset()
+    return frozenset(sizes) - frozenset(left)
+
+
+def _observe_the_same(one: Trace, other: Trace) -> bool:
+    """Tell whether two runs observe the same."""
     values = {n: s["value"] for n, s in nodes(one).items() if is_observed(s)}
     again = {n: s["value"] for n, s in nodes(other).items() if is_observed(s)}
     same = values.keys() == again.keys() and all(torch.equal(v, again[n]) for n, v in values.items())
     return bool(values) and same
+
+
+def _same_rows(one: Any, other: Any) -> bool:
+    if one is None or other is None:
+        return one is other
+    return len(one) == len(other) and bool((torch.as_tensor(one) == torch.as_tensor(other)).all())
 
 
 def _subsampled(trace: Trace) -> dict[str, tuple[int, int]]:
