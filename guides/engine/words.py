@@ -71,8 +71,8 @@ def in_words(error: BaseException, arguments: Mapping[str, Any] | None = None) -
         said = f"{type(error).__name__} {said or _asserted(error)}".strip()
     if site is not None:
         return where + said + remedy(error)
-    found = site_of(error)
-    return ("" if found is None else f"at site {found!r}, ") + said + _line(error) + remedy(error)
+    name = site_of(error)
+    return ("" if name is None else f"at site {name!r}, ") + said + _line(error) + remedy(error)
 
 
 def _asserted(error: BaseException) -> str:

@@ -83,20 +83,15 @@ def held_sites(trace: Trace, run: Runner) -> frozenset[str]:
         return frozenset()
     sites = {n: s for n, s in nodes(trace).items() if role(s) in ("latent", "observed", "factor", "deterministic")}
     informed = _informed(given, sites, run)
-    held, starts = set(), set()
+    held: set[str] = set()
     for name in given:
         below = _changed({name: _other(sites[name])}, sites, run)
-        if any(n not in given and role(sites[n]) in ("observed", "factor") for n in below):
+        needed = any(n not in given and role(sites[n]) in ("observed", "factor") for n in below)
+        idle = name not in informed and not _starts_series(name, given & informed, below, sites)
+        if needed or idle:
             held.add(name)
-        elif name not in informed:
-            (starts if _starts_series(name, given & informed, below, sites) else held).add(name)
-    auxiliaries = {
-        n
-        for h in held
-        if role(sites[h]) == "deterministic"
-        for n, s in sites.items()
-        if n.startswith(f"{h}_") and is_observed(s)
-    }
+    replaced = tuple(f"{n}_" for n in held if role(sites[n]) == "deterministic")  # by a reparametrisation
+    auxiliaries = {n for n, s in sites.items() if n.startswith(replaced) and is_observed(s)}
     return frozenset(held | auxiliaries)
 
 
