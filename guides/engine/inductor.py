@@ -7,9 +7,6 @@ import copy
 import hashlib
 import logging
 import operator
-import os
-import platform
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from guides.engine.libraries import COMPILING, LibraryLoop, cache_folder
+from guides.engine.compilers import built_by, compiler, processor
+from guides.engine.libraries import LibraryLoop
 from guides.engine.simplifying import with_small_pieces_added
 
 __all__ = ["InductorLoop", "silent_compiler"]
@@ -81,7 +79,7 @@ class InductorLoop(LibraryLoop):
         capacity = varying[0].shape[1]
         self._loop = _Loop(lifted, *split, capacity)
         key = _key(lifted, (*state, *shared, *self._constants, *varying), split)
-        super().__init__(graph, capacity, cache_folder() / f"{key}.pt2")
+        super().__init__(graph, capacity, key, ".pt2")
         # A step is one function for the C++ compiler, whose time grows with the square of its length: 160 operations take
         # 15 seconds, 650 more than 200.
         self.seconds = _LEAST_SECONDS * max(1.0, len(graph.graph.nodes) / _SMALL_GRAPH) ** 2
@@ -91,8 +89,8 @@ class InductorLoop(LibraryLoop):
     def _compile(self, state: Inputs, shared: Inputs, varying: Inputs, path: Path) -> None:
         _compile(self._loop, (self._limit, *self._inputs(state, shared, varying)), path)
 
-    def _load(self) -> None:
-        self._run = _load(self.path)
+    def _load(self, path: Path) -> None:
+        self._run = _load(path)
 
     def __call__(self, state: Inputs, shared: Inputs, varying: Inputs) -> tuple[Inputs, Tensor]:
         """Return the state after all steps, and losses ``(R, steps)``; see the base class."""
@@ -132,20 +130,18 @@ def _with_constants_as_inputs(graph: GraphModule) -> tuple[GraphModule, Inputs]:
 
 def _key(graph: GraphModule, examples: Sequence[Tensor], split: tuple[int, ...]) -> str:
     """Return a name for everything that the compiled library depends on."""
-    processor = (platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
+    made_for = (processor(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), built_by(compiler()))
     described = [(tuple(e.shape), str(e.dtype), str(e.device)) for e in examples]
-    whole = repr((_FORMAT, torch.__version__, processor, split, described, graph.code))
+    whole = repr((_FORMAT, torch.__version__, made_for, split, described, graph.code))
     return hashlib.sha256(whole.encode()).hexdigest()[:40]
 
 
 def _compile(loop: _Loop, examples: Inputs, path: Path) -> None:
     from torch._inductor import aoti_compile_and_package
 
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=COMPILING) as folder, silent_compiler():
-        with torch.no_grad():
-            exported = torch.export.export(loop, tuple(e.clone() for e in examples))
-            made = aoti_compile_and_package(exported, package_path=str(Path(folder) / "loop.pt2"))
-        os.replace(made, path)
+    with silent_compiler(), torch.no_grad():
+        exported = torch.export.export(loop, tuple(e.clone() for e in examples))
+        aoti_compile_and_package(exported, package_path=str(path))
 
 
 def _load(path: Path) -> Any:

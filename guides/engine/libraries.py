@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import sys
-import time
+import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 from torch import Tensor
 from torch.fx import GraphModule
 
+from guides.engine.cache import COMPILING, find, keep, remove, usable_folder
+from guides.engine.compilers import has_compiler
 from guides.engine.tracing import close
 
-__all__ = ["COMPILING", "CompiledLoop", "LibraryLoop", "cache_folder", "compiler", "has_compiler"]
+__all__ = ["CompiledLoop", "LibraryLoop", "has_compiler"]
 
 Inputs = tuple[Tensor, ...]
 
-COMPILING = "compiling-"
-"""How the names of folders begin in which compilers work."""
-
-_COMPILERS = ("g++", "clang++", "c++")
 _CHECKED_STEPS = 3
-_KEPT = 200
-_ABANDONED = 3600.0
-
-
-def compiler() -> str | None:
-    """Return the C++ compiler: ``$CXX``, or the first one that is there."""
-    return next((name for name in (os.environ.get("CXX"), *_COMPILERS) if name and shutil.which(name)), None)
-
-
-def has_compiler() -> bool:
-    """Tell whether a C++ compiler is there."""
-    return compiler() is not None
-
-
-def cache_folder() -> Path:
-    """Return where compiled loops are kept: ``$GUIDES_CACHE``, or a folder of the user's cache."""
-    chosen = os.environ.get("GUIDES_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return Path(os.environ.get("XDG_CACHE_HOME", base)) / "guides" / "compiled"
 
 
 class CompiledLoop(ABC):
@@ -98,42 +71,46 @@ class CompiledLoop(ABC):
 
 
 class LibraryLoop(CompiledLoop):
-    """A loop in a library, which is compiled once and kept in :func:`cache_folder`, for other processes too.
+    """A loop in a library, which is compiled once and kept in the user's cache, for other processes too.
 
-    :param path: where the library is or will be.
+    :param key: a hash of all that the library depends on.
+    :param suffix: of its file.
     """
 
-    def __init__(self, graph: GraphModule, capacity: int, path: Path) -> None:
-        super().__init__(graph, capacity, path.exists())
-        self.path = path
+    def __init__(self, graph: GraphModule, capacity: int, key: str, suffix: str) -> None:
+        self._key, self._suffix = key, suffix
+        self._path = find(key, suffix)
+        super().__init__(graph, capacity, self._path is not None)
 
     def _prepare(self, state: Inputs, shared: Inputs, varying: Inputs) -> None:
-        if self.path.exists():
-            os.utime(self.path)
-        else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._compile(state, shared, varying, self.path)
-            _forget_oldest(self.path.parent, self.path.suffix)
-        self._load()
+        if self._path is not None:
+            try:
+                self._load(self._path)
+                return
+            except (OSError, RuntimeError):  # whole, but not for this system as it is today
+                self._discard()
+        with tempfile.TemporaryDirectory(dir=usable_folder(), prefix=COMPILING) as folder:
+            made = Path(folder) / f"loop{self._suffix}"
+            self._compile(state, shared, varying, made)
+            self._path = keep(self._key, self._suffix, made.read_bytes())
+        try:
+            self._load(self._path)
+        except (OSError, RuntimeError):
+            self._discard()
+            raise
 
     def _discard(self) -> None:
-        self.path.unlink(missing_ok=True)
+        if self._path is not None:
+            remove(self._path)
+        self._path = None
 
     @abstractmethod
     def _compile(self, state: Inputs, shared: Inputs, varying: Inputs, path: Path) -> None:
-        """Make the library under another name and rename it."""
+        """Make the library, in a folder that is deleted afterwards."""
 
     @abstractmethod
-    def _load(self) -> None:
-        """Make the library ready to be called."""
+    def _load(self, path: Path) -> None:
+        """Make the library ready to be called.
 
-
-def _forget_oldest(folder: Path, suffix: str) -> None:
-    """Keep the libraries used last, and no folder of a compiler that was killed."""
-    kept = sorted(folder.glob(f"*{suffix}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in kept[_KEPT:]:
-        old.unlink(missing_ok=True)
-    for left in folder.glob(f"{COMPILING}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(left, ignore_errors=True)
+        :raises OSError: if the system cannot load it; Inductor's own loader raises RuntimeError.
+        """

@@ -20,16 +20,17 @@ __all__ = ["StateFile", "write_whole"]
 _SECONDS_BETWEEN = 20.0
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], object], mode: int = 0o666) -> None:
     """Let ``write`` fill a new file and put it in the place of ``path``, on the disk before it has the name.
 
     The file has a name that nobody can foresee until then, and is removed if anything goes wrong.
 
+    :param mode: the file's, as far as the umask lets it.
     :raises StorageError: if the disk is full, the folder does not allow it, or there is none.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}") from error
     try:

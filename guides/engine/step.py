@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from guides.engine.batches import IndexStream
+from guides.engine.compilers import CompilerError
 from guides.engine.cuda_graphs import RecordedLoop
 from guides.engine.data import Data, stack
 from guides.engine.inductor import InductorLoop
@@ -266,7 +267,7 @@ class ChunkRunner:
                 return None
             try:
                 self._candidates[count, capacity] = self._candidate(graph, state, tensors, varying)
-            except Unsupported as error:
+            except (Unsupported, CompilerError) as error:
                 self._stay_traced(error)
                 return None
         loop = self._candidates[count, capacity]
@@ -297,6 +298,7 @@ class ChunkRunner:
         """Return a loop that could be compiled.
 
         :raises Unsupported: if it is to be native and cannot.
+        :raises CompilerError: if the compiler does not answer.
         """
         if state[0].device.type == "cuda":
             return RecordedLoop(graph, state, tensors, varying)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
-import os
 import platform
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from guides.engine.libraries import COMPILING, LibraryLoop, cache_folder, compiler
+from guides.engine.compilers import CompilerError, built_by, compiler, processor, run_compiler
+from guides.engine.libraries import LibraryLoop
 from guides.engine.native.emit import source
 from guides.engine.native.lowering import lower
 from guides.engine.native.schedule import ALIGNMENT
@@ -28,6 +25,7 @@ __all__ = ["NativeLoop"]
 Inputs = tuple[Tensor, ...]
 
 _SECONDS_PER_CHARACTER = 3e-5  # of generated code, as compilers take for it
+_LIMIT, _LATE = 120.0, 20.0  # seconds that a compiler has, and times what it should take
 # No number depends on these but by rounding: products and sums may become one operation, and zero has no sign.
 _FLAGS = (
     *("-O3", "-std=c++17", "-shared", "-fPIC", "-w"),
@@ -41,6 +39,7 @@ class NativeLoop(LibraryLoop):
     Without state and varying tensors it is a function of the shared ones, to be called for one step.
 
     :raises Unsupported: if the graph has an operation that the generator does not know.
+    :raises CompilerError: if the compiler does not answer.
     """
 
     def __init__(self, graph: GraphModule, state: Inputs, shared: Inputs, varying: Inputs) -> None:
@@ -53,23 +52,22 @@ class NativeLoop(LibraryLoop):
         self._constants = tuple(value for _, value in lowered.constants)
         self._memory = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
         self._run: Callable[..., None] | None = None
-        key = hashlib.sha256(repr((_processor(), compiler(), self._flags, self._source)).encode()).hexdigest()[:40]
-        super().__init__(graph, sys.maxsize, cache_folder() / f"{key}.so")
+        self._compiler = compiler()
+        parts = (processor(), built_by(self._compiler), self._flags, self._source)
+        key = hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
+        super().__init__(graph, sys.maxsize, key, ".so")
         self.seconds = _SECONDS_PER_CHARACTER * len(self._source)
 
     def _compile(self, state: Inputs, shared: Inputs, varying: Inputs, path: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=COMPILING) as folder:
-            text, library = Path(folder) / "loop.cpp", Path(folder) / "loop.so"
-            text.write_text(self._source)
-            command = [compiler() or "c++", *self._flags, "-o", str(library), str(text)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                said = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
-                raise RuntimeError(f"{command[0]} failed: {said}")
-            os.replace(library, path)
+        if self._compiler is None:
+            raise CompilerError("there is no C++ compiler (g++ or clang++)")
+        text = path.with_suffix(".cpp")
+        text.write_text(self._source)
+        limit = _LIMIT + _LATE * self.seconds
+        run_compiler(self._compiler, (*self._flags, "-o", str(path), str(text)), limit)
 
-    def _load(self) -> None:
-        run = ctypes.CDLL(str(self.path)).run
+    def _load(self, path: Path) -> None:
+        run = ctypes.CDLL(str(path)).run
         run.argtypes, run.restype = (ctypes.c_int64, ctypes.c_void_p), None
         self._run = run
 
@@ -90,15 +88,3 @@ class NativeLoop(LibraryLoop):
 def _processor_flags() -> tuple[str, ...]:
     """Return what makes the compiler use all that the processor can do."""
     return ("-mcpu=native",) if platform.machine() in ("arm64", "aarch64") else ("-march=native",)
-
-
-@functools.cache
-def _processor() -> str:
-    """Return what tells processors apart that may share a folder of libraries."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = [platform.processor()]
-    return repr(
-        (platform.machine(), sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-    )
