@@ -7,13 +7,21 @@ each other.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import entry_points
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import EntryPoint, distributions, entry_points
 from typing import Generic, TypeVar
 
-__all__ = ["Registry", "UnknownNameError"]
+__all__ = ["PluginWarning", "Registry", "UnknownNameError"]
 
 T = TypeVar("T")
+
+_LOADING = threading.RLock()
+
+
+class PluginWarning(RuntimeWarning):
+    """A plug-in, an entry point of another package, that cannot be loaded; everything else works without it."""
 
 
 class UnknownNameError(KeyError):
@@ -27,7 +35,8 @@ class Registry(Mapping[str, T], Generic[T]):
     """A mapping from name to object that other installed packages can extend.
 
     Entries come from two places: :meth:`register`, used as a decorator where the object is defined, and the entry points
-    of the group that the registry is named after. Entry points are read at the first look-up, never at import.
+    of the group that the registry is named after. Entry points are read at the first look-up, never at import. One that
+    cannot be loaded is named in a :class:`PluginWarning` then, and in the error of who asks for it; all others work.
 
     :param kind: what one entry is, in the singular, for error messages (``"guide"``).
     :param group: the entry-point group that third-party packages use (``"guides.families"``).
@@ -45,6 +54,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self.kind = kind
         self.group = group
         self._entries: dict[str, T] = {}
+        self._broken: dict[str, str] = {}
         self._entry_points_loaded = False
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -69,11 +79,32 @@ class Registry(Mapping[str, T], Generic[T]):
     def _load_entry_points(self) -> None:
         if self._entry_points_loaded:
             return
-        self._entry_points_loaded = True
-        for point in entry_points(group=self.group):
+        with _LOADING:
+            if self._entry_points_loaded:  # by another thread meanwhile, or by a plug-in that looks something up
+                return
+            self._entry_points_loaded = True
+            try:
+                points, unreadable = _entry_points(self.group)
+                for point in points:
+                    self._load(point)
+            except KeyboardInterrupt:
+                self._entry_points_loaded = False
+                raise
+        for reason in (*unreadable, *self._broken.values()):
+            warnings.warn(f"{reason}; everything else works without it", PluginWarning, stacklevel=3)
+
+    def _load(self, point: EntryPoint) -> None:
+        """File what an entry point names, or why it cannot be loaded."""
+        try:
             entry = point.load()
             if point.name not in self._entries:
                 self.add(point.name, entry)
+        except (Exception, SystemExit) as error:  # whatever a plug-in does must not cost the others
+            of = f" of the package {point.dist.name}" if point.dist is not None else ""
+            found = f"{type(error).__name__}: {error}"
+            self._broken[point.name] = (
+                f"the {self.kind} plug-in {point.name!r}{of} ({point.value}) cannot be loaded: {found}"
+            )
 
     def __getitem__(self, name: str) -> T:
         self._load_entry_points()
@@ -83,6 +114,8 @@ class Registry(Mapping[str, T], Generic[T]):
             raise UnknownNameError(self._unknown(name)) from None
 
     def _unknown(self, name: object) -> str:
+        if name in self._broken:
+            return f"{self._broken[str(name)]}. Valid names: {', '.join(sorted(self._entries))}."
         near = difflib.get_close_matches(str(name), self._entries, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"there is no {self.kind} named {name!r}.{hint} Valid names: {', '.join(sorted(self._entries))}."
@@ -98,3 +131,21 @@ class Registry(Mapping[str, T], Generic[T]):
     def __len__(self) -> int:
         self._load_entry_points()
         return len(self._entries)
+
+
+def _entry_points(group: str) -> tuple[Iterable[EntryPoint], list[str]]:
+    """Return the entry points of a group, and which packages' lists of them cannot be read."""
+    try:
+        return entry_points(group=group), []
+    except Exception:  # one package's list is damaged: find out whose
+        found: dict[str, EntryPoint] = {}
+        unreadable = []
+        for package in distributions():
+            try:
+                chosen = package.entry_points.select(group=group)
+            except Exception as error:
+                unreadable.append(f"the entry points of {package.metadata['Name']!r} cannot be read: {error}")
+                continue
+            for point in chosen:
+                found.setdefault(point.name, point)
+        return found.values(), unreadable
