@@ -12,12 +12,13 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from guides.engine.buffers import buffers_kept
+from guides.engine.factors import FactorsOrNaN
 from guides.engine.noise import NoiseTape
 from guides.engine.parameters import isolated_store, reachable_modules
 from guides.engine.program import quiet, seeded
 from guides.engine.tracing import said
 from guides.engine.vectorise import over_draws
-from guides.errors import UnsupportedModelError
+from guides.errors import FailedDrawsWarning, UnsupportedModelError
 from guides.program.sites import role
 from guides.program.supports import PlainSupports
 
@@ -82,9 +83,22 @@ def sample_prior(
     chunk = max(1, _ELEMENTS_PER_CHUNK // (100 * rows + 20 * values))
     device = first.device if first is not None else torch.device("cpu")
     kept = buffers_kept(reachable_modules(model))
-    with kept, torch.no_grad(), isolated_store(), quiet(), seeded(seed), warnings.catch_warnings():
+    with kept, torch.no_grad(), isolated_store(), quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the model cannot be vectorised")
-        return over_draws(one, num_samples, chunk, device)
+        try:
+            with seeded(seed):
+                return over_draws(one, num_samples, chunk, device)
+        except torch.linalg.LinAlgError:  # at some draws: the same ones again, and NaN there
+            with seeded(seed), FactorsOrNaN():
+                found = over_draws(one, num_samples, chunk, device)
+    bad = torch.stack([v.isnan().reshape(num_samples, -1).any(-1) for v in found.values()]).any(0)
+    warnings.warn(
+        f"at {int(bad.sum())} of {num_samples} draws from the prior the model cannot be run, as a matrix has no Cholesky "
+        "factor or inverse, and is NaN there; add more to the matrix's diagonal, or compute in float64",
+        FailedDrawsWarning,
+        stacklevel=2,
+    )
+    return found
 
 
 class _Unobserve(UnconditionMessenger):

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from guides.errors import UnsupportedModelError
 
-__all__ = ["buffers_kept", "check_still", "normalisers", "without_statistics"]
+__all__ = ["buffers_kept", "check_still", "evaluating", "normalisers", "without_statistics"]
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -40,6 +40,19 @@ def without_statistics(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for module, name, value in aside:
             module._buffers[name] = value
+
+
+@contextmanager
+def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Put modules into evaluation mode inside the block: they drop nothing out, and normalise every row for itself."""
+    training = [m for m in modules if m.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoDiscreteParallel, AutoGuide, AutoGuideList
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from pyro.util import check_site_shape
 from torch import Tensor
+from torch.distributions import Independent
 
 from guides.engine.data import Data
 from guides.engine.tracing import said
@@ -29,6 +30,7 @@ from guides.errors import (
     UnsupportedModelError,
 )
 from guides.parts import amortized_sites
+from guides.program.marks import is_marked
 from guides.program.prepare import FillMissing
 from guides.program.sites import is_latent, is_observed, is_point, nodes, role
 from guides.program.supports import PlainSupports, as_written, is_discrete
@@ -281,9 +283,12 @@ def _how_named(guide: Callable[..., Any], site: str) -> str:
     return f"name it in an attribute {said} of the guide"
 
 
-def check_latents(prototype: Trace, guide: Callable[..., Any], reparameterised_only: bool = True) -> None:
+def check_latents(
+    prototype: Trace, guide: Callable[..., Any], drawn: Trace | None = None, reparameterised_only: bool = True
+) -> None:
     """Check that the model has latent sites, all of them continuous unless guide and objective can do with others.
 
+    :param drawn: a run of the guide, if it is one that can draw discrete sites.
     :param reparameterised_only: the objective's gradient needs draws that can be reparameterised.
     :raises DiscreteLatentError: naming a discrete site.
     :raises GuideMismatchError: if there is no latent site at all and the guide does not allow that.
@@ -295,40 +300,60 @@ def check_latents(prototype: Trace, guide: Callable[..., Any], reparameterised_o
             "the model has no latent sample site, so there is no posterior to approximate; is every site observed? "
             "The parameters of a model without latents are fitted by maximum likelihood with the guide 'map'"
         )
-    continuous_guide = isinstance(guide, AutoGuide) and not isinstance(guide, AutoGuideList | AutoDiscreteParallel)
     for name, site in latents:
         if isinstance(guide, AutoGuide) and is_point(as_written(site["fn"])):
             raise UnsupportedModelError(
                 f"latent site {name!r} is a point mass (Delta), so there is nothing to infer; if it is a function of other "
                 f"sites, write pyro.deterministic({name!r}, value), or pyro.param for a number to be learned"
             )
-    if not (reparameterised_only or continuous_guide):
+    if drawn is not None and not reparameterised_only:
         return
+    of_guide = nodes(drawn)
     for name, site in latents:
-        if is_discrete(site["fn"]):
-            needs = _name(guide) if continuous_guide else "the objective"
-            raise DiscreteLatentError(
-                f"latent site {name!r} is discrete ({type(site['fn']).__name__}), and {needs} needs continuous latents; "
-                + _way_out(name, site["fn"])
-            )
+        if not is_discrete(site["fn"]) or (name in of_guide and is_marked(of_guide[name])):
+            continue
+        found = f"latent site {name!r} is discrete ({_told_fn(site['fn'])}), and "
+        if name in of_guide:
+            way_out = _way_out(name, of_guide[name]["fn"])
+            raise DiscreteLatentError(f"{found}{_name(guide)} draws it, from which the objective cannot learn; {way_out}")
+        needs = "the objective" if drawn is not None else _name(guide)
+        raise DiscreteLatentError(f"{found}{needs} needs continuous latents; {_way_out(name, site['fn'], in_model=True)}")
 
 
-def _way_out(name: str, fn: Any) -> str:
-    if getattr(fn, "has_enumerate_support", False):
+def _told_fn(fn: Any) -> str:
+    """Return the name of a distribution, as it is written."""
+    if isinstance(fn, Independent):
+        return f"{_told_fn(fn.base_dist)}.to_event({fn.reinterpreted_batch_ndims})"
+    return type(fn).__name__
+
+
+def _way_out(name: str, fn: Any, in_model: bool = False) -> str:
+    draw = "objective='score_function'" if not in_model else "write a guide that draws it and use objective='score_function'"
+    if _has_values(fn):
+        where = "the model" if in_model else "the guide"
         return (
             f'mark it to have the engine marginalise it, pyro.sample({name!r}, ..., infer={{"enumerate": "parallel"}}) or '
-            "@pyro.infer.config_enumerate over the model, or write a guide that draws it and use objective='score_function'"
+            f"@pyro.infer.config_enumerate over {where}, or {draw}"
         )
-    return (
-        "it has no end of values to sum over, so marginalise it in the model, or write a guide that draws it and use "
-        "objective='score_function'"
-    )
+    inner = fn
+    while isinstance(inner, Independent):
+        inner = inner.base_dist
+    if inner is not fn and _has_values(inner):
+        return (
+            ".to_event hides its values from the engine, which could marginalise it otherwise: write it without .to_event, "
+            f'in a pyro.plate, and mark it by infer={{"enumerate": "parallel"}}; or {draw}'
+        )
+    return f"its values cannot be listed, to sum over them, so marginalise it in the model, or {draw}"
+
+
+def _has_values(fn: Any) -> bool:
+    return bool(getattr(fn, "has_enumerate_support", False))
 
 
 def check_guide(
     model_trace: Trace, guide_trace: Trace, guide: Callable[..., Any], reparameterised_only: bool = True
 ) -> None:
-    """Check that guide and model have the same latent sites and that the guide's can be reparameterised.
+    """Check that guide and model have the same latent sites and that the guide's can be reparameterised or summed out.
 
     :param reparameterised_only: the objective's gradient needs the latter.
     :raises GuideMismatchError: naming the sites that are missing or invented, or that cannot be reparameterised.
@@ -350,7 +375,7 @@ def check_guide(
     for name, site in in_guide.items():
         if not is_latent(site) or site["infer"].get("stratum"):
             continue
-        if reparameterised_only and not getattr(site["fn"], "has_rsample", False):
+        if reparameterised_only and not getattr(site["fn"], "has_rsample", False) and not is_marked(site):
             raise GuideMismatchError(
                 f"{_name(guide)} draws site {name!r} from {type(site['fn']).__name__}, which cannot be reparameterised; "
                 "its gradient would be wrong. Use a distribution with rsample, or objective='score_function'"

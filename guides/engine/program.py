@@ -11,12 +11,12 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide import AutoCallable, AutoDiscreteParallel, AutoGuide, AutoGuideList
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.engine.buffers import buffers_kept, check_still
+from guides.engine.buffers import buffers_kept, check_still, evaluating
 from guides.engine.checks import (
     Following,
     check_guide,
@@ -33,8 +33,10 @@ from guides.engine.noise import Noise, NoiseLayout, NoiseTape
 from guides.engine.owning import copy_of, pack, unpack
 from guides.engine.parameters import ParameterLayout, isolated_store, reachable_modules
 from guides.engine.vectorise import Vectorised
+from guides.errors import UnsupportedModelError
 from guides.objectives.base import OWN_MODULE, Estimate, Objective, Stratum, joint_traces
-from guides.objectives.components import check_parts, stratum_log_weight
+from guides.objectives.components import check_parts, choices, stratum_log_weight
+from guides.objectives.guide_sums import GuideSums
 from guides.parts import amortized_sites
 from guides.program.enumeration import Enumerated, enumerated
 from guides.program.marks import is_marked
@@ -155,17 +157,21 @@ class Program:
                     run = enumerated(prepared, guide, prototype, some.args, some.kwargs)
                     follows, prototype = follow_rows(run.visible, some, batch_size, data.size)
                 check_observed(model, prototype, some)
-                check_latents(prototype, guide, objective.reparameterised_only)
+                drawn = None if _draws_continuous(guide) else _guide_trace(guide, some)
+                check_latents(prototype, guide, drawn, objective.reparameterised_only)
                 check_supports(prepared, prototype, guide, some, batch_size)
                 if batch_size is None and isinstance(guide, AutoGuide):
                     kept = {n for n, s in nodes(prototype).items() if is_latent(s)} - amortized_sites(guide)
                     check_rows_have_latents(prototype, kept)
-                with told_in_words(guide, some):
-                    guide_trace = poutine.trace(guide).get_trace(*some.args, **some.kwargs)
+                guide_trace = _guide_trace(guide, some) if drawn is None else drawn
                 check_guide(prototype, guide_trace, guide, objective.reparameterised_only)
                 check_parts(guide, guide_trace, objective)
+                sums = GuideSums.of(prototype, guide_trace)
+                if sums is not None:
+                    with evaluating(modules):
+                        run, objective = _with_sums(run, guide, objective, guide_trace, sums, some)
                 if isinstance(run, Enumerated):
-                    with quiet():
+                    with quiet(), evaluating(modules):
                         run.check(some.args, some.kwargs, guide_trace, follows.rescaled if batch_size else frozenset())
             if batch_size is not None:
                 check_local(follows, prototype, guide, data.size)
@@ -378,6 +384,43 @@ class Program:
 
         found: Tensor | None = self.call(flat, run)
         return found
+
+
+def _draws_continuous(guide: Callable[..., Any]) -> bool:
+    """Tell whether a guide is one that knows continuous latents only."""
+    if isinstance(guide, AutoGuideList):
+        return all(_draws_continuous(part) for part in guide)
+    return isinstance(guide, AutoGuide) and not isinstance(guide, AutoDiscreteParallel | AutoCallable)
+
+
+def _guide_trace(guide: Callable[..., Any], data: Data) -> Trace:
+    with told_in_words(guide, data):
+        return poutine.trace(guide).get_trace(*data.args, **data.kwargs)
+
+
+def _with_sums(
+    model: PreparedModel | Enumerated,
+    guide: Callable[..., Any],
+    objective: Objective,
+    guide_trace: Trace,
+    sums: GuideSums,
+    data: Data,
+) -> tuple[PreparedModel | Enumerated, Objective]:
+    """Return model and objective for a guide that marks discrete draws of its own, having checked that they can be summed.
+
+    :raises UnsupportedModelError: if they cannot.
+    """
+    if choices(guide, guide_trace):
+        marked = ", ".join(map(repr, sorted(sums.sites)))
+        raise UnsupportedModelError(
+            f"the guide marks {marked} to be summed out and has a mixture among its parts, "
+            "which do not go together; use another family in the place of the mixture"
+        )
+    with quiet(), told_in_words(guide, data):
+        if isinstance(model, Enumerated):
+            model = model.beside(sums.dimensions(guide, data.args, data.kwargs))
+        sums.check(model, guide, data.args, data.kwargs)
+    return model, objective.summing(sums)
 
 
 def _own_plates(model: Callable[..., Any], guide: Callable[..., Any], data: Data) -> OwnPlates:

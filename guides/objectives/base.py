@@ -21,6 +21,7 @@ from torch import Tensor
 from guides.engine.parameters import detached_parameters
 from guides.engine.rows import evaluate_densities
 from guides.errors import OptionError, UnsupportedModelError
+from guides.objectives.guide_sums import GuideSums
 from guides.parts import marks_strata
 from guides.program.sites import nodes
 
@@ -183,6 +184,18 @@ class Objective(PyroELBO):
         :param particles: stacked, shape ``(num_particles * num_strata, ...)`` each.
         :param step: scalar, the number of the optimisation step, from 1; infinity where nothing is being optimised.
         """
+
+    def summing(self, sums: GuideSums) -> Objective:
+        """Return the objective for a guide that marks discrete draws of its own, to have them summed out.
+
+        :raises OptionError: if the objective takes one draw of them.
+        """
+        if not self.reparameterised_only:
+            return self
+        raise OptionError(
+            f"the guide marks {', '.join(map(repr, sorted(sums.sites)))} to be summed out, which {type(self).__name__} does "
+            "not; use objective='elbo', which does, or objective='score_function', which draws"
+        )
 
     def estimate(
         self,

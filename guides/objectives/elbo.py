@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from guides.errors import OptionError
 from guides.objectives.base import Estimate, Objective, frozen_guide_trace, joint_traces
 from guides.objectives.components import choices, component_terms, has_layers, is_mixture, stratum_log_weight, weighed
 from guides.objectives.divergence import check_kl, divergences, log_likelihood
+from guides.objectives.guide_sums import GuideSums
 from guides.objectives.layers import layer_terms
 from guides.objectives.schedules import Schedule, check_weight, weight_at
 from guides.registries import objectives
@@ -31,6 +33,9 @@ class ELBO(Objective):
     for guides with independent normal factors and normal priors, and for guides that draw the site itself, such as an
     encoder, provided that the draws which the prior depends on do not come after the site in the guide.
     For a mixture it is the :class:`guides.SELBO`, for layers of them the :class:`guides.DLGMMELBO` with drawn weights.
+    Discrete latents that a guide draws itself are summed out where the guide marks them, by
+    ``infer={"enumerate": "parallel"}`` or ``config_enumerate``: every term is then its mean over their values, as with
+    Pyro's ``TraceEnum_ELBO``.
     For a guide that is a point mass the value is the log joint density at the point: maximising it gives the MAP.
 
     **Value and surrogate.** The value is always an estimate of the bound above. Weights and free bits change only the
@@ -100,6 +105,21 @@ class ELBO(Objective):
         self.estimator = estimator
         self.kl_weight = kl_weight
         self.free_bits = free_bits
+        self.guide_sums: GuideSums | None = None
+
+    def summing(self, sums: GuideSums) -> ELBO:
+        """Return the objective for a guide that marks discrete draws.
+
+        :raises OptionError: if its options leave no room for that.
+        """
+        if self.estimator != "pathwise" or self.free_bits:
+            raise OptionError(
+                f"the guide marks {', '.join(map(repr, sorted(sums.sites)))} to be summed out, which estimator='stl' and "
+                "free_bits do not know; leave them out"
+            )
+        found = copy(self)
+        found.guide_sums = sums
+        return found
 
     def particle(
         self,
@@ -109,6 +129,9 @@ class ELBO(Objective):
         kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
         """Return the log-likelihood at one draw, the parts of the divergence, and how many dimensions each part has."""
+        if self.guide_sums is not None:
+            likelihood, kl = self.guide_sums.mean(*self.guide_sums.traces(model, guide, args, kwargs))
+            return {"log_likelihood": likelihood, "kl": torch.stack(kl)}
         model_trace, guide_trace = joint_traces(model, guide, args, kwargs)
         densities = guide_trace if self.estimator == "pathwise" else frozen_guide_trace(guide, guide_trace, args, kwargs)
         factors = {}

@@ -36,7 +36,16 @@ from guides.program.marks import Marks, is_marked
 from guides.program.prepare import PreparedModel
 from guides.program.supports import PlainSupports
 
-__all__ = ["Enumerated", "Marginal", "add_values", "enumerated", "summing_out", "with_values"]
+__all__ = [
+    "AllValues",
+    "Enumerated",
+    "Marginal",
+    "add_values",
+    "enumerated",
+    "nesting",
+    "summing_out",
+    "with_values",
+]
 
 _NO_SHAPE = torch.Size()
 
@@ -115,7 +124,7 @@ class _Term:
         return not self.enumerated and not self.observed
 
 
-class _AllValues(EnumMessenger):
+class AllValues(EnumMessenger):
     """Pyro's handler that gives every marked site all of its values at once, for tensors that vmap has batched, too."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -184,12 +193,13 @@ class Enumerated:
     @classmethod
     def of(cls, model: Callable[..., Any], model_trace: Trace, guide_trace: Trace) -> Enumerated:
         """Return a model that sums out what is marked in ``model_trace`` and not drawn by the guide."""
-        sites = [s for t in (model_trace, guide_trace) for s in _nodes(t).values() if s["type"] == "sample"]
-        widths = [len(getattr(s["fn"], "batch_shape", ())) for s in sites]
-        depths = [-f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized]
         seen = {n for n, s in _nodes(model_trace).items() if s["type"] == "sample" and s["is_observed"]}
         drawn = {n for n, s in _nodes(guide_trace).items() if s["type"] == "sample"}
-        return cls(model, frozenset(seen | drawn), max(0, *widths, *depths, 0))
+        return cls(model, frozenset(seen | drawn), nesting(model_trace, guide_trace))
+
+    def beside(self, dimensions: int) -> Enumerated:
+        """Return the same model for a guide whose draws have so many more dimensions on the left."""
+        return Enumerated(self._run_model, self.drawn, self.nesting + dimensions)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, and end with what the sums leave of it.
@@ -250,7 +260,7 @@ class Enumerated:
         return found
 
     def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, list[_Term]]:
-        with _Collect(self.nesting) as collect, _AllValues(-1 - self.nesting):
+        with _Collect(self.nesting) as collect, AllValues(-1 - self.nesting):
             result = self.visible(*args, **kwargs)
         _pack(collect.terms, self.nesting)
         return result, collect.terms
@@ -283,6 +293,14 @@ def summing_out(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
     with poutine.block(), PlainSupports():  # flat priors have no sampler
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     return Enumerated.of(model, trace, Trace()) if any(is_marked(s) for s in _nodes(trace).values()) else model
+
+
+def nesting(model_trace: Trace, guide_trace: Trace) -> int:
+    """Return how many dimensions of a density plates and batches take in two runs without all values at once."""
+    sites = [s for t in (model_trace, guide_trace) for s in _nodes(t).values() if s["type"] == "sample"]
+    widths = [len(getattr(s["fn"], "batch_shape", ())) for s in sites]
+    depths = [-f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized]
+    return max(0, *widths, *depths, 0)
 
 
 def with_values(trace: Trace, values: Mapping[str, Tensor]) -> Trace:
