@@ -32,6 +32,7 @@ from guides.program.sites import (
     is_deterministic,
     is_latent,
     is_observed,
+    is_replaced,
     log_prob,
     nodes,
     pointwise,
@@ -316,6 +317,9 @@ def _linearised(program: Program, guide_trace: Trace, data: Data, *, predictive:
     if any(is_deterministic(s) for s in at_mean.values()):
         fixed, along = torch.func.jvp(lambda z: _deterministic(trace_at(z, seen)), (mean,), (draw - mean,))[:2]
         out["deterministic"] = {n: v + along[n].to(v) for n, v in fixed.items()}
+    if any(is_replaced(s) for s in at_mean.values()):  # latents in another form: exact, as latents are
+        at_draw = nodes(trace_at(draw, seen))
+        out["deterministic"] |= {n: s["value"] for n, s in at_draw.items() if is_replaced(s)}
     if score:
         there = {n: at_mean[n] for n in observed if is_observed(at_mean[n])}
         out["log_likelihood"] = {n: pointwise({**s, "fn": fns[n], "unscaled_log_prob": None}) for n, s in there.items()}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import compress
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pyro
@@ -47,8 +47,10 @@ class Substitute(Messenger):
 
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self._values:
-            msg["value"] = self._values[msg["name"]]
-            msg["done"] = True
+            value: Any = self._values[msg["name"]]
+            # Where a plate with some of its rows writes down which rows of the parameter it takes.
+            value._pyro_unconstrained_param = SimpleNamespace()
+            msg["value"], msg["done"] = value, True
 
 
 class _Detach(Messenger):

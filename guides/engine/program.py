@@ -162,7 +162,7 @@ class Program:
                 check_supports(prepared, prototype, guide, some, batch_size)
                 if batch_size is None and isinstance(guide, AutoGuide):
                     kept = {n for n, s in nodes(prototype).items() if is_latent(s)} - amortized_sites(guide)
-                    check_rows_have_latents(prototype, kept)
+                    check_rows_have_latents(prototype, kept, own)
                 guide_trace = _guide_trace(guide, some) if drawn is None else drawn
                 check_guide(prototype, guide_trace, guide, objective.reparameterised_only)
                 check_parts(guide, guide_trace, objective)

@@ -22,7 +22,7 @@ from torch.distributions import Normal
 
 from guides.errors import OptionError
 from guides.program.marks import continuous_part
-from guides.program.plates import FillPlates, SizePlates
+from guides.program.plates import FillPlates, SizePlates, WithoutLoops
 from guides.program.sites import Computed, nodes
 from guides.program.supports import PlainSupports, is_unconstrained, unconstraining
 
@@ -155,7 +155,7 @@ class Family(AutoGuide):
         return guide
 
     def __init__(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        super().__init__(SizePlates()(PlainSupports()(Computed()(continuous_part(model)))), *args, **kwargs)
+        super().__init__(WithoutLoops()(SizePlates()(PlainSupports()(Computed()(continuous_part(model))))), *args, **kwargs)
 
     def site_values(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the values of this guide's own sites that stand for given values of the model's latents."""

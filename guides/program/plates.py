@@ -7,7 +7,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-__all__ = ["FillPlates", "SizePlates"]
+__all__ = ["FillPlates", "SizePlates", "WithoutLoops"]
 
 
 class SizePlates(Messenger):
@@ -59,3 +59,13 @@ class FillPlates(Messenger):
         shape = msg["fn"].shape()
         if value.dim() < len(shape):
             msg["value"] = value.expand(shape)
+
+
+class WithoutLoops(Messenger):
+    """Hide sequential plates, ``for i in pyro.plate(...)``, whose sites are sites of their own with names of their own.
+
+    Pyro's autoguides refuse them, though nothing is left to do about such a plate but its scale, which sites bear already.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["cond_indep_stack"] = tuple(frame for frame in msg["cond_indep_stack"] if frame.vectorized)

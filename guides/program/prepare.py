@@ -9,16 +9,17 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import NanMaskedNormal, Normal, TorchDistribution
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import Independent, biject_to, constraints
 
 from guides.program.conditions import Put, conditions_marked, held_sites
 from guides.program.plates import SizePlates
-from guides.program.sites import CONDITIONED, Computed, contribution, density_sites, is_latent, nodes, role
+from guides.program.sites import CONDITIONED, REPLACED, Computed, contribution, density_sites, is_latent, nodes, role
 from guides.program.subsampling import in_model
 from guides.program.supports import PlainSupports, plain_support
 
@@ -94,7 +95,7 @@ class _Mark(Messenger):
         if msg["name"] in self._names:
             msg["infer"] = {**msg["infer"], CONDITIONED: True}
         if msg["is_observed"] and role(msg) == "factor" and any(_replaces(m, msg["name"]) for m in _PYRO_STACK):
-            msg["infer"] = {**msg["infer"], "_deterministic": True}
+            msg["infer"] = {**msg["infer"], "_deterministic": True, REPLACED: True}
 
 
 def _replaces(handler: Messenger, name: str) -> bool:
@@ -201,11 +202,26 @@ class FillMissing(Messenger):
             msg["fn"] = Normal(msg["fn"].loc, msg["fn"].scale)
             there = ~torch.isnan(value)
             msg["mask"] = there if msg["mask"] is None else there & msg["mask"]
-        mask = msg["mask"]
-        if not isinstance(mask, Tensor) or role(msg) != "observed":
+        if role(msg) != "observed":
             return
-        out = ~_over_events(mask, msg["fn"])
-        msg["value"] = torch.where(out & torch.isnan(value), _harmless(msg["fn"], value), value)
+        seen = _seen(msg["fn"], msg["mask"])
+        if seen is not None:
+            msg["value"] = torch.where(~seen & torch.isnan(value), _harmless(msg["fn"], value), value)
+
+
+def _seen(fn: Any, mask: Any) -> Tensor | None:
+    """Return which elements of a site's value no mask takes out, neither ``poutine.mask`` nor ``dist.mask``.
+
+    It broadcasts against the value; ``None`` if there is no mask.
+    """
+    found = _over_events(mask, fn) if isinstance(mask, Tensor) else None
+    while isinstance(fn, Independent | MaskedDistribution):
+        inner = fn._mask if isinstance(fn, MaskedDistribution) else None
+        if isinstance(inner, Tensor):
+            inner = _over_events(inner, fn)
+            found = inner if found is None else found & inner
+        fn = fn.base_dist
+    return found
 
 
 def _over_events(mask: Tensor, fn: Any) -> Tensor:

@@ -23,6 +23,7 @@ from guides.program.marks import is_summed_out
 
 __all__ = [
     "CONDITIONED",
+    "REPLACED",
     "Computed",
     "Role",
     "contribution",
@@ -32,6 +33,7 @@ __all__ = [
     "is_latent",
     "is_observed",
     "is_point",
+    "is_replaced",
     "log_prob",
     "nodes",
     "pointwise",
@@ -42,6 +44,9 @@ Role = Literal["latent", "enumerated", "observed", "conditioned", "deterministic
 
 CONDITIONED = "_conditioned"
 """Key in a site's ``infer``: a latent that ``pyro.condition`` holds fixed, see :mod:`guides.program.prepare`."""
+
+REPLACED = "_replaced"
+"""Key in a site's ``infer``: a reparametrisation has put a point mass in its place, and did not mask it out."""
 
 
 def nodes(trace: Trace | None) -> dict[str, Any]:
@@ -105,6 +110,11 @@ def is_observed(site: Any) -> bool:
 def is_deterministic(site: Any) -> bool:
     """Tell whether a site is a function of others without a density of its own."""
     return role(site) == "deterministic"
+
+
+def is_replaced(site: Any) -> bool:
+    """Tell whether a site is the original of a reparametrised one: a function of its auxiliaries."""
+    return is_deterministic(site) and bool(site["infer"].get(REPLACED, not site["infer"].get("_deterministic")))
 
 
 def is_point(fn: Any) -> bool:

@@ -266,16 +266,23 @@ def own_plates(model: Callable[[], Trace], guide: Callable[[], Trace] | None = N
     return OwnPlates(sizes, choosable, frozenset(seen.indexed)) if sizes else OwnPlates()
 
 
-def check_rows_have_latents(trace: Trace, kept: Collection[str]) -> None:
-    """Check that a model sees all rows of the plates with latents that a guide keeps one value per row of.
+def check_rows_have_latents(trace: Trace, kept: Collection[str], own: OwnPlates) -> None:
+    """Check that a guide which keeps one value per row of a latent can follow the rows that the model chooses.
 
     :param trace: of the model on all rows that it can be made to see.
     :param kept: names of the latents that the guide keeps.
-    :raises UnsupportedModelError: naming latent and plate, if it does not.
+    :raises UnsupportedModelError: naming latent and plate, if it cannot.
     """
-    for name in kept:
-        for frame in nodes(trace)[name]["cond_indep_stack"] if name in trace else ():
+    for name, site in nodes(trace).items():
+        for frame in site["cond_indep_stack"] if name in kept else ():
             full = frame.full_size
+            if not frame.vectorized and frame.name in own.sizes:
+                raise UnsupportedModelError(
+                    f"latent site {name!r} stands in the sequential plate {frame.name!r}, of which the model sees "
+                    f"{own.sizes[frame.name][1]} of {own.sizes[frame.name][0]} rows at a time, so that there are other "
+                    "latents at every step; use a vectorised plate (with pyro.plate(...) as i), or a sequential one of all "
+                    "rows"
+                )
             if full is not None and isinstance(frame.size, int) and 0 < frame.size < full:
                 raise UnsupportedModelError(
                     f"latent site {name!r} has one value per row of plate {frame.name!r}, of which the model sees "

@@ -86,3 +86,71 @@ def masked(y: Tensor) -> None:
 def test_what_pyro_refuses_is_told_with_a_way_out(model: Any, said: str) -> None:
     with pytest.raises(guides.DataError, match=said):
         guides.fit(model, "mean_field", Y, steps=10**6)
+
+
+@pytest.mark.parametrize("guide", ["mean_field", "full_rank"])
+def test_latents_in_a_sequential_plate(guide: str) -> None:
+    def model(y: Tensor) -> None:
+        for i in pyro.plate("rows", len(y)):
+            z = pyro.sample(f"z{i}", dist.Normal(0.0, 1.0))
+            pyro.sample(f"y{i}", dist.Normal(z, 0.5), obs=y[i])
+
+    draws = guides.fit(model, guide, Y[:2], steps=2, compile="eager").draws(1)
+    z = torch.stack([draws.latents[f"z{i}"][0, 0] for i in range(2)])
+    wanted = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z, 0.5).log_prob(Y[:2])
+    torch.testing.assert_close(draws.log_p[0, 0], wanted.sum())
+
+
+def test_latents_in_a_sequential_plate_of_some_rows_are_refused() -> None:
+    def model(y: Tensor) -> None:
+        for i in pyro.plate("rows", len(y), subsample_size=2):
+            z = pyro.sample(f"z{i}", dist.Normal(0.0, 1.0))
+            pyro.sample(f"y{i}", dist.Normal(z, 0.5), obs=y[i])
+
+    with pytest.raises(guides.UnsupportedModelError, match=r"sequential plate 'rows'.*2 of 6.*a vectorised plate"):
+        guides.fit(model, "mean_field", Y, steps=10**6)
+
+
+def test_a_parameter_of_rows_in_a_plate_that_the_model_subsamples() -> None:
+    def model(y: Tensor) -> None:
+        with pyro.plate("rows", len(y), subsample_size=2) as i:
+            b = pyro.param("b", lambda: torch.zeros(len(y)), event_dim=0)
+            z = pyro.sample("z", dist.Normal(b, 1.0))
+            pyro.sample("y", dist.Normal(z, 0.5), obs=y[i])
+
+    posterior = guides.fit(model, "mean_field", Y, steps=20, lr=0.1, compile="eager")
+    b = posterior.program.parameters.constrained(posterior.flat[0])["b"]
+    assert b.shape == Y.shape
+    assert bool((b != 0).all())
+    draws = posterior.draws(1)
+    z = draws.latents["z"][0, 0]
+    wanted = dist.Normal(b, 1.0).log_prob(z) + dist.Normal(z, 0.5).log_prob(Y)
+    torch.testing.assert_close(draws.log_p[0, 0], wanted.sum())
+
+
+@pytest.mark.parametrize("event", [False, True])
+def test_missing_values_that_the_distribution_masks(event: bool) -> None:
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            fn = dist.Normal(mu, 1.0).expand(y.shape).mask(~torch.isnan(y))
+            pyro.sample("y", fn.to_event(1) if event else fn, obs=y)
+
+    y = Y.reshape(3, 2).clone() if event else Y.clone()
+    y[1] = torch.nan
+    draws = guides.fit(model, "mean_field", y, steps=2, compile="eager").draws(1)
+    mu, seen = draws.latents["mu"][0, 0], y[~torch.isnan(y)]
+    wanted = dist.Normal(0.0, 1.0).log_prob(mu) + dist.Normal(mu, 1.0).log_prob(seen).sum()
+    torch.testing.assert_close(draws.log_p[0, 0], wanted)
+    assert int(draws.counted["y"].sum()) == len(y) - 1
+
+
+def test_laplace_gives_the_original_of_a_reparametrised_site_as_it_is() -> None:
+    def model(y: Tensor) -> None:
+        s = pyro.sample("s", dist.LogNormal(0.0, 2.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(0.0, s), obs=y)
+
+    handled = poutine.reparam(model, {"s": TransformReparam()})
+    draws = guides.fit(handled, "laplace", Y[:2], steps=5, compile="eager").draws(200)
+    torch.testing.assert_close(draws.deterministic["s"], draws.latents["s_base"].exp())
