@@ -205,6 +205,7 @@ def _train_together(
                 saver.save(*work.round)
             work.state = work.settled
             work.state.interrupt()
+        runner.finish()
     return _outcome(work.state, replicates, settings, restored=score is not None)
 
 

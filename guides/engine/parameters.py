@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import compress
+from itertools import accumulate, compress
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -174,6 +174,12 @@ class ParameterLayout:
     def size(self) -> int:
         """Length of the flat vector."""
         return self.initial.numel()
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Where each parameter lies in the flat vector."""
+        ends = list(accumulate((s.numel() for s in self.shapes), initial=0))
+        return {name: slice(start, end) for name, start, end in zip(self.names, ends, ends[1:])}
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Return the unconstrained tensors by name; ``flat`` may have leading dimensions."""

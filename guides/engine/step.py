@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from guides.engine.agreement import Judge
 from guides.engine.batches import IndexStream
 from guides.engine.compilers import CompilerError
 from guides.engine.cuda_graphs import RecordedLoop
@@ -36,6 +37,7 @@ _GAIN = 0.7
 _UNTYPICAL = 2
 _MEASURED = 10
 _FIRST_CHECK = 50
+_FIRST_LOOK = 50
 _LARGE = 2000  # operations of a graph
 _SECONDS_PER_NODE = 4e-3  # to write C++ for a large graph
 _FROM_FIT = 10  # calls from a warning here up to the caller of fit, whose line it is to show
@@ -161,6 +163,10 @@ class ChunkRunner:
         self._candidates: dict[tuple[int, int], CompiledLoop] = {}
         self._timings: dict[int, _Timing] = {}
         self._next_check = 0
+        self._next_look = _FIRST_LOOK
+        self._looked = 0
+        self._last: tuple[CompiledLoop, Inputs, Inputs, Inputs, int] | None = None
+        self._judge = Judge(replicates.program.parameters.parts, optimises=True)
 
     def _one_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Take flat, moments, data, the step's clock and inputs; return state and losses."""
@@ -230,8 +236,12 @@ class ChunkRunner:
         while done < steps:
             loop = self._loop(state, tensors, varying, done, left)
             if loop is not None:
-                state, run = loop(state, tensors, tuple(v[:, done:] for v in varying) if done else varying)
+                rest = tuple(v[:, done:] for v in varying) if done else varying
+                state, run = loop(state, tensors, rest)
                 losses.append(run)
+                self._last = loop, state, tensors, rest, first + steps
+                if first + steps >= self._next_look:
+                    self.finish()
                 break
             start = time.perf_counter()
             *new, loss = self._step(*state, *tensors, *(v[:, done] for v in varying))
@@ -248,6 +258,24 @@ class ChunkRunner:
             if first and not self._step.check(*state, *tensors, *(v[:, 0] for v in varying)):
                 self._mode = "eager"
                 self._loops.clear()
+
+    def finish(self) -> None:
+        """Compare the loop that ran last with its graph once more, near the state that it led to.
+
+        Graphs are compared with the model from chunk to chunk, loops with graphs: what a loop does for other numbers than
+        those that it began with, and whether its memory is still its own, only later steps can tell.
+        """
+        if self._last is None:
+            return
+        loop, state, tensors, varying, step = self._last
+        self._last, self._next_look = None, 4 * step
+        try:
+            loop.check(state, tensors, varying, self._judge)
+        except RuntimeError as error:
+            since = f"its steps since step {self._looked}, when it was right, may be wrong: fit again with compile='trace'"
+            self._loops.clear()
+            self._stay_traced(error, f"; {since}")
+        self._looked = step
 
     def _loop(self, state: Inputs, tensors: Inputs, varying: Inputs, done: int, left: int) -> CompiledLoop | None:
         """Return the compiled loop for these replicates, compiling it if that pays.
@@ -277,11 +305,12 @@ class ChunkRunner:
         try:
             if not (loop.ready or has_compiler()):
                 raise RuntimeError("there is no C++ compiler (g++ or clang++)")
-            loop.check(state, tensors, tuple(v[:, done:] for v in varying))
+            loop.check(state, tensors, tuple(v[:, done:] for v in varying), self._judge)
         except Exception as error:  # compilers fail in many ways, and none of them may end a fit
             self._stay_traced(error)
             return None
         self._loops[count] = loop
+        self._looked = int(varying[0][0, done, 1])
         return loop
 
     def _saved(self, count: int, steps: int) -> float:
@@ -310,8 +339,9 @@ class ChunkRunner:
                     raise
         return InductorLoop(graph, state, tensors, varying)
 
-    def _stay_traced(self, error: Exception) -> None:
-        warnings.warn(f"the model runs traced, not compiled: {said(error)}", EagerFallbackWarning, stacklevel=_FROM_FIT)
+    def _stay_traced(self, error: Exception, more: str = "") -> None:
+        what = f"the model runs traced, not compiled: {said(error)}{more}"
+        warnings.warn(what, EagerFallbackWarning, stacklevel=_FROM_FIT)
         self._mode = "trace"
 
 

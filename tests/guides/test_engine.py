@@ -11,7 +11,8 @@ import torch
 from guide_models import GENERAL, line, network, regression
 
 import guides
-from guides.engine import libraries, memory
+from guides.engine import memory
+from guides.engine.agreement import Judge
 from guides.engine.inductor import InductorLoop
 from guides.engine.libraries import has_compiler
 from guides.engine.native.library import NativeLoop
@@ -85,14 +86,15 @@ def test_compiled_losses_follow_the_reference(case, mode, data, monkeypatch):
     monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
     calls = count_compiled_chunks(monkeypatch, mode)
     follow(case, mode, data, chunk=10)
-    assert len(calls) == 1 + math.ceil(STEPS / 10)
+    chunks = [steps for steps in calls if steps > 2]  # the check takes one or two
+    assert len(chunks) == math.ceil(STEPS / 10)
 
 
 def count_compiled_chunks(monkeypatch, mode):
     calls, run = [], LOOPS[mode].__call__
 
     def spy(self, *args):
-        calls.append(self)
+        calls.append(args[2][0].shape[1])
         return run(self, *args)
 
     monkeypatch.setattr(LOOPS[mode], "__call__", spy)
@@ -254,7 +256,7 @@ def test_a_compiled_loop_is_found_again_and_used_at_once(mode, data, monkeypatch
     again = fit("mean_field", *data, compile="auto" if mode == "native" else mode)
     assert calls
     torch.testing.assert_close(again.losses, first.losses)
-    monkeypatch.setattr(libraries, "close", lambda a, b: False)
+    monkeypatch.setattr(Judge, "difference", lambda *_: "nothing is right")
     with pytest.warns(guides.EagerFallbackWarning, match="other numbers"):
         traced = fit("mean_field", *data, compile=mode)
     assert not library.exists()
@@ -313,7 +315,8 @@ def test_compiled_replicates_in_minibatches_are_the_single_eager_fits(mode, data
     calls = count_compiled_chunks(monkeypatch, mode)
     options = {"batch_size": 8, "clip_norm": 5.0, "schedule": "cosine"}
     together = fit("mean_field", *data, replicates=3, compile=mode, **options)
-    assert len(calls) == 1 + math.ceil(STEPS / 10)
+    chunks = [steps for steps in calls if steps > 2]  # the check takes one or two
+    assert len(chunks) == math.ceil(STEPS / 10)
     for r in (0, 2):
         single = fit("mean_field", *data, seed=r, **options)
         torch.testing.assert_close(together.replicate(r).losses, single.losses, **CLOSE)
