@@ -43,6 +43,7 @@ from guides.program.marks import is_marked
 from guides.program.prepare import PreparedModel, bears_gaps, prepare
 from guides.program.sites import counted, is_latent, is_observed, nodes, pointwise, role
 from guides.program.subsampling import OwnPlates, check_rows_have_latents, own_plates
+from guides.program.supports import without_false_alarms
 from guides.program.validation import Unvalidated
 
 __all__ = ["Program", "RescalePlates", "quiet", "seeded", "setup_rows"]
@@ -93,7 +94,7 @@ def quiet() -> Iterator[None]:
 
     Also silence vmap's remark on operations, such as gamma draws, that it runs one by one.
     """
-    with pyro.validation_enabled(False), Unvalidated(), warnings.catch_warnings():
+    with pyro.validation_enabled(False), Unvalidated(), without_false_alarms():
         warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*was not registered in the param store", category=UserWarning)
         yield

@@ -9,7 +9,9 @@ distribution is made of, and expressed by constraints that :func:`torch.distribu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -54,6 +56,7 @@ __all__ = [
     "support_of",
     "support_tensors",
     "unconstraining",
+    "without_false_alarms",
 ]
 
 _NO_SHAPE = torch.Size()
@@ -198,6 +201,14 @@ def support_tensors(support: Any) -> list[Tensor]:
     return []
 
 
+@contextmanager
+def without_false_alarms() -> Iterator[None]:
+    """Silence ``torch.distributions.Wishart``, which calls every draw that is in its support singular and draws it again."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Singular sample detected", category=UserWarning)
+        yield
+
+
 class PlainSupports(Messenger):
     """Let every site state the support that it has, so that Pyro's own autoguides, which ask for it, are right.
 
@@ -252,7 +263,8 @@ class _Stating(TorchDistribution):
 
     def sample(self, sample_shape: Any = _NO_SHAPE) -> Tensor:
         if not _is_improper(self.base_dist):
-            drawn: Tensor = self.base_dist.sample(sample_shape)
+            with without_false_alarms():
+                drawn: Tensor = self.base_dist.sample(sample_shape)
             return drawn
         transform = biject_to(self._support)
         shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
@@ -260,7 +272,8 @@ class _Stating(TorchDistribution):
         return found.expand(shape)
 
     def rsample(self, sample_shape: Any = _NO_SHAPE) -> Tensor:
-        drawn: Tensor = self.base_dist.rsample(sample_shape)
+        with without_false_alarms():
+            drawn: Tensor = self.base_dist.rsample(sample_shape)
         return drawn
 
     def log_prob(self, value: Tensor) -> Tensor:

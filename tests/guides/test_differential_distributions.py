@@ -97,7 +97,6 @@ def observed(name: str, shape: tuple[int, ...]) -> Tensor:
 def fitted(model: Callable[..., Any], y: Tensor, **options: Any) -> guides.Posterior:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the model (cannot be vectorised|runs without)")
-        warnings.filterwarnings("ignore", message="Singular sample detected")
         return guides.fit(model, "mean_field", y, **{"steps": 1, "compile": "eager", **options})
 
 

@@ -153,7 +153,6 @@ def test_posterior_under_a_prior_of_odd_support_is_the_exact_one(name: str) -> N
     assert abs(float(z.std()) - sd) < 0.2 * sd
 
 
-@pytest.mark.filterwarnings("ignore:Singular sample detected")  # by torch, of draws from the prior that it then mends
 def test_wishart_prior_on_a_precision_is_conjugate() -> None:
     y = torch.randn(40, 2) @ torch.tensor([[1.0, 0.5], [0.0, 0.7]])
 
