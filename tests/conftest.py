@@ -29,6 +29,7 @@ def _no_compiled_loops_of_other_runs(tmp_path_factory: pytest.TempPathFactory) -
     """Whether something is compiled must not depend on what ran on this machine before."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GUIDES_CACHE", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("GUIDES_VERIFY", "1")  # every generated program is followed element by element
         yield
 
 

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from guides.engine.agreement import Judge
 from guides.engine.cache import COMPILING, find, keep, remove, usable_folder
 from guides.engine.compilers import has_compiler
+from guides.engine.dumping import dump, dump_folder, readable
 from guides.engine.evaluation import Reference
 
 __all__ = ["CompiledLoop", "LibraryLoop", "has_compiler"]
@@ -47,12 +48,21 @@ class CompiledLoop(ABC):
         :raises RuntimeError: if it does something else; compilers raise what they like.
         """
         if not self._prepared:
+            wanted = dump_folder()
+            if wanted is not None:
+                dump(wanted, self.described())
             self._prepare(state, shared, varying)
             self._prepared = True
         found = (judge or Judge()).difference(self, self._reference, state, shared, varying)
         if found is not None:
             self._discard()
-            raise RuntimeError(f"the compiled loop gives other numbers: {found}")
+            pieces = {**self.described(), "difference.txt": f"{found}\n"}
+            where = dump(dump_folder() or Path(tempfile.mkdtemp(prefix="guides-refused-")), pieces)
+            raise RuntimeError(f"the compiled loop gives other numbers: {found}; its source is in {where}")
+
+    def described(self) -> dict[str, str]:
+        """Return what it does in words for people, by the names of files."""
+        return {"graph.txt": readable(self._graph)}
 
     @abstractmethod
     def _prepare(self, state: Inputs, shared: Inputs, varying: Inputs) -> None:

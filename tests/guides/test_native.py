@@ -42,10 +42,7 @@ def traced(function, *inputs):
 def native(function, *inputs: Tensor) -> Tensor:
     """Return what generated C++ makes of a function with one result, without the check that a fit makes."""
     loop = NativeLoop(traced(lambda *i: (function(*i).flatten(),), *inputs), (), inputs, ())
-    if not loop.path.exists():
-        loop.path.parent.mkdir(parents=True, exist_ok=True)
-        loop._compile((), inputs, (), loop.path)
-    loop._load()
+    loop._prepare((), inputs, ())
     return loop((), inputs, ())[1][:, 0].reshape(function(*inputs).shape)
 
 

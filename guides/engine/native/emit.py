@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from importlib import resources
 
 from guides.engine.native.lowering import Lowered
@@ -10,13 +11,35 @@ from guides.engine.native.nests import Nest, Surroundings
 from guides.engine.native.schedule import Kernel, Loop, Product, Routine, room
 from guides.engine.native.values import TYPES, Buffer, Read
 
-__all__ = ["source"]
+__all__ = ["Emitted", "source"]
 
 _WORTH_THREADS_PRODUCT = 1 << 20  # multiplications
 
 
-def source(lowered: Lowered, state: int, shared: int, replicates: int, threads: int) -> tuple[str, int]:
-    """Return the C++ of a loop of steps, and the bytes of memory that it works in.
+@dataclass(frozen=True)
+class Emitted:
+    """The C++ of a loop of steps.
+
+    :ivar text: with what it calls.
+    :ivar own: the same without the library of functions that all loops share.
+    :ivar size: bytes of memory that it works in.
+    :ivar places: where buffers begin in this memory.
+    :ivar stored: buffers whose numbers are written to memory; of others they stay in registers.
+    :ivar always: buffers whose numbers are needed during all of a step, or from one to the next.
+    :ivar in_place: for each tensor of the state, whether its new numbers replace the old ones where those lie.
+    """
+
+    text: str
+    own: str
+    size: int
+    places: dict[Buffer, int]
+    stored: frozenset[Buffer]
+    always: frozenset[Buffer]
+    in_place: tuple[bool, ...]
+
+
+def source(lowered: Lowered, state: int, shared: int, replicates: int, threads: int) -> Emitted:
+    """Return the C++ of a loop of steps.
 
     :param lowered: a step, from (state..., shared..., this step's tensors...) to (state..., losses ``(replicates,)``).
     """
@@ -35,7 +58,7 @@ class _Source:
         names = {lowered.outputs[i]: lowered.inputs[i].name if self._in_place[i] else f"next{i}" for i in range(state)}
         self._surroundings = Surroundings(names, self._read_elsewhere(), threads)
 
-    def whole(self) -> tuple[str, int]:
+    def whole(self) -> Emitted:
         places, size = self._lowered.schedule.arena({self._lowered.outputs[self._state]})
         copied = [v for v in self._varying if self._replicates > 1 and v.size]
         spare = []
@@ -48,7 +71,10 @@ class _Source:
         functions = "\n".join(self._function(n, k) for n, k in enumerate(self._kernels))
         lines = self._run(places, set(copied))
         header = resources.files("guides.engine.native").joinpath("runtime.h").read_text()
-        return f"{header}\n{functions}\n" + "\n".join(lines) + "\n", size
+        own = f"{functions}\n" + "\n".join(lines) + "\n"
+        stored = frozenset(self._surroundings.needed)
+        always = frozenset((*copied, *spare))
+        return Emitted(f"{header}\n{own}", own, size, places, stored, always, tuple(self._in_place))
 
     def _may_overwrite(self, i: int) -> bool:
         """Tell whether nothing reads old state after new state has begun to replace it, but at the same index."""

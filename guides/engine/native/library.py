@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from guides.engine.compilers import CompilerError, built_by, compiler, processor
 from guides.engine.libraries import LibraryLoop
 from guides.engine.native.emit import source
 from guides.engine.native.lowering import lower
+from guides.engine.native.printing import kernels, memory_plan
 from guides.engine.native.schedule import ALIGNMENT
+from guides.engine.native.verifying import verify
 
 __all__ = ["NativeLoop"]
 
@@ -47,10 +50,13 @@ class NativeLoop(LibraryLoop):
         threads = torch.get_num_threads()
         results = lowered.outputs[-1]
         self._results, self._type = results.size, results.dtype
-        self._source, size = source(lowered, len(state), len(shared), results.size, threads)
+        emitted = source(lowered, len(state), len(shared), results.size, threads)
+        if os.environ.get("GUIDES_VERIFY"):
+            verify(lowered, emitted)
+        self._source, self._lowered, self._emitted = emitted.text, lowered, emitted
         self._flags = (*_FLAGS, *_processor_flags(), "-fopenmp" if threads > 1 else "-fopenmp-simd")
         self._constants = tuple(value for _, value in lowered.constants)
-        self._memory = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
+        self._memory = torch.empty(emitted.size + ALIGNMENT, dtype=torch.uint8)
         self._run: Callable[..., None] | None = None
         self._compiler = compiler()
         parts = (processor(), built_by(self._compiler), self._flags, self._source)
@@ -70,6 +76,11 @@ class NativeLoop(LibraryLoop):
         run = ctypes.CDLL(str(path)).run
         run.argtypes, run.restype = (ctypes.c_int64, ctypes.c_void_p), None
         self._run = run
+
+    def described(self) -> dict[str, str]:
+        """Return the graph, the kernels, where they keep their numbers, and the C++."""
+        plan = memory_plan(self._lowered, self._emitted)
+        return {**super().described(), "kernels.txt": kernels(self._lowered), "memory.txt": plan, "loop.cpp": self._source}
 
     def __call__(self, state: Inputs, shared: Inputs, varying: Inputs) -> tuple[Inputs, Tensor]:
         """Return the state after all steps, and losses ``(R, steps)``; see the base class."""
