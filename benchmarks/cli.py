@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,10 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except (UnknownNameError, ResultsFolderError) as error:
             raise _UsageError(str(error)) from error
+        except OSError as error:
+            if error.errno in (None, errno.EPIPE):  # click knows that nobody reads any more
+                raise
+            raise click.ClickException(f"{error}; what was finished before is kept") from error
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
@@ -56,6 +63,22 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
 def _command_line() -> str:
     """Return the command that runs, for the manifest."""
     return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[list[int]]:
+    """Let SIGTERM end a run as Ctrl-C does; whether it came is in the list."""
+    came: list[int] = []
+
+    def end(number: int, _: Any) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -195,6 +218,7 @@ def run(
     if epochs is not None and epochs < 1:
         raise _UsageError(f"--epochs {epochs}: give a number of 1 or more")
     overrides = {"epochs": epochs, "steps": None} if epochs else {}
+    ended: list[int] = []
     try:
         work = runner.plan(
             target,
@@ -207,9 +231,10 @@ def run(
             variant=variant,
         )
         folder = ResultsFolder(out or Path("results") / work.target)
-        outcome = runner.run(
-            work, folder, device=device, resume=resume, progress=not quiet, command=_command_line(), jobs=jobs
-        )
+        with _ended_in_order() as ended:
+            outcome = runner.run(
+                work, folder, device=device, resume=resume, progress=not quiet, command=_command_line(), jobs=jobs
+            )
     except ValueError as error:
         raise _UsageError(str(error)) from error
     except WorkerError as error:
@@ -217,7 +242,7 @@ def run(
     except KeyboardInterrupt:
         where = out or Path("results") / target
         click.echo(f"\nInterrupted; finished cells are kept. Go on with the same command and --resume ({where}).", err=True)
-        sys.exit(130)
+        sys.exit(128 + (signal.SIGTERM if ended else signal.SIGINT))
     if outcome.kept:
         click.echo(f"{outcome.kept} cells were there already, {outcome.run} ran.")
     for (task, guide), reason in work.skipped.items():

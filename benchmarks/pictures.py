@@ -332,14 +332,18 @@ def _scalars(site: str, count: int) -> list[str]:
 
 
 def _intervals(path: Path, sites: Sequence[str]) -> dict[str, list[float]]:
-    """Return the five quantiles of each scalar of the sites in a kept posterior, nothing where the file is gone."""
+    """Return the five quantiles of each scalar of the sites in a kept posterior; nothing if its file is gone or damaged."""
     import numpy as np
     import xarray
 
     found: dict[str, list[float]] = {}
     if not path.exists():
         return found
-    with xarray.open_dataset(path, group="posterior", engine="h5netcdf") as posterior:
+    try:
+        opened = xarray.open_dataset(path, group="posterior", engine="h5netcdf")
+    except (OSError, KeyError, ValueError):  # a file that is damaged: the other guides are drawn all the same
+        return found
+    with opened as posterior:
         for site in sites:
             if site in posterior.data_vars:
                 drawn = posterior[site].stack(joint=("chain", "draw")).transpose("joint", ...).values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from benchmarks import drawing, pictures
 from benchmarks.metrics import METRICS, metric
 from benchmarks.published import published
 from benchmarks.store import Record, read_folders, write_atomically
-from benchmarks.tables import Entry, Section, Table, comparison, estimate, standings, values
+from benchmarks.tables import Entry, Section, Table, comparison, estimate, plain, standings, values
 from benchmarks.task import SUITES, TASKS, Suite, Task
 
 __all__ = ["build", "compared", "quoted", "sections", "standard_sections", "trust_table", "verdicts"]
@@ -122,8 +123,9 @@ def _trust(records: Sequence[Record], task: str, guide: str) -> tuple[str, str]:
     """Return the worst verdict of ``diagnose`` over a guide's cells and what to say of it in a table."""
     mine = [r for r in records if r["task"] == task and r["guide"] == guide and r.get("status") == "done"]
     khat = [r["metrics"]["khat"] for r in mine if r["metrics"].get("khat") is not None]
-    levels = [r.get("verdict", {}).get("level", "unknown") for r in mine]
-    worst = max(levels, key=["unknown", "good", "usable", "unreliable"].index, default="unknown")
+    known = ["unknown", "good", "usable", "unreliable"]
+    levels = [level for r in mine if (level := r["verdict"].get("level", "unknown")) in known]
+    worst = max(levels, key=known.index, default="unknown")
     if not khat:
         return worst, f"{worst}, no k-hat"
     return worst, f"{worst}, k-hat {_two(estimate(khat).mean)}"
@@ -218,7 +220,7 @@ def _provenance(manifest: Mapping[str, Any], records: Sequence[Record]) -> dict[
     def code(record: Record) -> str:
         if not record.get("commit"):
             return "no checkout: an installed package"
-        return record["commit"][:12] + (" with uncommitted changes" if record.get("dirty") else "")
+        return str(record["commit"])[:12] + (" with uncommitted changes" if record.get("dirty") else "")
 
     def computer(record: Record) -> str:
         found = record.get("machine", {})
@@ -240,7 +242,7 @@ def _provenance(manifest: Mapping[str, Any], records: Sequence[Record]) -> dict[
         "done": len(done),
         "seconds": math.fsum(record["metrics"].get("seconds") or 0.0 for record in done),
         "peak": max((record["fit"].get("peak_memory_mib") or 0.0 for record in done), default=0.0),
-        "first": min((record["started"] for record in records), default=""),
+        "first": min((record["started"] for record in records if record["started"]), default=""),
         "last": max((record["finished"] for record in records), default=""),
     }
 
@@ -263,6 +265,11 @@ def _shown_width(picture: Path) -> int:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def _without_html(markdown: str) -> str:
+    """Return Markdown that shows tags as they are written, but for the line breaks of our heads."""
+    return html.escape(markdown, quote=False).replace("&lt;br&gt;", "<br>")
 
 
 def build(path: str | Path) -> Path:
@@ -312,6 +319,8 @@ def build(path: str | Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["plain"] = lambda text: _without_html(plain(text))
+    environment.filters["without_html"] = _without_html
     for name in ("report.md", "report.html"):
         text = environment.get_template(f"{name}.jinja").render(context)
         write_atomically(folder / name, partial(_write_text, text=text))

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import guides
 from benchmarks import evaluation, provenance
+from benchmarks.netcdf import netcdf
 from benchmarks.store import Cell, Record, ResultsFolder, write_atomically, write_images
 from benchmarks.task import SUITES, TASKS, Setting, Split, Suite, Task
 from benchmarks.workers import in_processes, picklable, usable_cores
@@ -331,7 +332,8 @@ def _results(cell: Cell, task: Task, setting: Setting, split: Split, posterior: 
     if task.keep_draws:
         data = evaluation.kept_inference_data(posterior, task.keep_draws, seed=cell.fit_seed)
         if data is not None:
-            write_atomically(folder.path / cell.file, lambda path: data.to_netcdf(str(path), engine="h5netcdf"))
+            content = netcdf(data)
+            write_atomically(folder.path / cell.file, lambda path: path.write_bytes(content))
             kept = cell.file
     images = ""
     if measured.images:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Whoever looks sees the old file or the whole new one, never a part.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         write(temporary)
         with temporary.open("rb+") as file:
@@ -139,6 +140,40 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+_EMPTY: Record = {
+    "status": "failed",
+    "metrics": {},
+    "curves": {},
+    "verdict": {},
+    "fit": {},
+    "error": {},
+    "warnings": [],
+    "versions": {},
+    "machine": {},
+    "protocol": "",
+    "posterior": "",
+    "images": "",
+    "started": "",
+    "finished": "",
+}
+_ERROR = {"type": "unknown", "message": "the record does not say", "traceback": ""}
+
+
+def _whole(record: Record) -> Record:
+    """Return a record with all that a report reads, empty where it is missing or of another kind."""
+    kept = {k: v for k, v in record.items() if k not in _EMPTY or isinstance(v, type(_EMPTY[k]))}
+    whole = _EMPTY | kept
+    numbers = {k: v for k, v in whole["metrics"].items() if v is None or isinstance(v, int | float)}
+    if whole["status"] == "done":
+        return whole | {"metrics": numbers, "split": int(record["split"]), "seed": int(record["seed"])}
+    return whole | {"metrics": numbers, "error": _ERROR | whole["error"]}
+
+
+def _files(record: Record) -> list[str]:
+    """Return the files that belong to a record, relative to the folder."""
+    return [name for name in (record["posterior"], record["images"]) if name]
+
+
 class ResultsFolder:
     """Reads and appends to one folder of results.
 
@@ -170,19 +205,30 @@ class ResultsFolder:
         :raises ResultsFolderError: if the file is not valid JSON.
         """
         try:
-            return json.loads(self.manifest_file.read_text())
+            found = json.loads(self.manifest_file.read_bytes())
         except FileNotFoundError:
             return {}
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ResultsFolderError(
                 f"{self.manifest_file} is not valid JSON ({error}); delete the folder or choose another with --out"
             ) from error
+        if not isinstance(found, dict):
+            raise ResultsFolderError(f"{self.manifest_file} is no manifest; delete the folder or choose another with --out")
+        commands = found.get("commands")
+        known = found.get("protocols")
+        return found | {
+            "target": str(found.get("target", "")),
+            "protocols": known if isinstance(known, dict) else {},
+            "commands": [c for c in commands if isinstance(c, dict) and "command" in c]
+            if isinstance(commands, list)
+            else [],
+        }
 
     def records(self) -> list[Record]:
         """Return the last record of every cell, in the order in which cells first ran.
 
         A last line without its end (the process died while writing it) is passed over, as is any line that is no JSON;
-        :attr:`damaged_lines` counts them, and their cells count as missing.
+        :attr:`damaged_lines` counts them, and their cells count as missing. What a record lacks is filled in as empty.
         """
         self.damaged_lines = 0
         found: dict[Cell, Record] = {}
@@ -195,14 +241,16 @@ class ResultsFolder:
                 continue
             try:
                 record = json.loads(line)
-                found[Cell.of(record)] = record
+                cell = Cell.of(record)
+                found[cell] = _whole(record)
             except (ValueError, KeyError, TypeError):
                 self.damaged_lines += 1
         return list(found.values())
 
     def done(self) -> set[Cell]:
-        """Return the cells that have finished and did not fail."""
-        return {Cell.of(record) for record in self.records() if record.get("status") == "done"}
+        """Return the cells that have finished and did not fail, and whose files are there."""
+        finished = (record for record in self.records() if record["status"] == "done")
+        return {Cell.of(record) for record in finished if all((self.path / name).is_file() for name in _files(record))}
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record as one line and wait until the disk has it."""
@@ -245,8 +293,7 @@ class ResultsFolder:
         :raises ResultsFolderError: if the folder holds results of another target or protocol (both are named), results
             of this one without ``resume``, or files that are not results.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ResultsFolderError(f"--out {self.path} is a file; name a folder that is new, empty or holds results")
+        self._no_file()
         if not self.path.is_dir() or all(entry.name.startswith(".") for entry in self.path.iterdir()):
             self.path.mkdir(parents=True, exist_ok=True)
             self._write_manifest({"target": target, "protocols": dict(protocols), "commands": [self._stamp(command)]})
@@ -281,9 +328,15 @@ class ResultsFolder:
         for kind in ("posteriors", "images"):
             for leftover in self.path.glob(f"{kind}/*/*/.*.part"):
                 leftover.unlink(missing_ok=True)
+        for leftover in self.path.glob(".*.part"):
+            leftover.unlink(missing_ok=True)
         manifest["protocols"] = known | dict(protocols)
         manifest.setdefault("commands", []).append(self._stamp(command))
         self._write_manifest(manifest)
+
+    def _no_file(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ResultsFolderError(f"--out {self.path} is a file; name a folder that is new, empty or holds results")
 
     @staticmethod
     def _stamp(command: str) -> dict[str, str]:
@@ -304,6 +357,7 @@ class ResultsFolder:
         except ImportError:  # no such lock on Windows: two runs at once are then the user's to avoid
             yield
             return
+        self._no_file()
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             try:

@@ -56,7 +56,7 @@ def summarise(folder: str | Path) -> dict[str, Any]:
         "devices": _facts(records, lambda record: record["machine"]),
         "versions": _facts(records, lambda record: record["versions"]),
         "commits": _facts(records, lambda record: {"commit": record.get("commit"), "dirty": record.get("dirty")}),
-        "started": min(record["started"] for record in records),
+        "started": min((record["started"] for record in records if record["started"]), default=""),
         "finished": max(record["finished"] for record in records),
         "compute_seconds": round(sum(record["metrics"].get("seconds") or 0.0 for record in done), 1),
         "sentences": [sentence for section in sections(read) for sentence in section.sentences],

@@ -22,6 +22,7 @@ __all__ = [
     "comparison",
     "estimate",
     "paired_difference",
+    "plain",
     "standings",
     "values",
 ]
@@ -139,16 +140,16 @@ class Table:
         """Return the table as GitHub Markdown, the best entries bold, ties marked ``~``."""
 
         def one(entry: Entry) -> str:
-            safe = entry.text.replace("|", "\\|")
+            safe = plain(entry.text)
             return f"**{safe}**" if entry.mark == "best" else safe + SYMBOLS.get(entry.mark, "")
 
-        head = "| " + " | ".join(name.replace("|", "\\|").replace("\n", "<br>") for name in self.header) + " |"
+        head = "| " + " | ".join("<br>".join(map(plain, name.split("\n"))) for name in self.header) + " |"
         rule = "| --- |" + " ---: |" * (len(self.header) - 1)
         rows = ["| " + " | ".join(map(one, row)) + " |" for row in self.rows]
         marked = any(entry.mark in ("best", "tie") for row in self.rows for entry in row)
         notes = [LEGEND.replace("* best", "**bold** best")] if marked else []
-        notes += [self.note] if self.note else []
-        return "\n".join([f"**{self.title}**", "", head, rule, *rows, *(["", " ".join(notes)] if notes else [])])
+        notes += [plain(self.note)] if self.note else []
+        return "\n".join([f"**{plain(self.title)}**", "", head, rule, *rows, *(["", " ".join(notes)] if notes else [])])
 
     def html(self) -> str:
         """Return the table as HTML; marks become classes for the style sheet."""
@@ -190,8 +191,13 @@ class Section:
 
     def markdown(self) -> str:
         """Return the section as Markdown."""
-        sentences = ["\n".join(f"- {sentence}" for sentence in self.sentences)] if self.sentences else []
-        return "\n\n".join([f"## {self.title}", *(table.markdown() for table in self.tables), *sentences])
+        sentences = ["\n".join(f"- {plain(sentence)}" for sentence in self.sentences)] if self.sentences else []
+        return "\n\n".join([f"## {plain(self.title)}", *(table.markdown() for table in self.tables), *sentences])
+
+
+def plain(text: object) -> str:
+    """Return a text on one line of Markdown, which begins no new cell."""
+    return " ".join(str(text).split()).replace("|", "\\|")
 
 
 def _pad(text: str, width: int, column: int) -> str:

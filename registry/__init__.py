@@ -55,7 +55,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self.group = group
         self._entries: dict[str, T] = {}
         self._broken: dict[str, str] = {}
-        self._entry_points_loaded = False
+        self._entry_points_loaded = self._loading = False
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that files its argument under ``name``.
@@ -80,16 +80,16 @@ class Registry(Mapping[str, T], Generic[T]):
         if self._entry_points_loaded:
             return
         with _LOADING:
-            if self._entry_points_loaded:  # by another thread meanwhile, or by a plug-in that looks something up
+            if self._entry_points_loaded or self._loading:  # by another thread; by a plug-in that looks something up
                 return
-            self._entry_points_loaded = True
+            self._loading = True
             try:
                 points, unreadable = _entry_points(self.group)
                 for point in points:
                     self._load(point)
-            except KeyboardInterrupt:
-                self._entry_points_loaded = False
-                raise
+                self._entry_points_loaded = True
+            finally:
+                self._loading = False
         for reason in (*unreadable, *self._broken.values()):
             warnings.warn(f"{reason}; everything else works without it", PluginWarning, stacklevel=3)
 

@@ -10,7 +10,7 @@ QUICK = [one for one in ALL if one.quick]
 
 @pytest.fixture(scope="module", autouse=True)
 def _ready():
-    ready()
+    ready(QUICK)
 
 
 @pytest.mark.parametrize("one", QUICK, ids=str)

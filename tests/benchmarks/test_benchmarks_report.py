@@ -85,6 +85,10 @@ def test_report_says_what_happened(finished: Path) -> None:
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "&lt;b&gt;odd&lt;/b&gt;" in page
+    markdown = (finished / "report.md").read_text()
+    assert "&lt;b&gt;odd&lt;/b&gt;" in markdown
+    assert "<b>" not in markdown
+    assert "<script>" not in markdown
 
 
 def test_markdown_pictures_exist(finished: Path) -> None:

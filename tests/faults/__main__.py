@@ -20,7 +20,7 @@ def main() -> int:
     options = asked.parse_args()
     chosen = [f for f in ALL if all(w in str(f) for w in options.words) and (f.quick or not options.quick)]
     outcomes: list[Outcome] = []
-    ready()
+    ready(chosen)
     for one in chosen:
         outcomes.append(try_it(one))
         last = outcomes[-1]

@@ -7,6 +7,7 @@ import functools
 import os
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 import guides
 from guides.engine.compilers import has_compiler
 
-from .harness import NotHere
+from .harness import Fault, NotHere
 
 X = torch.randn(30, 2, generator=torch.Generator().manual_seed(3))
 Y = X @ torch.tensor([1.0, -0.5]) + 0.1
@@ -59,7 +60,11 @@ def same(posterior: guides.Posterior) -> None:
     torch.testing.assert_close(posterior.flat, template()[1], rtol=1e-3, atol=1e-4)
 
 
-def ready() -> None:
-    """Do once, before any fault, what all of them need."""
+def ready(chosen: Sequence[Fault]) -> None:
+    """Do once, before the faults, what many of them need."""
+    from .runs import finished
+
     with contextlib.suppress(NotHere):
         template()
+    if any(one.part in ("runs", "reports") and not one.quick for one in chosen):
+        finished()
