@@ -165,6 +165,7 @@ def to_arviz(
     num_samples: int = 1000,
     prior_samples: int = 500,
     seed: int | None = None,
+    corrected: bool = False,
     groups: Collection[str] | None = None,
     predictions: tuple[Any, ...] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
@@ -196,6 +197,7 @@ def to_arviz(
     :param num_samples: draws per chain.
     :param prior_samples: draws from the prior; 0 leaves the prior groups out.
     :param seed: makes the draws repeatable; the caller's random state is left as it was.
+    :param corrected: resample the draws by their importance weights, as :meth:`guides.Posterior.sample` does.
     :param groups: the groups wanted; all of them if None.
     :param predictions: arguments of the model at which to predict, such as ``(x_new,)``.
     :param dims: names that replace the inferred ones: site -> one name per dimension.
@@ -219,6 +221,7 @@ def to_arviz(
     from guides.labels import labels_of
 
     wanted = _wanted(groups, prior_samples, predictions)
+    chosen = {"corrected": True} if corrected else {}  # replicates that are pooled know of no such draws
     point = bool(getattr(posterior.guide, "is_point_mass", False))
     if groups is None and point:
         wanted.discard("log_likelihood")
@@ -236,7 +239,7 @@ def to_arviz(
             "posterior_predictive" in wanted,
             groups,
             "posterior_predictive",
-            lambda predictive: posterior.draws(num_samples, seed=seed, predictive=predictive),
+            lambda predictive: posterior.draws(num_samples, seed=seed, predictive=predictive, **chosen),
         )
         parts = {
             "posterior": {**draws.latents, **draws.deterministic},
@@ -248,7 +251,7 @@ def to_arviz(
             collected["log_likelihood"], labels = _points(draws, inferred, coords)
             coords = {**labels, **coords}
     if predictions is not None:
-        new = _arrays(posterior.predict(*predictions, num_samples=num_samples, seed=seed))
+        new = _arrays(posterior.predict(*predictions, num_samples=num_samples, seed=seed, **chosen))
         collected["predictions"] = new if posterior.replicates > 1 else {k: v[None] for k, v in new.items()}
     if wanted & {"prior", "prior_predictive"}:
         prior = _left_out_if_impossible(

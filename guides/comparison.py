@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "ComparisonRow", "compare"]
 
-_ROW_DRAWS = 100_000
+_DRAWS, _ROW_DRAWS = 1000, 100_000
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def compare(
     model: Callable[..., Any],
     guides: Sequence[Any],
     *data: Any,
-    num_samples: int = 1000,
+    num_samples: int | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     **fit_options: Any,
 ) -> Comparison:
@@ -120,7 +120,7 @@ def compare(
 
     :param guides: anything that :func:`guides.fit` takes as a guide.
     :param data: the model's positional arguments.
-    :param num_samples: draws behind each figure.
+    :param num_samples: draws behind each figure; by default as many as :func:`guides.diagnose` needs for its verdict.
     :param options: fit options for single guides, by name, on top of ``fit_options``.
     :param fit_options: options of :func:`guides.fit`, the same for all.
     :raises OptionError: if no guide is given or two have the same name.
@@ -136,7 +136,7 @@ def compare(
         >>> sorted(row.guide for row in table.rows)
         ['laplace', 'mean_field']
     """
-    if num_samples < MIN_DRAWS:
+    if num_samples is not None and num_samples < MIN_DRAWS:
         raise OptionError(f"num_samples={num_samples} is too few to diagnose by; use at least {MIN_DRAWS}")
     check_names("compare", fit_options, keywords_of(fit), "arguments of the model go by position, or in model_kwargs={...}")
     if isinstance(guides, str) or not isinstance(guides, Sequence) or _is_spec(guides):
@@ -185,12 +185,13 @@ def _label(model: Callable[..., Any], guide: Any) -> str:
     return f"{family}({', '.join(f'{k}={v}' for k, v in options.items())})" if options else family
 
 
-def _row(label: str, posterior: Posterior, diagnosis: Diagnosis, num_samples: int) -> ComparisonRow:
+def _row(label: str, posterior: Posterior, diagnosis: Diagnosis, num_samples: int | None) -> ComparisonRow:
     elbo = elbo_se = math.nan
+    most = num_samples or _DRAWS
     if not is_point_mass(posterior.guide):
         # With an encoder a draw holds a latent for every row: few draws of many rows say as much.
-        few = max(10, _ROW_DRAWS // posterior.training.size) if amortized_sites(posterior.guide) else num_samples
-        draws = posterior.draws(min(few, num_samples))
+        few = max(10, _ROW_DRAWS // posterior.training.size) if amortized_sites(posterior.guide) else most
+        draws = posterior.draws(min(few, most), log_likelihood=False)
         ratio = (draws.log_p - draws.log_q).flatten()
         elbo, elbo_se = float(ratio.mean()), float(ratio.std() / math.sqrt(len(ratio)))
     elpd = list(diagnosis.elpd.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -111,6 +111,7 @@ def take_draws(
     score: bool,
     keep: frozenset[str] = PARTS,
     training: Data | None = None,
+    latents: Mapping[str, Tensor] | None = None,
 ) -> Draws:
     """Draw ``num_samples`` times from the guide at each row of parameters, shape ``(C, size)``.
 
@@ -123,6 +124,7 @@ def take_draws(
     :param score: evaluate the densities of guide and model.
     :param training: the data that the model was fitted to, if ``data`` are others.
     :param keep: the fields of :class:`Draws` to fill; the others stay empty, or NaN.
+    :param latents: values to take instead of the guide's draws, shape ``(C, S, *site shape)``; ``log_q`` is then NaN.
     """
     fresh = frozenset() if same_rows else program.local - program.amortized
     _check_size(program, len(flat) * num_samples, data, keep if predictive else keep - {"predictive"})
@@ -130,9 +132,11 @@ def take_draws(
     with isolated_store(), quiet(), torch.no_grad():
         chunk = 1
         for r, parameters in enumerate(flat):
+            chain = {} if latents is None else {name: value[r] for name, value in latents.items()}
 
-            def one(_: Tensor, parameters: Tensor = parameters) -> dict[str, Any]:
-                run = lambda: _one_draw(program, data, training, fresh, predictive=predictive, score=score)  # noqa: E731
+            def one(k: Tensor, parameters: Tensor = parameters, chain: dict[str, Tensor] = chain) -> dict[str, Any]:
+                held = {name: value[k] for name, value in chain.items()}
+                run = lambda: _one_draw(program, data, training, fresh, held, predictive=predictive, score=score)  # noqa: E731
                 found = program.call(parameters, run)
                 return {part: values for part, values in found.items() if part in keep}
 
@@ -229,15 +233,22 @@ def _check_size(program: Program, draws: int, data: Data, keep: frozenset[str]) 
 
 
 def _one_draw(
-    program: Program, data: Data, training: Data | None, fresh: frozenset[str], *, predictive: bool, score: bool
+    program: Program,
+    data: Data,
+    training: Data | None,
+    fresh: frozenset[str],
+    held: dict[str, Tensor],
+    *,
+    predictive: bool,
+    score: bool,
 ) -> dict[str, Any]:
     guide: Any = program.guide
     with NoiseTape():
-        guide_trace = poutine.trace(guide).get_trace(*data.args, **data.kwargs)
+        guide_trace = _at(held, poutine.trace(guide).get_trace(*data.args, **data.kwargs))
         # A guide leaves out the latents of rows that it lacks the inputs for.
         fresh = fresh | {n for n in program.amortized if n not in guide_trace}
         known = _without(guide_trace, fresh)
-        discrete = _discrete(program, data, training, known, guide_trace) if program.discrete else {}
+        discrete = _discrete(program, data, training, known, guide_trace, held) if program.discrete else {}
         replayed = poutine.replay(program.model, trace=known)
         simulated = poutine.replay(program.visible, trace=with_values(known, discrete)) if discrete else replayed
         out: dict[str, Any] = {"latents": {n: _value(guide_trace, n) for n in program.latents if n not in fresh}}
@@ -247,11 +258,11 @@ def _one_draw(
             density = getattr(guide, "log_density", lambda trace: trace.log_prob_sum())
             out["log_p"] = torch.as_tensor(model_trace.log_prob_sum())
             # Latents drawn from the prior instead have no density under the guide.
-            out["log_q"] = torch.as_tensor(density(guide_trace)) * (math.nan if fresh else 1.0)
+            out["log_q"] = torch.as_tensor(density(guide_trace)) * (math.nan if fresh or held else 1.0)
             out["log_likelihood"] = {n: pointwise(s) for n, s in nodes(model_trace).items() if is_observed(s)}
             values = model_trace if not discrete else poutine.trace(simulated).get_trace(*data.args, **data.kwargs)
             out["deterministic"] = _deterministic(values)
-        if getattr(guide, "linearised", False) and not fresh and not discrete:
+        if getattr(guide, "linearised", False) and not fresh and not discrete and not held:
             out.update(_linearised(program, guide_trace, data, predictive=predictive, score=score))
         elif predictive:
             trace = poutine.trace(unobserved(simulated)).get_trace(*data.args, **data.kwargs)
@@ -262,7 +273,9 @@ def _one_draw(
     return out
 
 
-def _discrete(program: Program, data: Data, training: Data | None, known: Trace, guide_trace: Trace) -> dict[str, Tensor]:
+def _discrete(
+    program: Program, data: Data, training: Data | None, known: Trace, guide_trace: Trace, held: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Draw the discrete latents that the model sums out, given the data and one draw of the others.
 
     Those of which these data say nothing have their distribution given the data that the model was fitted to, if they stand
@@ -277,7 +290,7 @@ def _discrete(program: Program, data: Data, training: Data | None, known: Trace,
     shared = program.shared_discrete & set(names) - (set() if program.follows.plates else set(found))
     if training is not None and shared:
         guide = poutine.replay(program.guide, trace=_without(guide_trace, program.local))
-        trained = poutine.trace(guide).get_trace(*training.args, **training.kwargs)
+        trained = _at(held, poutine.trace(guide).get_trace(*training.args, **training.kwargs))
         given = model.draw(training.args, training.kwargs, trained)
         found |= {n: given[n] for n in shared & set(given)}
     if set(names) <= set(found):
@@ -324,6 +337,13 @@ def _linearised(program: Program, guide_trace: Trace, data: Data, *, predictive:
         there = {n: at_mean[n] for n in observed if is_observed(at_mean[n])}
         out["log_likelihood"] = {n: pointwise({**s, "fn": fns[n], "unscaled_log_prob": None}) for n, s in there.items()}
     return out
+
+
+def _at(held: dict[str, Tensor], trace: Trace) -> Trace:
+    """Return a guide's trace with other values at some latents."""
+    for name, value in held.items():
+        trace.nodes[name]["value"] = value
+    return trace
 
 
 def _value(trace: Trace, name: str) -> Any:

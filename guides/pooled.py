@@ -108,13 +108,21 @@ class Pooled:
         *data: Any,
         seed: int | None = None,
         predictive: bool = False,
+        log_likelihood: bool = True,
         model_kwargs: dict[str, Any] | None = None,
     ) -> Draws:
         """Return draws with one chain, C = 1; see :meth:`guides.Posterior.draws`."""
         base = self.of.seed if seed is None else seed
         counts = self._counts(num_samples, base)
         parts = [
-            self._part(r).draws(count, *data, seed=base + r, predictive=predictive, model_kwargs=model_kwargs)
+            self._part(r).draws(
+                count,
+                *data,
+                seed=base + r,
+                predictive=predictive,
+                log_likelihood=log_likelihood,
+                model_kwargs=model_kwargs,
+            )
             for r, count in enumerate(counts)
             if count
         ]

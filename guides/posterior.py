@@ -277,6 +277,8 @@ class Posterior:
         *data: Any,
         seed: int | None = None,
         predictive: bool = False,
+        log_likelihood: bool = True,
+        corrected: bool = False,
         model_kwargs: dict[str, Any] | None = None,
     ) -> Draws:
         """Draw from the posterior and evaluate model and guide at the draws.
@@ -285,38 +287,65 @@ class Posterior:
         :param data: arguments to evaluate the model on; the training data by default.
         :param seed: the same seed gives the same draws; by default the seed of the fit.
         :param predictive: also draw the observed sites afresh.
+        :param log_likelihood: keep it, one number per draw and data point.
+        :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
+            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.resampled`.
         """
-        return self._draws(num_samples, self._arguments(data, model_kwargs), seed, predictive=predictive, score=True)
+        keep = PARTS if log_likelihood else PARTS - {"log_likelihood"}
+        new = self._arguments(data, model_kwargs)
+        return self._draws(num_samples, new, seed, predictive=predictive, score=True, keep=keep, corrected=corrected)
 
-    def sample(self, num_samples: int = 1000, seed: int | None = None) -> dict[str, Tensor]:
-        """Return draws of the latent sites, shape ``(S, *site shape)`` each, or ``(R, S, ...)``."""
-        return self._squeeze(
-            self._draws(num_samples, self.training, seed, predictive=False, score=False, keep={"latents"}).latents
-        )
+    def sample(self, num_samples: int = 1000, seed: int | None = None, *, corrected: bool = False) -> dict[str, Tensor]:
+        """Return draws of the latent sites, shape ``(S, *site shape)`` each, or ``(R, S, ...)``.
+
+        :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
+            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.resampled`.
+        :raises OptionError: for ``corrected`` where a guide's draws have no weights.
+        """
+        keep = {"latents"}
+        draws = self._draws(num_samples, self.training, seed, predictive=False, score=False, keep=keep, corrected=corrected)
+        return self._squeeze(draws.latents)
 
     def predict(
-        self, *data: Any, num_samples: int = 1000, seed: int | None = None, model_kwargs: dict[str, Any] | None = None
+        self,
+        *data: Any,
+        num_samples: int = 1000,
+        seed: int | None = None,
+        corrected: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """Return draws of every observed and deterministic site for new inputs, shape ``(S, ...)``, or ``(R, S, ...)``.
 
         Observations among ``data`` are ignored, so they may be left out if the model has a default for them. Latents with
         one value per data point come from the guide if it computes them from the data and all that it needs is given.
         Otherwise they are drawn from the prior if the number of data points differs from the training data's.
+
+        :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
+            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.resampled`.
         """
         new = self._arguments(data, model_kwargs)
-        draws = self._draws(num_samples, new, seed, predictive=True, score=False, keep={"deterministic", "predictive"})
+        keep = {"deterministic", "predictive"}
+        draws = self._draws(num_samples, new, seed, predictive=True, score=False, keep=keep, corrected=corrected)
         return self._squeeze({**draws.deterministic, **draws.predictive})
 
     def log_likelihood(
-        self, *data: Any, num_samples: int = 1000, seed: int | None = None, model_kwargs: dict[str, Any] | None = None
+        self,
+        *data: Any,
+        num_samples: int = 1000,
+        seed: int | None = None,
+        corrected: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """Return the pointwise log-likelihood of ``data`` under each draw in nats, by observed site, ``(S, N)`` or ``(R, S,
         N)``.
 
+        :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
+            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.resampled`.
         :raises DataError: if no site is observed, as when the targets were left out.
         """
         new = self._arguments(data, model_kwargs)
-        draws = self._draws(num_samples, new, seed, predictive=False, score=True, keep={"log_likelihood"})
+        keep = {"log_likelihood"}
+        draws = self._draws(num_samples, new, seed, predictive=False, score=True, keep=keep, corrected=corrected)
         if not draws.log_likelihood:
             raise DataError("no site of the model is observed on these data; pass the observations too")
         return self._squeeze(draws.log_likelihood)
@@ -443,13 +472,19 @@ class Posterior:
         predictive: bool,
         score: bool,
         keep: Set[str] = PARTS,
+        corrected: bool = False,
     ) -> Draws:
         if num_samples < 1:
             raise OptionError(f"num_samples must be at least 1, not {num_samples}")
+        latents = log_q = None
+        if corrected:
+            from guides.resampled import resampled  # which stands on diagnostics, and some of those on posteriors
+
+            latents, log_q = resampled(self, num_samples, seed)
         same_rows = data.size == self.training.size
         base = self.seed if seed is None else seed
         try:
-            return take_draws(
+            draws = take_draws(
                 self.program,
                 self.flat,
                 num_samples,
@@ -460,7 +495,9 @@ class Posterior:
                 score=score,
                 keep=frozenset(keep),
                 training=None if data is self.training else self.training,
+                latents=latents,
             )
+            return draws if log_q is None else replace(draws, log_q=log_q)
         except (RuntimeError, ValueError, IndexError) as error:
             shapes = [
                 (i, new, old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from guides.diagnostics.answers import Answers, SiteErrors, answers
 from guides.diagnostics.components import Components, components
 from guides.diagnostics.convergence import Convergence, Trend, convergence, loss_trend
 from guides.diagnostics.diagnosis import Diagnosis, diagnose
@@ -21,6 +22,7 @@ from guides.diagnostics.rhat import RHat, r_hat
 from guides.diagnostics.row_weights import RowWeights, row_weights
 
 __all__ = [
+    "Answers",
     "Components",
     "Convergence",
     "CorrectedMoments",
@@ -33,9 +35,11 @@ __all__ = [
     "ParetoK",
     "RHat",
     "RowWeights",
+    "SiteErrors",
     "SiteMoments",
     "Trend",
     "Undefined",
+    "answers",
     "components",
     "convergence",
     "corrected_moments",

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
+from guides.diagnostics.answers import Answers, answers
 from guides.diagnostics.convergence import Convergence
-from guides.diagnostics.finding import Finding, Level, PosteriorLike, Undefined, diagnostics_registry
+from guides.diagnostics.finding import DrawsLike, Finding, Level, PosteriorLike, Undefined, diagnostics_registry
 from guides.diagnostics.importance import CorrectedMoments, ImportanceESS, SiteMoments
 from guides.diagnostics.loo import Elpd, ElpdLOO
 from guides.diagnostics.pareto import ParetoK
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Diagnosis", "diagnose"]
 
-Verdict = Literal["good", "usable", "unreliable"]
+Verdict = Literal["good", "corrected", "usable", "unreliable"]
 
-_SEVERITY: tuple[Level, ...] = ("unknown", "good", "usable", "unreliable")
-_FIRST = ("pareto_k", "row_weights", "importance_ess", "r_hat", "convergence", "elpd_loo", "psis_moments")
-_JOINT = frozenset(("pareto_k", "importance_ess", "elpd_loo", "psis_moments"))  # of all rows' latents at once
+_SEVERITY: tuple[Level, ...] = ("unknown", "good", "corrected", "usable", "unreliable")
+_FIRST = ("answers", "pareto_k", "row_weights", "importance_ess", "r_hat", "convergence", "elpd_loo", "psis_moments")
+_WEIGHED = frozenset(("answers", "pareto_k", "importance_ess", "psis_moments"))  # by draws until the answers are settled
+_JOINT = _WEIGHED | {"elpd_loo"}  # of all rows' latents at once
+_DRAWS, _MOST_DRAWS, _MOST_ELEMENTS = 1000, 64_000, 2**25  # elements of all sites: 128 MiB in float32
 _MAX_ROWS = 20  # of draws for guides with an encoder, whose diagnostics draw for themselves
 
 
@@ -36,14 +39,19 @@ _MAX_ROWS = 20  # of draws for guides with an encoder, whose diagnostics draw fo
 class Diagnosis:
     """What the diagnostics found about one fit; print it for a table.
 
-    ``verdict`` is ``"good"`` (k-hat below 0.5, restarts agree, converged), ``"usable"`` (with importance
-    weights, or with more training) or ``"unreliable"``. It is about the *joint posterior* of the latents; a
-    network whose weights are judged unreliable can predict well, which :mod:`guides.predictive` measures.
+    ``verdict`` is about the answers that draws give, the mean and standard deviation of every latent and deterministic site:
+
+    * ``"good"``: raw draws are right to a tenth of a posterior standard deviation and a fifth of its size; restarts agree;
+    * ``"corrected"``: they are not, and draws corrected by importance weights are, ``posterior.sample(corrected=True)``;
+    * ``"usable"``: nothing speaks against it, but the errors cannot be told, as of an ensemble of point masses;
+    * ``"unreliable"``: neither can be shown to be right.
+
+    A network whose weights are judged unreliable can predict well, which :mod:`guides.predictive` measures.
 
     What no figure here can see: a mode of the posterior that no restart visited.
 
     :param family: registry name of the guide's family.
-    :param num_samples: S, draws per chain behind every figure.
+    :param num_samples: S, draws per chain behind the answers and the importance weights; R-hat and LOO have at most 1000.
     :param chains: number of restarts.
     :param verdict: the worst level among the findings.
     :param summary: one or two sentences in plain words: what was found and what to try next.
@@ -155,19 +163,19 @@ class Diagnosis:
 
 def diagnose(
     posterior: PosteriorLike,
-    num_samples: int = 1000,
+    num_samples: int | None = None,
     seed: int | None = 0,
     only: Collection[str] | None = None,
 ) -> Diagnosis:
-    """Judge a fit: k-hat, importance ESS, PSIS moments, R-hat, convergence, elpd, and what to try next.
+    """Judge a fit: errors of the answers, k-hat, importance ESS, R-hat, convergence, elpd, and what to try next.
 
     Where the guide computes the latents of a row from the row, figures of all latents together mean nothing: k-hat is then
     one per data point, and R-hat is that of the latents that rows share, if there are any. At most 100 rows are looked at.
 
     :param posterior: a fitted posterior; see :class:`~guides.diagnostics.finding.PosteriorLike` for what is
         read.
-    :param num_samples: S, draws per restart. The limit on k-hat grows with it, from 0.5 at 100 to 0.7 at
-        2155.
+    :param num_samples: S, draws per restart. By default 1000, and four times as many again (up to 64,000, and to 2^25
+        numbers) until more would change the verdict only by an unlikely accident.
     :param seed: seed of the draws.
     :param only: names of diagnostics to run; every registered one if None.
     :raises ValueError: for fewer than 25 draws.
@@ -184,7 +192,7 @@ def diagnose(
         >>> guides.diagnose(posterior).verdict
         'good'
     """
-    if num_samples < MIN_DRAWS:
+    if num_samples is not None and num_samples < MIN_DRAWS:
         raise ValueError(
             f"num_samples is {num_samples}; diagnostics need at least {MIN_DRAWS} draws (1000 is a good number)"
         )
@@ -192,17 +200,18 @@ def diagnose(
     functions = {name: diagnostics_registry[name] for name in sorted(names, key=_rank)}
     with torch.no_grad():
         local = amortized_sites(posterior.guide)
-        draws = _draws(posterior, local, num_samples, seed)
+        draws = _draws(posterior, local, num_samples or _DRAWS, seed)
+        weighed = draws if num_samples or local or "answers" not in functions else _settled(posterior, draws, seed)
         without = frozenset() if not local else _JOINT if draws.latents else _JOINT | {"r_hat"}
         findings = {
-            name: _joint(name) if name in without else function(posterior, draws)
+            name: _joint(name) if name in without else function(posterior, weighed if name in _WEIGHED else draws)
             for name, function in functions.items()
             if only is not None or name not in without
         }
     verdict, summary = _conclude(findings)
     return Diagnosis(
         family=posterior.family,
-        num_samples=num_samples,
+        num_samples=int(weighed.log_p.shape[1]),
         chains=int(draws.log_p.shape[0]),
         verdict=verdict,
         summary=summary,
@@ -219,6 +228,21 @@ def _draws(posterior: PosteriorLike, local: frozenset[str], num_samples: int, se
     return replace(draws, latents={name: value for name, value in draws.latents.items() if name not in local})
 
 
+def _settled(posterior: PosteriorLike, draws: DrawsLike, seed: int | None) -> DrawsLike:
+    """Return so many draws that the level of the answers would hardly change with more, or as many as there may be."""
+    values = [*draws.latents.values(), *draws.deterministic.values()]
+    count = draws.log_p.shape[1]
+    elements = sum(v.numel() for v in (*values, *draws.log_likelihood.values())) // count
+    most = min(_MOST_DRAWS, _MOST_ELEMENTS // max(1, elements))
+    while count * 4 <= most:
+        found = answers(posterior, draws)
+        if not isinstance(found, Answers) or found.settled:
+            break
+        count *= 4
+        draws = posterior.draws(count, seed=seed, log_likelihood=False)
+    return draws
+
+
 def _joint(name: str) -> Undefined:
     text = f"not defined: {name!r} judges all latents at once, and those of rows are judged row by row, see 'row_weights'"
     return Undefined(label=name, level="unknown", text=text)
@@ -230,14 +254,18 @@ def _rank(name: str) -> tuple[int, str]:
 
 def _conclude(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     levels = {name: finding.level for name, finding in findings.items()}
-    # k-hat measures the optimisation too: where it is good, what training may still gain does not matter.
-    trace = findings.get("convergence")
-    if isinstance(trace, Convergence) and trace.status == "improving" and levels.get("pareto_k") == "good":
+    judged, trace = findings.get("answers"), findings.get("convergence")
+    if isinstance(judged, Answers) and judged.level != "unknown":
+        # The answers are what k-hat, a loss that still falls and restarts that differ a little are signs of.
+        levels["pareto_k"] = "unknown"
+        if judged.level != "unreliable":
+            levels |= {n: "unknown" for n in ("convergence", "r_hat") if levels.get(n) == "usable"}
+    elif isinstance(trace, Convergence) and trace.status == "improving" and levels.get("pareto_k") == "good":
         levels["convergence"] = "unknown"
     worst: Level = max(levels.values(), key=_SEVERITY.index, default="unknown")
     spoken = [name for name, level in levels.items() if level == worst]
-    if worst in ("good", "unknown") and "pareto_k" in findings:
-        spoken = ["pareto_k"]
+    if worst in ("good", "unknown") and {"answers", "pareto_k"} & set(findings):
+        spoken = ["pareto_k" if judged is None or judged.level == "unknown" else "answers"]
     texts = [findings[name].text for name in spoken]
     if isinstance(trace, Convergence) and trace.level in ("usable", "unknown") and "convergence" not in spoken:
         texts.append(trace.text)
@@ -246,7 +274,8 @@ def _conclude(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
         if trace.status in ("noisy", "short"):
             advice.append(trace.advice)
         else:
-            kept = [item for item in advice if isinstance(findings.get("pareto_k"), Undefined) and item != trace.advice]
+            undefined = isinstance(findings.get("pareto_k"), Undefined)
+            kept = [item for item in advice if (undefined or worst == "corrected") and item != trace.advice]
             advice = [f"{trace.advice}, and diagnose again before blaming the guide", *kept]
     summary = "; ".join(texts) + "."
     summary = summary[:1].upper() + summary[1:]

@@ -21,9 +21,11 @@ __all__ = [
     "Undefined",
     "diagnostics_registry",
     "is_point_mass",
+    "jsonable",
+    "next_family",
 ]
 
-Level = Literal["good", "usable", "unreliable", "unknown"]
+Level = Literal["good", "corrected", "usable", "unreliable", "unknown"]
 
 
 class DrawsLike(Protocol):
@@ -82,7 +84,7 @@ class PosteriorLike(Protocol):
     def stop_reasons(self) -> tuple[str, ...]:
         """Why each restart stopped."""
 
-    def draws(self, num_samples: int = ..., *data: Any, seed: int | None = ...) -> Any:
+    def draws(self, num_samples: int = ..., *data: Any, seed: int | None = ..., log_likelihood: bool = ...) -> Any:
         """Draws with their densities; see :class:`DrawsLike`."""
 
 
@@ -90,8 +92,8 @@ class PosteriorLike(Protocol):
 class Finding:
     """The result of one diagnostic: figures (fields of the subclass), a level and words.
 
-    :param level: ``"good"``, ``"usable"``, ``"unreliable"``, or ``"unknown"`` where the diagnostic has no
-        say.
+    :param level: ``"good"``, ``"corrected"`` (with importance weights), ``"usable"`` (with care: what is missing cannot be
+        told), ``"unreliable"``, or ``"unknown"`` where the diagnostic has no say.
     :param text: what was found, one sentence in plain words.
     :param advice: what to try next; empty where nothing is wrong.
     """
@@ -133,6 +135,20 @@ diagnostics_registry: Registry[Callable[[PosteriorLike, DrawsLike], Finding]] = 
 def is_point_mass(posterior: PosteriorLike) -> bool:
     """Say whether the guide is made of point masses (MAP, deep ensembles), so that log q is no density."""
     return has_point_mass(posterior.guide)
+
+
+_CORRELATED = "this family follows correlations already, so look for skewness or several modes, and compare with NUTS"
+_NEXT_FAMILY = {
+    "": "try a family that can follow correlations ('full_rank', 'low_rank', 'laplace')",
+    "full_rank": _CORRELATED,
+    "laplace": "try 'full_rank', which is fitted to the whole posterior rather than to its mode",
+    "low_rank": "try 'full_rank', or a higher rank",
+}
+
+
+def next_family(family: str) -> str:
+    """Return what to try where a family misses posterior mass."""
+    return _NEXT_FAMILY.get(family, _NEXT_FAMILY[""])
 
 
 def jsonable(value: Any) -> Any:

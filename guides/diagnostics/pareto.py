@@ -17,6 +17,7 @@ from guides.diagnostics.finding import (
     Undefined,
     diagnostics_registry,
     is_point_mass,
+    next_family,
 )
 from guides.diagnostics.psis import float_tolerance, pareto_k_threshold, psis, tail_length
 
@@ -62,9 +63,9 @@ def pareto_k(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     .. math:: w_s = p(x, z_s) / q(z_s), \quad z_s \sim q, \qquad
               w \mid w > \text{cut-off} \;\approx\; \text{GPD}(\hat k, \hat\sigma)
 
-    Moments of w of order below 1 / k are finite. Below 0.5 the guide is good; up to :math:`\min(1 -
-    1/\log_{10} S, 0.7)` it is usable with PSIS weights; above, neither its moments nor corrections of them
-    can be relied on.
+    Moments of w of order below 1 / k are finite. Below 0.5 the guide is near the posterior; up to :math:`\min(1 -
+    1/\log_{10} S, 0.7)` PSIS weights correct it; above, its weights say nothing reliable about functions as wild as
+    themselves. Which means and standard deviations that touches is asked in ``answers``, and the verdict is taken there.
 
     **Blind spots.** k-hat reads weights only where q put draws: *it cannot see a mode that q never visits*,
     and a guide on one of two far modes gets a perfect score (restarts and R-hat, or another family, are the
@@ -108,15 +109,6 @@ def pareto_k(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     )
 
 
-_CORRELATED = "this family follows correlations already, so look for skewness or several modes, and compare with NUTS"
-_NEXT_FAMILY = {
-    "": "try a family that can follow correlations ('full_rank', 'low_rank', 'laplace')",
-    "full_rank": _CORRELATED,
-    "laplace": "try 'full_rank', which is fitted to the whole posterior rather than to its mode",
-    "low_rank": "try 'full_rank', or a higher rank",
-}
-
-
 def _no_density(family: str, draws: DrawsLike) -> Undefined:
     if any(bool((value != value[:, :1]).any()) for value in draws.latents.values()):
         return Undefined(
@@ -139,7 +131,7 @@ def _verdict(k_hat: float, threshold: float, num_samples: int, family: str) -> t
         return "good", f"{figure}: where the guide puts draws, it matches the posterior", ""
     if k_hat <= threshold:
         return (
-            "usable",
+            "corrected",
             f"{figure}: the guide is near the posterior; its moments need importance weights",
             "use the PSIS-corrected moments rather than the raw ones",
         )
@@ -149,7 +141,7 @@ def _verdict(k_hat: float, threshold: float, num_samples: int, family: str) -> t
     return (
         "unreliable",
         f"{figure}: the guide misses posterior mass, and importance weights cannot repair it{figures_differ}",
-        f"{_NEXT_FAMILY.get(family, _NEXT_FAMILY[''])}; or reparametrise the model (a non-centred hierarchy);"
+        f"{next_family(family)}; or reparametrise the model (a non-centred hierarchy);"
         " if only predictions matter, judge those by held-out log-likelihood and calibration",
     )
 

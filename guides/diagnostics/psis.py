@@ -10,6 +10,7 @@ from torch import Tensor
 __all__ = [
     "CONSTANT",
     "MIN_DRAWS",
+    "MOST_K",
     "fit_generalized_pareto",
     "float_tolerance",
     "importance_ess",
@@ -21,6 +22,9 @@ __all__ = [
 
 MIN_DRAWS = 25
 """Fewest draws with a tail (five) that a generalised Pareto distribution can be fitted to."""
+
+MOST_K = 0.7
+"""Largest Pareto k-hat that any number of draws can cope with."""
 
 CONSTANT = 1e-3  # nats; weights that agree to one part in a thousand are equal for every use we make of them
 _ROWS_AT_ONCE = 1024
@@ -44,7 +48,7 @@ def pareto_k_threshold(num_samples: int) -> float:
         >>> round(pareto_k_threshold(100), 3)
         0.5
     """
-    return min(1.0 - 1.0 / math.log10(num_samples), 0.7) if num_samples > 10 else 0.0
+    return min(1.0 - 1.0 / math.log10(num_samples), MOST_K) if num_samples > 10 else 0.0
 
 
 def tail_length(num_samples: int) -> int:

@@ -30,7 +30,7 @@ class KnownFit:
     def replicates(self):
         return len(self.guide_density)
 
-    def draws(self, num_samples=1000, *data, seed=None):
+    def draws(self, num_samples=1000, *data, seed=None, log_likelihood=True):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             z = torch.stack([q.sample((num_samples,)) for q in self.guide_density])

@@ -40,13 +40,16 @@ def test_k_hat_of_a_wrong_guide_is_above_its_limit(known_fit):
     assert not diagnosis.findings["psis_moments"].trustworthy
 
 
-def test_k_hat_between_its_limits_is_usable_with_weights(known_fit):
+def test_k_hat_between_its_limits_is_corrected_by_weights(known_fit):
     fit = known_fit(normal(dim=1), [normal(sd=0.7, dim=1)])  # in the limit k is 1 - sd^2 = 0.51
     diagnosis = D.diagnose(fit, num_samples=20_000)
     assert 0.5 < diagnosis.k_hat < 0.7
     assert diagnosis.findings["pareto_k"].standard_error == pytest.approx((1 + diagnosis.k_hat) / math.sqrt(425), rel=0.01)
-    assert diagnosis.verdict == "usable"
-    assert "PSIS-corrected" in diagnosis.summary
+    assert diagnosis.findings["pareto_k"].level == "corrected"
+    diagnosis = D.diagnose(fit)
+    assert diagnosis.num_samples > 20_000  # as many as it takes to tell
+    assert diagnosis.verdict == "corrected"
+    assert "corrected=True" in diagnosis.summary
 
 
 def test_k_hat_is_blind_to_a_mode_that_q_never_visits(known_fit):
