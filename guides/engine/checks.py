@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
@@ -41,6 +41,7 @@ __all__ = [
     "check_guide",
     "check_latents",
     "check_local",
+    "check_some",
     "check_values",
     "follow_rows",
     "run_model",
@@ -283,6 +284,18 @@ def _how_named(guide: Callable[..., Any], site: str) -> str:
     return f"name it in an attribute {said} of the guide"
 
 
+def check_some(guide: Callable[..., Any], latents: Sequence[str]) -> None:
+    """Check that there is something for an autoguide to do; a guide written by hand may draw nothing.
+
+    :raises GuideMismatchError: if there is no latent site that is not summed out.
+    """
+    if not latents and isinstance(guide, AutoGuide) and not getattr(guide, "allows_no_latents", False):
+        raise GuideMismatchError(
+            "the model has no latent sample site that is not summed out, so there is no posterior to approximate; is every "
+            "site observed? The parameters of a model without latents are fitted by maximum likelihood with the guide 'map'"
+        )
+
+
 def check_latents(
     prototype: Trace, guide: Callable[..., Any], drawn: Trace | None = None, reparameterised_only: bool = True
 ) -> None:
@@ -295,11 +308,7 @@ def check_latents(
     :raises UnsupportedModelError: naming a site that is a point mass.
     """
     latents = [(n, s) for n, s in nodes(prototype).items() if is_latent(s)]
-    if not latents and not getattr(guide, "allows_no_latents", False):
-        raise GuideMismatchError(
-            "the model has no latent sample site, so there is no posterior to approximate; is every site observed? "
-            "The parameters of a model without latents are fitted by maximum likelihood with the guide 'map'"
-        )
+    check_some(guide, [n for n, _ in latents])
     for name, site in latents:
         if isinstance(guide, AutoGuide) and is_point(as_written(site["fn"])):
             raise UnsupportedModelError(

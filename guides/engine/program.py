@@ -22,6 +22,7 @@ from guides.engine.checks import (
     check_guide,
     check_latents,
     check_local,
+    check_some,
     follow_rows,
     run_model,
     told_in_words,
@@ -155,6 +156,7 @@ class Program:
                 follows, prototype = follow_rows(prepared, some, batch_size, data.size)
                 run: PreparedModel | Enumerated = prepared
                 if any(is_marked(s) for s in nodes(prototype).values()):
+                    check_some(guide, [n for n, s in nodes(prototype).items() if is_latent(s) and not is_marked(s)])
                     run = enumerated(prepared, guide, prototype, some.args, some.kwargs)
                     follows, prototype = follow_rows(run.visible, some, batch_size, data.size)
                 check_observed(model, prototype, some)

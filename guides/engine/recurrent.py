@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 from torch.nn.functional import linear, pad
+
+from guides.engine.known import is_known, known_from_here
 
 __all__ = [
     "attention",
@@ -31,8 +32,6 @@ __all__ = [
     "rnn_tanh",
     "rnn_tanh_cell",
 ]
-
-_MADE_HERE = "_known_while_traced"
 
 Dropout = Callable[[Tensor, float], Tensor]
 State = tuple[Tensor, ...]
@@ -198,8 +197,7 @@ def pack_padded(input: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tens
     with disable_proxy_modes_tracing():
         like, numbers = torch.zeros(len(times), len(times[0]), 1), torch.tensor(known)
         sizes = torch._VF._pack_padded_sequence(like, numbers, False)[1]  # with its checks
-    setattr(sizes, _MADE_HERE, True)
-    return torch.cat([x[:count] for x, count in zip(times, sizes.tolist())]), sizes
+    return torch.cat([x[:count] for x, count in zip(times, sizes.tolist())]), known_from_here(sizes)
 
 
 def pad_packed(data: Tensor, sizes: Tensor, batch_first: bool, padding: float, total_length: int) -> tuple[Tensor, Tensor]:
@@ -215,11 +213,10 @@ def pad_packed(data: Tensor, sizes: Tensor, batch_first: bool, padding: float, t
 
 def first(tensor: Tensor, index: Any) -> Tensor:
     """Return ``tensor[index]``; of integers that are known while a graph is traced, as a number that is known too."""
-    if isinstance(index, int) and get_proxy_mode() is not None and tensor.dtype == torch.long and _is_known(tensor):
+    if isinstance(index, int) and get_proxy_mode() is not None and tensor.dtype == torch.long and is_known(tensor):
         with disable_proxy_modes_tracing():
             found = tensor[index]
-        setattr(found, _MADE_HERE, True)
-        return found
+        return known_from_here(found)
     return tensor[index]
 
 
@@ -228,34 +225,10 @@ def _numbers(tensor: Tensor) -> list[int]:
     if get_proxy_mode() is None:
         found: list[int] = tensor.tolist()
         return found
-    if not _is_known(tensor):  # which tolist does not notice
+    if not is_known(tensor):  # which tolist does not notice
         raise RuntimeError("the lengths of packed sequences depend on the data, which differ from step to step")
     with disable_proxy_modes_tracing():
         return tensor.tolist()
-
-
-def _is_known(tensor: Tensor) -> bool:
-    """Tell whether a tensor's values do not depend on the inputs of the graph that is being traced."""
-    while _functorch.is_gradtrackingtensor(tensor):
-        tensor = _functorch.get_unwrapped(tensor)
-    mode = get_proxy_mode()
-    if mode is None or _functorch.is_functorch_wrapped_tensor(tensor):
-        return False
-    if hasattr(tensor, _MADE_HERE):
-        return True
-    slot = get_proxy_slot(tensor, mode.tracer, None)
-    if slot is None:  # from outside, or lost: nobody knows what it depends on
-        return False
-    seen: set[Any] = set()
-    behind = [slot.proxy.node]
-    while behind:
-        node = behind.pop()
-        if node.op == "placeholder" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            return False
-        if node not in seen:
-            seen.add(node)
-            behind.extend(node.all_input_nodes)
-    return True
 
 
 def attention(

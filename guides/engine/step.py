@@ -158,7 +158,9 @@ class ChunkRunner:
         self._frozen = replicates.program.frozen
         self._mode = mode
         self._plain = False
-        self._step = Traced(self._one_step, "the model", enabled=mode != "eager")
+        data = 1 + optimiser.moments
+        fixed = frozenset(range(data, data + len(replicates.args))) if replicates.shared else frozenset()
+        self._step = Traced(self._one_step, "the model", enabled=mode != "eager", fixed=fixed)
         self._loops: dict[int, CompiledLoop] = {}
         self._candidates: dict[tuple[int, int], CompiledLoop] = {}
         self._timings: dict[int, _Timing] = {}

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from guides.engine.known import fixed_inputs
 from guides.engine.simplifying import simplified, with_constants_computed
 from guides.errors import EagerFallbackWarning
 from guides.program.failures import at_site
@@ -33,12 +34,15 @@ class Traced:
     :param function: pure, from tensors to a tuple of tensors.
     :param what: names the function in warnings.
     :param enabled: ``False`` runs the function as it is, always.
+    :param fixed: positions of inputs that have the same values at every call. Where the function's Python looks at them (at
+        the lengths of sequences, say), the graph is recorded for these values.
     """
 
-    def __init__(self, function: Function, what: str, enabled: bool = True) -> None:
+    def __init__(self, function: Function, what: str, enabled: bool = True, fixed: frozenset[int] = frozenset()) -> None:
         self._function = function
         self._what = what
         self.enabled = enabled
+        self._fixed = fixed
         self._graphs: dict[Any, GraphModule] = {}
         self._replays: dict[Any, GraphModule] = {}
         self._checked: set[Any] = set()
@@ -67,10 +71,10 @@ class Traced:
             return result
         try:
             torch.set_rng_state(state)
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), fixed_inputs(self._fixed):
                 warnings.simplefilter("ignore")
                 graph = simplified(make_fx(self._function)(*(i.detach() for i in inputs)))
-                self._graphs[key], self._replays[key] = graph, with_constants_computed(graph)
+            self._graphs[key], self._replays[key] = graph, with_constants_computed(graph)
         except Exception as error:  # whatever tracing cannot follow, the function itself just did
             self._fall_back(f"it cannot be traced ({said(error)})")
         finally:

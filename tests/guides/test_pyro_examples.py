@@ -91,3 +91,56 @@ def test_a_guide_may_keep_flows_in_a_list() -> None:
 
     posterior = guides.fit(model, Guide(), X, steps=5)
     assert posterior.sample(3)["z"].shape == (3, 8, 2)
+
+
+def test_steps_that_depend_on_the_lengths_of_sequences_are_recorded() -> None:
+    @config_enumerate
+    def model(y: Tensor, lengths: Tensor) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("series", len(y)):
+            z: Any = 0
+            for t in pyro.markov(range(lengths.max())):
+                with poutine.mask(mask=t < lengths):
+                    z = pyro.sample(f"z{t}", dist.Categorical(torch.tensor([[0.7, 0.3], [0.2, 0.8]])[z]))
+                    pyro.sample(f"y{t}", dist.Normal(2.0 * z, scale), obs=y[:, t])
+
+    y, lengths = torch.randn(4, 3), torch.tensor([3, 1, 2, 3])  # a warning that it runs eagerly would be an error
+    fits = [guides.fit(model, "mean_field", y, lengths, steps=4, compile=c) for c in ("eager", "trace")]
+    torch.testing.assert_close(fits[0].losses, fits[1].losses)
+    with pytest.warns(guides.EagerFallbackWarning, match="cannot be traced"):  # other lengths at every step
+        guides.fit(model, "mean_field", y, lengths, steps=3, batch_size=2, compile="trace")
+
+
+def test_recorded_slices_and_ranges_may_end_at_a_length() -> None:
+    def guide(y: Tensor, lengths: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.5))
+        turned = torch.zeros_like(y)
+        for row in range(len(y)):
+            end = lengths[row]
+            turned[row, 0:end] = y[row].index_select(0, torch.arange(end - 1, -1, -1))
+        pyro.sample("z", dist.Normal(slope * turned[:, 0].mean(), 1.0))
+
+    def model(y: Tensor, lengths: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0).expand(y.shape).to_event(2), obs=y)
+
+    y, lengths = torch.randn(4, 3), torch.tensor([3, 1, 2, 3])
+    fits = [guides.fit(model, guide, y, lengths, steps=4, compile=c) for c in ("eager", "trace")]
+    torch.testing.assert_close(fits[0].losses, fits[1].losses)
+
+
+def test_a_guide_that_draws_nothing_fits_the_parameters_of_a_model_without_latents() -> None:
+    @config_enumerate
+    def model(y: Tensor) -> None:
+        share = pyro.param("share", torch.tensor(0.4), constraint=dist.constraints.unit_interval)
+        with pyro.plate("rows", len(y)):
+            k = pyro.sample("k", dist.Bernoulli(share))
+            pyro.sample("y", dist.Normal(4.0 * k, 1.0), obs=y)
+
+    y = torch.tensor([0.1, -0.4, 4.2, 3.7, 4.4, 0.3, 3.9, 4.1])
+    posterior = guides.fit(model, lambda y: None, y, steps=150, lr=0.05, compile="eager")
+    assert abs(float(posterior.parameters["share"]) - 5 / 8) < 0.01
+    assert posterior.predict(num_samples=5)["y"].shape == (5, 8)
+    assert posterior.diagnose(num_samples=30).num_samples == 30
+    with pytest.raises(guides.GuideMismatchError, match="no latent sample site"):
+        guides.fit(model, "mean_field", y, steps=2)

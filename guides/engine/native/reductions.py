@@ -84,6 +84,48 @@ def _amin(context: Context, node: Node, x: Value, dims: Any = (), keep: bool = F
     return reduced(context, x, _dims(x, dims), keep, "min")
 
 
+def _first(context: Context, x: Value, dim: int, keep: bool, reduction: str) -> tuple[Value, Value]:
+    """Return the extremes along one dimension, and where they first stand."""
+    if not x.shape:
+        return x, context.constant(torch.zeros((), dtype=torch.long))
+    value, size = context.stored(x), x.shape[dim]
+    extreme = reduced(context, value, [dim], True, reduction)
+    places = context.constant(
+        torch.arange(size, dtype=value.dtype).reshape(-1, *(1,) * (len(x.shape) - 1 - dim % len(x.shape)))
+    )
+    # What is not a number is the extreme of all, and equals nothing.
+    found = context.apply("({0} == {1} || {0} != {0} ? {2} : {3})", value, extreme, places, float(size - 1))
+    where = context.cast(reduced(context, found, [dim], True, "min"), torch.long)
+    over = {dim % len(x.shape)}
+    return (extreme, where) if keep else (_without(extreme, over), _without(where, over))
+
+
+@REDUCTIONS("max")
+def _max(context: Context, node: Node, x: Value, dim: int | None = None, keep: bool = False) -> Any:
+    if dim is None:
+        return reduced(context, x, _dims(x, None), keep, "max")
+    return list(_first(context, x, dim, keep, "max"))
+
+
+@REDUCTIONS("min")
+def _min(context: Context, node: Node, x: Value, dim: int | None = None, keep: bool = False) -> Any:
+    if dim is None:
+        return reduced(context, x, _dims(x, None), keep, "min")
+    return list(_first(context, x, dim, keep, "min"))
+
+
+@REDUCTIONS("any")
+def _any(context: Context, node: Node, x: Value, dims: Any = None, keep: bool = False) -> Value:
+    holds = context.cast(context.apply("({0} != 0)", x, dtype=torch.bool), torch.long)
+    return context.apply("({0} != 0)", reduced(context, holds, _dims(x, dims), keep), dtype=torch.bool)
+
+
+@REDUCTIONS("all")
+def _all(context: Context, node: Node, x: Value, dims: Any = None, keep: bool = False) -> Value:
+    fails = context.cast(context.apply("({0} == 0)", x, dtype=torch.bool), torch.long)
+    return context.apply("({0} == 0)", reduced(context, fails, _dims(x, dims), keep), dtype=torch.bool)
+
+
 @REDUCTIONS("var")
 def _var(context: Context, node: Node, x: Value, dims: Any = None, correction: Any = None, keep: bool = False) -> Value:
     value, over = context.stored(x), _dims(x, dims)
