@@ -33,7 +33,7 @@ from guides.parts import amortized_sites
 from guides.program.marks import is_marked
 from guides.program.prepare import FillMissing
 from guides.program.sites import is_latent, is_observed, is_point, nodes, role
-from guides.program.supports import PlainSupports, as_written, is_discrete
+from guides.program.supports import PlainSupports, as_written, is_discrete, without_false_alarms
 
 __all__ = [
     "Following",
@@ -102,7 +102,8 @@ def told_in_words(guide: Callable[..., Any], data: Data) -> Iterator[None]:
     :raises UnsupportedModelError: if a distribution lacks what that takes.
     """
     try:
-        yield
+        with without_false_alarms():
+            yield
     except MODEL_ERRORS as error:
         if type(error).__module__ == DataError.__module__:
             raise

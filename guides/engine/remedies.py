@@ -62,4 +62,15 @@ def _of_part(frames: list[dict[str, Any]]) -> str:
                     f". Plate {frame.name!r} has {frame.size} of {frame.full_size} rows at a time; give what is inside it, "
                     "by obs= or pyro.condition, for these rows alone: obs=y[i] inside pyro.plate(...) as i"
                 )
+            if _rows(site, frame) > max(1, frame.size):
+                return (
+                    f". Plate {frame.name!r} has {frame.size} rows and the value {_rows(site, frame)}; what pyro.condition "
+                    "gives is not cut into batches, pass it as an argument of the model instead"
+                )
     return ""
+
+
+def _rows(site: Any, frame: Any) -> int:
+    """Return how many rows of a plate the value of a site has; zero if it has none."""
+    shape, dim = getattr(site["value"], "shape", ()), (frame.dim or 0) - getattr(site["fn"], "event_dim", 0)
+    return int(shape[dim]) if frame.dim is not None and len(shape) >= -dim else 0

@@ -69,10 +69,11 @@ def in_words(error: BaseException, arguments: Mapping[str, Any] | None = None) -
     said = _TENSOR.sub(lambda m: m.group() if len(m.group()) < 60 and "\n" not in m.group() else "tensor(...)", said)
     if isinstance(error, KeyError) or not said:
         said = f"{type(error).__name__} {said or _asserted(error)}".strip()
-    if site is not None:
-        return where + said + remedy(error)
-    name = site_of(error)
-    return ("" if name is None else f"at site {name!r}, ") + said + _line(error) + remedy(error)
+    if site is None:
+        name = site_of(error)
+        where, said = "" if name is None else f"at site {name!r}, ", said + _line(error)
+    todo = remedy(error)
+    return where + (said.rstrip(".") + todo if todo else said)
 
 
 def _asserted(error: BaseException) -> str:

@@ -247,6 +247,8 @@ def own_plates(model: Callable[[], Trace], guide: Callable[[], Trace] | None = N
         with _choosing(_Choice({}, None)) as seen_again:
             same_data = _observe_the_same(trace, model())
         if same_data and all(_same_rows(seen.seen.get(n), seen_again.seen.get(n)) for n in found):
+            if seeded := found.keys() - seen.indexed:
+                _warn_of(seeded, "always alike, as if it had a seed of its own, so that the others are never seen")
             found = {}  # the choice is fixed: by an argument, or by a seed of the model's own
     in_guide = {} if guide is None else _subsampled(guide())
     choosable = _choosable(found | in_guide, model, guide)
@@ -255,15 +257,18 @@ def own_plates(model: Callable[[], Trace], guide: Callable[[], Trace] | None = N
         choosable = _choosable(in_guide, model, guide)
     sizes = found | in_guide
     if left := sizes.keys() - choosable:
-        names = ", ".join(map(repr, sorted(left)))
-        warnings.warn(
-            f"the model chooses the rows of plate {names} in a way that cannot be steered from outside, so whatever is said "
-            "about the fit is said of the rows that it happens to choose; use pyro.plate(..., subsample_size=...), or "
-            "fit(..., batch_size=...)",
-            FixedSubsampleWarning,
-            stacklevel=2,
-        )
+        _warn_of(left, "in a way that cannot be steered from outside")
     return OwnPlates(sizes, choosable, frozenset(seen.indexed)) if sizes else OwnPlates()
+
+
+def _warn_of(plates: Collection[str], how: str) -> None:
+    names = ", ".join(map(repr, sorted(plates)))
+    warnings.warn(
+        f"the model chooses the rows of plate {names} {how}, so whatever is said about the fit is said of the rows that it "
+        "happens to choose; use pyro.plate(..., subsample_size=...) without a seed, or fit(..., batch_size=...)",
+        FixedSubsampleWarning,
+        stacklevel=3,
+    )
 
 
 def check_rows_have_latents(trace: Trace, kept: Collection[str], own: OwnPlates) -> None:
