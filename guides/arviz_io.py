@@ -78,7 +78,8 @@ def from_groups(
         >>> tree["posterior"]["mu"].dims
         ('chain', 'draw', 'school')
     """
-    dims, coords = _without_clashes(groups, dims or {}, coords or {})
+    groups, dims, coords = _plainly_named(groups, dims or {}, coords or {})
+    dims, coords = _without_clashes(groups, dims, coords)
     arviz = import_arviz()
     datasets = {
         name: _dataset(name, variables, dims, coords, {**_attributes(arviz), **(attrs or {})})
@@ -124,7 +125,50 @@ def _dataset(
                 f"coords[{dim!r}] has {len(coords[dim])} labels, but the dimension has size {sizes[dim]} in {group!r}"
             )
         labels[dim] = np.asarray(coords[dim])
-    return xarray.Dataset(arrays, coords=labels, attrs=dict(attrs))
+    found = xarray.Dataset(arrays, coords=labels, attrs=dict(attrs))
+    for name, value in variables.items():
+        if isinstance(value, _Renamed):
+            found[name].attrs["site"] = value.site
+    return found
+
+
+class _Renamed(tuple[tuple[str, ...], Any]):
+    """Dimension names and array of a variable that bears another name than its site."""
+
+    site: str
+
+
+def _plainly_named(
+    groups: Mapping[str, Mapping[str, Any]],
+    dims: Mapping[str, Sequence[str]],
+    coords: Mapping[str, Sequence[Any]],
+) -> tuple[dict[str, dict[str, Any]], dict[str, Sequence[str]], dict[str, Sequence[Any]]]:
+    """Rename what no netCDF file can hold: slashes become points, an empty name ``unnamed``."""
+    names = dict.fromkeys(name for variables in groups.values() for name in variables)
+    new: dict[str, str] = {}
+    for name in (*names, *(dim for own in dims.values() for dim in own), *coords):
+        if name in new:
+            continue
+        plain = name.replace("/", ".").replace("\0", "") or "unnamed"
+        plain = f"{plain}_" if set(plain) == {"."} else plain
+        plain = f"{plain}_site" if name in names and plain in ("chain", "draw") else plain
+        while plain != name and (plain in names or plain in new.values()):
+            plain += "_"
+        new[name] = plain
+
+    def renamed(name: str, value: Any) -> Any:
+        if new[name] == name:
+            return value
+        own, array = value if isinstance(value, tuple) else (dims.get(name, ()), value)
+        marked = _Renamed((tuple(new.get(dim, dim) for dim in own), array))
+        marked.site = name
+        return marked
+
+    return (
+        {group: {new[name]: renamed(name, v) for name, v in variables.items()} for group, variables in groups.items()},
+        {new.get(name, name): [new.get(dim, dim) for dim in own] for name, own in dims.items()},
+        {new[dim]: labels for dim, labels in coords.items()},
+    )
 
 
 def _without_clashes(
@@ -188,6 +232,9 @@ def to_arviz(
     * ``observed_data``: values of the observed sites;
     * ``constant_data``: other tensor arguments of the model, under their argument names, and latents that ``pyro.condition``
       holds fixed.
+
+    Names that a netCDF file cannot hold are changed: slashes become points, an empty name ``unnamed``, a site ``chain`` or
+    ``draw`` gets ``_site`` appended; the variable's attribute ``site`` keeps the name.
 
     Dimensions are named by plates, those of events ``<site>_dim_<i>``. A plate that bears the name of a
     variable becomes ``<name>_plate``. What data frames call their rows and columns becomes ``coords``: rows of the plates

@@ -44,6 +44,7 @@ from guides.options import FitOptions, make_objective
 from guides.posterior import Posterior, Run
 from guides.program.sites import nodes
 from guides.registries import families, objectives
+from registry import UnknownNameError
 
 __all__ = ["continue_fit", "fit", "fit_many", "guide_factory", "restore"]
 
@@ -563,7 +564,10 @@ def restore(content: dict[str, Any], model: Model, guide: Any) -> Posterior:
             f'guide=("{content["family"]}", {{...}}) with all its options. Modules then get the saved parameters'
         )
     make, family, options = guide_factory(model, spec)
-    objective = make_objective(content["objective"], None)
+    try:
+        objective = make_objective(content["objective"], None)
+    except UnknownNameError as error:
+        raise OptionError(f"the saved posterior cannot be used without its objective: {error}") from error
     batch_size = content.get("batch_size")
     try:
         program = Program.build(model, make(), objective, training, batch_size=batch_size, seed=content["seed"])

@@ -27,6 +27,7 @@ from guides.errors import DataError, OptionError
 from guides.own_sites import trace_at
 from guides.pooled import Pooled, pool_weights
 from guides.program.sites import nodes
+from guides.saved import checked
 
 if TYPE_CHECKING:
     from guides.diagnostics import Diagnosis
@@ -449,7 +450,7 @@ class Posterior:
             raise DataError(f"{path} is not a saved posterior, or is damaged: {error}") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise DataError(f"{path} is not a posterior saved by this version (format {_FORMAT})")
-        return restore(content, model, guide)
+        return restore(checked(content, path), model, guide)
 
     def _arguments(self, data: tuple[Any, ...], model_kwargs: dict[str, Any] | None) -> Data:
         if not data and model_kwargs is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import cache, plugins, runs  # noqa: F401  # file their faults
+from . import cache, files, plugins, runs  # noqa: F401  # file their faults
 from .harness import FAULTS, ROOT, Fault, Outcome
 
 __all__ = ["ALL", "publish"]
