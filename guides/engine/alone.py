@@ -6,7 +6,9 @@ sites. So all that runs a model here holds one lock, and other threads wait.
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +21,21 @@ __all__ = ["LOCK", "undivided"]
 LOCK = threading.RLock()
 
 
+_OF_TORCH = ("TORCH", "TRITON")
+
+
+@contextmanager
+def _surroundings() -> Iterator[None]:
+    """Leave the filters of warnings and the environment as they were: what torch imports at first use changes both."""
+    before = set(os.environ)
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            for name in [n for n in os.environ if n not in before and n.startswith(_OF_TORCH)]:
+                del os.environ[name]
+
+
 @contextmanager
 def undivided(what: str) -> Iterator[None]:
     """Let no other thread run a model inside the block.
@@ -26,7 +43,7 @@ def undivided(what: str) -> Iterator[None]:
     :param what: names the work, for the error.
     :raises UnsupportedModelError: inside of Pyro's handlers, as when a model that is being run starts a fit.
     """
-    with LOCK:
+    with LOCK, _surroundings():
         if _PYRO_STACK:
             around = ", ".join(type(handler).__name__ for handler in _PYRO_STACK)
             raise UnsupportedModelError(
