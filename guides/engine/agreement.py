@@ -28,16 +28,18 @@ Loop = Callable[[Inputs, Inputs, Inputs], tuple[Inputs, Tensor]]
 
 _STEPS = 3  # of loops of which nothing is known but that they are loops
 _TRIES = 3  # a loop is wrong if it is so at every one of them: rounding may decide a branch now and then
-_OF_PART = 20.0  # times the largest rounding error of a part
-_OF_ENTRY = 100.0  # times the entry's own, or that of half of the part's entries
-_LAST_PLACES = 16.0  # units in the last place of what moved
+_OF_PART = 10.0  # times the largest rounding error of a part
+_OF_ENTRY = 50.0  # times the entry's own, or that of half of the part's entries
+_LAST_PLACES = 8.0  # units in the last place of what moved
+_ENOUGH, _MANY = 1024, 8192  # entries
+_ORDERLY = 16.0  # root of the elements that any order sums up about as well as another
 _MUCH = 30.0  # times the largest first moment: moments by which gradients, and their rounding, matter little
 _UNCLEAR = 1e-4  # of the largest number of a result: rounding errors through which little is seen
-_AVERAGED = 8  # steps
-_DEVIATIONS = 8.0  # of a mean of rounding errors
+_AVERAGED = 16  # steps
+_DEVIATIONS = 6.0  # of a mean of rounding errors
 _VISIBLE = 2.0**-8  # of the largest parameter is what a step moves
 _LEAST_RATE = 1e-3
-_ASIDE = 0.3  # at most, so far from the parameters of the fit: terms that are nothing at the start are something there
+_ASIDE = 0.3  # at most, so far from the parameters of the fit
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Judge:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for number in range(_TRIES):
                 find = self._stepwise if self.optimises else self._plainly
-                found, state = find(loop, reference, state, shared, varying, number)
+                found = find(loop, reference, state, shared, varying, number)
                 if found is None:
                     return None
                 first = first or found
@@ -104,50 +106,53 @@ class Judge:
 
     def _plainly(
         self, loop: Loop, reference: Reference, state: Inputs, shared: Inputs, varying: Inputs, number: int
-    ) -> tuple[Difference | None, Inputs]:
+    ) -> Difference | None:
         steps = varying[0].shape[1] if varying else 1
         first = (number * _STEPS) % max(1, steps - _STEPS + 1)
         trial = _Trial(state, tuple(v[:, first : first + _STEPS] for v in varying), tuple(range(len(state))))
-        return self._first(trial, _Runs.of(loop, reference, trial, shared), 0), state
+        return self._first(trial, _Runs.of(loop, reference, trial, shared), 0)
 
     def _stepwise(
         self, loop: Loop, reference: Reference, state: Inputs, shared: Inputs, varying: Inputs, number: int
-    ) -> tuple[Difference | None, Inputs]:
-        """Compare gradients, then steps; return the state to try next from too, a step further on."""
+    ) -> Difference | None:
+        """Compare gradients, then steps."""
         steps = varying[0].shape[1]
         chosen = [(2 * number) % steps, (2 * number + 1) % steps]
         step = int(varying[0][0, chosen[0], 1])
         now = tuple(v[:, chosen] for v in varying)
-        usual = now[0][:, :1, 0]
         zeros = tuple(torch.zeros_like(s) for s in state[1:])
-        trial = _Trial((state[0], *zeros), _at_rates(now, torch.ones_like(usual)), tuple(range(1, len(state))))
-        runs = _Runs.of(loop, reference, trial, shared)
-        further = (runs.onwards(state, usual), *state[1:])
-        found = self._first(trial, runs, step) or self._on_average(loop, reference, state, shared, varying, number, runs)
+        # At an optimum all gradients are rounding. But further away the model may have no density.
+        for flat in (_aside(state[0], number), state[0]):
+            trial = _Trial((flat, *zeros), _at_rates(now, torch.ones_like(now[0][:, :1, 0])), tuple(range(1, len(state))))
+            runs = _Runs.of(loop, reference, trial, shared)
+            if runs.finite:
+                break
+        found = self._first(trial, runs, step) or self._on_average(
+            loop, reference, trial.state, shared, varying, number, runs
+        )
         if found is not None:
-            return found, further
-        moments, rates = self._moments(runs, number), _visible(state[0], runs)
-        source = torch.Generator().manual_seed(number)
-        aside = _ASIDE * (2 * torch.rand(state[0].shape, generator=source) - 1).to(state[0])
-        for flat, first in ((state[0] + aside, rates), (state[0], usual.clamp(min=_LEAST_RATE))):
+            return found
+        moments, rates = self._moments(runs, number), _visible(flat, runs)
+        for first in (rates, now[0][:, :1, 0].clamp(min=_LEAST_RATE)):
             trial = _Trial((flat, *moments), _at_rates(now, torch.cat([first, rates], 1)), tuple(range(len(state))))
             runs = _Runs.of(loop, reference, trial, shared)
-            if all(bool(torch.isfinite(t).all()) for t in (*runs.meant[0], runs.meant[1])):
-                break  # further away the model may have no density
-        return self._first(trial, runs, step), further
+            if runs.finite:
+                break
+        return self._first(trial, runs, step)
 
     def _moments(self, runs: _Runs, number: int) -> Inputs:
         """Return moments, in every entry larger than what a step at this point adds to any of its parameter."""
         source = torch.Generator().manual_seed(number)
         moments = []
         for meant, rounded in zip(runs.meant[0][1:], runs.rounded[0][1:]):
-            noise, size = torch.nan_to_num(runs.noise(rounded, meant)), torch.zeros_like(meant)
+            size = torch.zeros_like(meant)
             for part in self.parts.values():
                 if size[:, part].numel():
-                    size[:, part] = _MUCH * (meant.abs() + noise)[:, part].amax(1, keepdim=True)
+                    right, noise = meant[:, part], runs.noise(rounded[:, part], meant[:, part])
+                    size[:, part] = _MUCH * (right.abs() + torch.nan_to_num(noise)).amax(1, keepdim=True)
             spread = 0.5 + 0.5 * torch.rand(size.shape, generator=source).to(size)
-            moments.append(torch.nan_to_num(size * spread, 1.0, 1.0, 1.0).to(runs.graph[1].dtype))
-        return tuple(moments)
+            moments.append(torch.nan_to_num(size * spread, 1.0, 1.0, 1.0))
+        return tuple(m.to(old.dtype) for m, old in zip(moments, runs.graph[0][1:]))
 
     def _on_average(
         self, loop: Loop, reference: Reference, state: Inputs, shared: Inputs, varying: Inputs, number: int, runs: _Runs
@@ -157,14 +162,14 @@ class Judge:
         A loop that does what it should errs like the graph: on average over steps, by little more than the graph does.
         """
         results = (*runs.meant[0][1:], runs.meant[1]), (*runs.rounded[0][1:], runs.rounded[1])
-        if all(_clear(meant, runs.noise(rounded, meant)) for meant, rounded in zip(*results)):
+        if all(_clear(_some(m), runs.noise(_some(r), _some(m))) for m, r in zip(*results)):
             return None
         steps = varying[0].shape[1]
-        start = (state[0], *(torch.zeros_like(s) for s in state[1:]))
         errors: list[list[Tensor]] = []
         for k in range(_AVERAGED):
             now = tuple(v[:, [(number * _AVERAGED + k) % steps]] for v in varying)
-            trial = _Trial(start, _at_rates(now, torch.zeros_like(now[0][:, :1, 0])), ())
+            around = (_aside(state[0], k), *state[1:])
+            trial = _Trial(around, _at_rates(now, torch.zeros_like(now[0][:, :1, 0])), ())
             one = _Runs.of(loop, reference, trial, shared)
             kinds = ((*run[0][1:], run[1]) for run in (one.found, one.graph, one.meant, one.rounded))
             errors.append([torch.stack([f - m, one.unit * (r - m), m]) for f, _, m, r in zip(*kinds)])
@@ -173,7 +178,7 @@ class Judge:
             error, noise, meant = torch.stack(several).unbind(1)
             is_loss = i == len(errors[0]) - 1
             for name, part in {"": slice(None)}.items() if is_loss else self.parts.items():
-                far = _biased(error[..., part], noise[..., part], meant[..., part])
+                far = _biased(error[..., part], noise[..., part], meant[..., part], runs.slack)
                 if far is not None:
                     what = "the loss" if is_loss else f"state {i + 1} of the parameter {name}"
                     return Difference(f"{what}, on average over {_AVERAGED} steps,", step, *far)
@@ -183,17 +188,17 @@ class Judge:
         """Return the first thing that is too far from what is meant."""
         for i in trial.compared:
             what = "the parameter" if self.optimises and i == 0 else f"state {i} of"
-            start, found, meant, rounded = (
-                _rows(t) for t in (trial.state[i], runs.found[0][i], runs.meant[0][i], runs.rounded[0][i])
-            )
-            noise = runs.noise(rounded, meant)
+            tensors = [_rows(t) for t in (trial.state[i], runs.found[0][i], runs.meant[0][i], runs.rounded[0][i])]
             for name, part in self.parts.items():
-                if start[:, part].numel():
-                    far = _far(start[:, part], found[:, part], meant[:, part], noise[:, part])
+                start, found, meant, rounded = (_some(t[:, part]) for t in tensors)
+                if start.numel():
+                    far = _far(start, found, meant, runs.noise(rounded, meant), runs.slack)
                     if far is not None:
                         return Difference(f"{what} {name or 'the loop'}", step, *far)
         noise = runs.noise(runs.rounded[1], runs.meant[1])
-        far = _far(torch.zeros_like(runs.meant[1]), runs.found[1], runs.meant[1], noise) if noise.numel() else None
+        far = (
+            _far(torch.zeros_like(runs.meant[1]), runs.found[1], runs.meant[1], noise, runs.slack) if noise.numel() else None
+        )
         return None if far is None else Difference("the loss" if self.optimises else "the result", step, *far)
 
 
@@ -206,6 +211,7 @@ class _Runs:
     :ivar meant: what the graph gives in double precision, or as it is if it is in double precision.
     :ivar rounded: what it gives in single precision.
     :ivar unit: rounding errors of the graph are about as large as so many times those in single precision.
+    :ivar slack: so many times larger errors are than the graph's where sums are taken in another order.
     """
 
     found: tuple[Inputs, Tensor]
@@ -213,6 +219,7 @@ class _Runs:
     meant: tuple[Inputs, Tensor]
     rounded: tuple[Inputs, Tensor]
     unit: float
+    slack: float
 
     @classmethod
     def of(cls, loop: Loop, reference: Reference, trial: _Trial, shared: Inputs) -> _Runs:
@@ -225,9 +232,10 @@ class _Runs:
         found = again(lambda: loop(trial.state, shared, trial.varying))
         graph = again(lambda: _repeated(reference.graph, trial, shared))
         other = again(lambda: _repeated(reference.other, trial, shared))
+        slack = max(1.0, reference.longest**0.5 / _ORDERLY)
         if not reference.in_double:
-            return cls(found, graph, other, graph, 1.0)
-        return cls(found, graph, graph, other, torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps)
+            return cls(found, graph, other, graph, 1.0, slack)
+        return cls(found, graph, graph, other, torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps, slack)
 
     def noise(self, rounded: Tensor, meant: Tensor) -> Tensor:
         """Return how large rounding errors of some of the results are, NaN where they are not known."""
@@ -237,13 +245,25 @@ class _Runs:
         known = torch.isfinite(meant) & torch.isfinite(noise)
         return torch.where(known, self.unit * noise, torch.nan)
 
-    def onwards(self, state: Inputs, rates: Tensor) -> Tensor:
-        """Return parameters a step of the usual size further on, from results of a step at rate one."""
-        return state[0] - torch.nan_to_num(state[0] - self.graph[0][0], 0.0, 0.0, 0.0) * rates
+    @property
+    def finite(self) -> bool:
+        """Whether all that is meant is finite."""
+        return all(bool(torch.isfinite(t).all()) for t in (*self.meant[0], self.meant[1]))
+
+
+def _aside(flat: Tensor, number: int) -> Tensor:
+    """Return parameters near some."""
+    source = torch.Generator().manual_seed(number)
+    return flat + _ASIDE * (2 * torch.rand(flat.shape, generator=source) - 1).to(flat)
 
 
 def _rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.reshape(1, 1)
+
+
+def _some(rows: Tensor) -> Tensor:
+    """Return entries of every row, all unless they are very many: an operation is wrong for more than a few."""
+    return rows[:, :: rows.shape[1] // _MANY | 1] if rows.shape[1] > _MANY else rows
 
 
 def _repeated(graph: Callable[..., Sequence[Tensor]], trial: _Trial, shared: Inputs) -> tuple[Inputs, Tensor]:
@@ -258,7 +278,7 @@ def _repeated(graph: Callable[..., Sequence[Tensor]], trial: _Trial, shared: Inp
 def _at_rates(varying: Inputs, rates: Tensor) -> Inputs:
     """Return as many steps as there are learning rates ``(R, steps)``, at these."""
     count = rates.shape[1]
-    clock = torch.cat([rates.unsqueeze(-1), varying[0][:, :count, 1:]], -1)
+    clock = torch.cat([rates.unsqueeze(-1).to(varying[0].dtype), varying[0][:, :count, 1:]], -1)
     return (clock, *(v[:, :count] for v in varying[1:]))
 
 
@@ -269,7 +289,12 @@ def _visible(flat: Tensor, runs: _Runs) -> Tensor:
     return torch.where(moved > 0, wanted / moved.clamp(min=1e-30), wanted).to(flat.dtype)
 
 
-def _far(start: Tensor, found: Tensor, meant: Tensor, noise: Tensor) -> tuple[float, float, float] | None:
+def _middle(noise: Tensor) -> Tensor:
+    """Return the median of every row, of many entries that of some of them."""
+    return noise[..., :: max(1, noise.shape[-1] // _ENOUGH)].median(-1, keepdim=True).values
+
+
+def _far(start: Tensor, found: Tensor, meant: Tensor, noise: Tensor, slack: float) -> tuple[float, float, float] | None:
     """Return the number that is furthest beyond what rounding explains, what it should be, and what would be allowed.
 
     All tensors are ``(rows, entries)``, of which each row is judged by itself.
@@ -281,8 +306,8 @@ def _far(start: Tensor, found: Tensor, meant: Tensor, noise: Tensor) -> tuple[fl
     moved = torch.where(known, (meant - start).abs(), 0.0)
     last = torch.finfo(found.dtype).eps * (start.abs() + moved.amax(1, keepdim=True))
     of_part = _OF_PART * noise.amax(1, keepdim=True)
-    of_entry = _OF_ENTRY * torch.maximum(noise, noise.median(1, keepdim=True).values)
-    allowed = torch.minimum(of_part, of_entry) + _LAST_PLACES * last + torch.finfo(found.dtype).tiny
+    of_entry = _OF_ENTRY * torch.maximum(noise, _middle(noise))
+    allowed = slack * (torch.minimum(of_part, of_entry) + _LAST_PLACES * last) + torch.finfo(found.dtype).tiny
     error = torch.where(torch.isfinite(found), (found - meant).abs(), torch.inf)
     excess = torch.where(known, error / allowed, 0.0).flatten()
     worst = int(excess.argmax())
@@ -296,18 +321,18 @@ def _clear(meant: Tensor, noise: Tensor) -> bool:
     return bool((torch.nan_to_num(noise) <= _UNCLEAR * torch.nan_to_num(meant).abs().amax(1, keepdim=True)).all())
 
 
-def _biased(error: Tensor, noise: Tensor, meant: Tensor) -> tuple[float, float, float] | None:
+def _biased(error: Tensor, noise: Tensor, meant: Tensor, slack: float) -> tuple[float, float, float] | None:
     """Return a mean that is too far from what is meant, that one, and how far it may be; all ``(steps, rows, entries)``."""
     known = torch.isfinite(noise).all(0) & torch.isfinite(meant).all(0)
     if not known.numel():
         return None
     deviation = noise.square().mean(0).sqrt()
-    deviation = torch.maximum(deviation, torch.nan_to_num(deviation).median(-1, keepdim=True).values)
+    deviation = torch.maximum(deviation, _middle(torch.nan_to_num(deviation)))
     last = torch.finfo(torch.float32).eps * meant.abs().amax((0, 2), keepdim=True)[0]
     allowed = (
         2 * noise.mean(0).abs()
-        + _DEVIATIONS / len(error) ** 0.5 * deviation
-        + _LAST_PLACES * last
+        + slack * _DEVIATIONS / len(error) ** 0.5 * deviation
+        + slack * _LAST_PLACES * last
         + torch.finfo(torch.float32).tiny
     )
     bias = torch.where(torch.isfinite(error.mean(0)), error.mean(0).abs(), torch.inf)

@@ -32,16 +32,16 @@ class Reference:
     """A graph, and what it is meant to give.
 
     :ivar graph: as it is.
-    :ivar in_double: whether it computes in double precision by itself.
+    :ivar in_double: whether it computes in double precision by itself, in everything.
+    :ivar longest: most elements that become one in an operation: how far rounding errors of sums may lead apart.
     """
 
     def __init__(self, graph: GraphModule) -> None:
         self.graph = graph
-        self.in_double = any(
-            isinstance(value := node.meta.get("val"), Tensor) and value.dtype == torch.float64
-            for node in graph.graph.nodes
-            if node.op == "placeholder"
-        )
+        values = [(node, node.meta.get("val")) for node in graph.graph.nodes]
+        types = {v.dtype for node, v in values if node.op == "placeholder" and isinstance(v, Tensor)}
+        self.in_double = torch.float64 in types and torch.float32 not in types
+        self.longest = max((_summed(node) for node, value in values if isinstance(value, Tensor)), default=1)
 
     @cached_property
     def other(self) -> GraphModule:
@@ -89,3 +89,14 @@ def in_precision(graph: GraphModule, wanted: torch.dtype) -> GraphModule:
 def _name(node: Node) -> str:
     schema = getattr(node.target, "_schema", None)
     return "" if schema is None else schema.name.split("::")[1]
+
+
+def _summed(node: Node) -> int:
+    """Return how many elements of the largest operand become one of the result, where an operation sums or multiplies."""
+    sizes = [v.numel() for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), Tensor)]
+    if _name(node) in ("mm", "bmm", "addmm", "baddbmm"):
+        first = node.all_input_nodes[-2].meta["val"]
+        return int(first.shape[-1])
+    if _name(node) not in ("sum", "mean", "dot", "mv", "logsumexp"):
+        return 1
+    return max(sizes, default=1) // max(1, node.meta["val"].numel())
