@@ -28,6 +28,7 @@ from guides.engine.checks import (
     told_in_words,
 )
 from guides.engine.data import Data
+from guides.engine.functions import followable
 from guides.engine.left_out import check_observed
 from guides.engine.moving_supports import check_supports
 from guides.engine.noise import Noise, NoiseLayout, NoiseTape
@@ -93,9 +94,10 @@ def seeded(seed: int) -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Switch Pyro's and torch's argument validation off inside the block: it branches on values, which vmap cannot.
 
-    Also silence vmap's remark on operations, such as gamma draws, that it runs one by one.
+    Also let :mod:`torch.func` follow gradients that are written by hand, and silence vmap's remark on operations, such as
+    gamma draws, that it runs one by one.
     """
-    with pyro.validation_enabled(False), Unvalidated(), without_false_alarms():
+    with pyro.validation_enabled(False), Unvalidated(), followable(), without_false_alarms():
         warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*was not registered in the param store", category=UserWarning)
         yield

@@ -202,7 +202,7 @@ class ChunkRunner:
             except RuntimeError as error:
                 reason = f"torch.func cannot take its gradient ({said(error)})"
                 if "setup_context" in str(error):
-                    what = "of a draw from a Beta or Dirichlet, or of a density that is written so"
+                    what = "written by hand, in an autograd function without setup_context"
                     reason = f"a gradient{at_site(error)} is one that torch.func cannot take ({what})"
             found = self._plain_gradient(loss, flat)  # which raises what the model raises by itself
             self._plain, self._step.enabled = True, False

@@ -12,9 +12,11 @@ from pyro import poutine
 from pyro.distributions.transforms import affine_autoregressive
 from pyro.infer import config_enumerate
 from pyro.infer.reparam import LocScaleReparam
+from pyro.ops.special import safe_log
 from torch import Tensor, nn
 
 import guides
+from guides.engine.functions import followable
 
 X = torch.linspace(-2.0, 2.0, 8)
 
@@ -144,3 +146,40 @@ def test_a_guide_that_draws_nothing_fits_the_parameters_of_a_model_without_laten
     assert posterior.diagnose(num_samples=30).num_samples == 30
     with pytest.raises(guides.GuideMismatchError, match="no latent sample site"):
         guides.fit(model, "mean_field", y, steps=2)
+
+
+def test_gradients_that_torch_and_pyro_write_by_hand_are_followed() -> None:
+    weights = torch.tensor([0.3, -1.0, 0.7])
+
+    def value(a: Tensor) -> Tensor:
+        drawn = dist.Dirichlet(a).rsample() @ weights + dist.Beta(a[0], a[1]).rsample()
+        return drawn + safe_log(a - a.min()).clamp(min=-9.0).sum()
+
+    a = torch.tensor([0.7, 2.0, 1.3], requires_grad=True)
+    torch.manual_seed(0)
+    wanted = torch.autograd.grad(value(a), a)[0]
+    with followable():
+        torch.manual_seed(0)
+        found = torch.func.grad(value)(a.detach())
+        many = torch.vmap(torch.func.grad(value), randomness="different")(a.detach().expand(2000, 3))
+    torch.testing.assert_close(found, wanted)
+    plain = torch.stack([torch.autograd.grad(value(a), a)[0] for _ in range(300)])
+    error = (many.var(0) / 2000 + plain.var(0) / 300).sqrt()
+    assert float(((many.mean(0) - plain.mean(0)).abs() / error.clamp(min=1e-6)).max()) < 4.0
+
+
+def test_a_guide_that_draws_from_a_dirichlet_is_recorded_and_vectorised() -> None:
+    def model(y: Tensor) -> None:
+        shares = pyro.sample("shares", dist.Dirichlet(torch.ones(3)))
+        rate = pyro.sample("rate", dist.Beta(2.0, 2.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(shares[0] + rate, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        counts = pyro.param("counts", torch.ones(3), constraint=dist.constraints.positive)
+        pyro.sample("shares", dist.Dirichlet(counts))
+        pyro.sample("rate", dist.Beta(counts[0], counts[1]))
+
+    fits = [guides.fit(model, guide, X, steps=4, compile=c, replicates=2) for c in ("eager", "trace")]  # without a warning
+    torch.testing.assert_close(fits[0].losses, fits[1].losses)
+    assert fits[1].sample(5)["shares"].shape == (2, 5, 3)
