@@ -187,7 +187,7 @@ def _errors(value: Tensor, weights: Tensor, terms: Tensor) -> SiteErrors:
     squares = w.square()
     return SiteErrors(
         bias=(flat.mean(0) - mean) / sd,
-        ratio=flat.std(0) / sd,
+        ratio=((flat - flat.mean(0)).square().sum(0) / (len(flat) - 1)).sqrt() / sd,  # torch's std warns of no elements
         bias_error=(squares @ size.square()).sqrt(),
         ratio_error=(squares @ (size.square() - 1).square()).sqrt() / 2,
         k_mean=k[0],

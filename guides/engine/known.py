@@ -32,6 +32,7 @@ _LOOKS = (
     torch.is_nonzero,
 )
 _COUNTS = (torch.arange, torch.full, torch.narrow, torch.ones, torch.zeros, Tensor.expand, Tensor.narrow, Tensor.new_zeros)
+_OF_A_TENSOR = (torch.narrow, Tensor.expand, Tensor.narrow, Tensor.new_zeros)
 _INDEXES = (Tensor.__getitem__, Tensor.__setitem__)
 
 
@@ -87,7 +88,8 @@ class _Looking(TorchFunctionMode):
             if func in _INDEXES:
                 args = (args[0], _with_bounds(args[1]), *args[2:])
             elif func in _COUNTS:
-                args = tuple(_number(a) for a in args)
+                whole = args[:1] if func in _OF_A_TENSOR else ()  # the tensor itself, which may be a whole number, too
+                args = (*whole, *(_number(a) for a in args[len(whole) :]))
         return func(*args, **(kwargs or {}))
 
 

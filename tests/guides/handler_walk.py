@@ -210,7 +210,7 @@ def check(shape: str, names: tuple[str, ...], guide: str = "mean_field", everyth
         everywhere = sum(v.numel() for n, v in draws.counted.items() if plain(n).startswith("y"))
         wanted = int(half(y[:, 1] if shape == "an event" else y).sum()) if around.masked else everywhere
         assert points == wanted, "points of an elpd"
-        if everything:
+        if everything and draws.log_likelihood:
             _check_after(shape, names, posterior, draws, wanted)
     return "right"
 

@@ -175,3 +175,14 @@ def test_laplace_gives_the_original_of_a_reparametrised_site_as_it_is() -> None:
     handled = poutine.reparam(model, {"s": TransformReparam()})
     draws = guides.fit(handled, "laplace", Y[:2], steps=5, compile="eager").draws(200)
     torch.testing.assert_close(draws.deterministic["s"], draws.latents["s_base"].exp())
+
+
+def test_a_deterministic_site_that_is_constant_is_diagnosed_without_a_warning() -> None:
+    def model(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.deterministic("c", torch.tensor(1.7))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+
+    diagnosis = guides.fit(model, "mean_field", Y, steps=2, compile="eager").diagnose(num_samples=40)
+    assert diagnosis.elpd["y"].num_points == len(Y)
