@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from guides.engine.data import Data, stack
+from guides.engine.fallback import warn_slower
 from guides.engine.libraries import has_compiler
 from guides.engine.native.library import NativeLoop
 from guides.engine.native.values import Unsupported
@@ -20,7 +20,6 @@ from guides.engine.noise import Noise, NoiseLayout
 from guides.engine.step import Replicates
 from guides.engine.tracing import Traced, said
 from guides.engine.vectorise import Vectorised
-from guides.errors import EagerFallbackWarning
 from guides.program.sites import is_latent, is_observed, nodes
 
 __all__ = ["validation_score"]
@@ -86,8 +85,7 @@ class _Accelerated:
             self._compiling = False
         except Exception as error:  # compilers fail in many ways, and none of them may end a fit
             self._compiling = False
-            reason = f"the validation score runs traced, not compiled: {said(error)}"
-            warnings.warn(reason, EagerFallbackWarning, stacklevel=5)
+            warn_slower(f"the validation score runs traced, not compiled: {said(error)}")
 
 
 class _Arguments:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from guides.engine.batches import IndexStream
 from guides.engine.compilers import CompilerError
 from guides.engine.cuda_graphs import RecordedLoop
 from guides.engine.data import Data, stack
+from guides.engine.fallback import warn_slower
 from guides.engine.inductor import InductorLoop
 from guides.engine.libraries import CompiledLoop, has_compiler
 from guides.engine.native.library import NativeLoop
@@ -27,7 +27,6 @@ from guides.engine.precision import products_in
 from guides.engine.program import Program
 from guides.engine.tracing import Traced, said
 from guides.engine.vectorise import Vectorised
-from guides.errors import EagerFallbackWarning
 from guides.program.failures import at_site
 
 __all__ = ["ChunkRunner", "Inputs", "Replicates"]
@@ -40,7 +39,6 @@ _FIRST_CHECK = 50
 _FIRST_LOOK = 2000
 _LARGE = 2000  # operations of a graph
 _SECONDS_PER_NODE = 4e-3  # to write C++ for a large graph
-_FROM_FIT = 10  # calls from a warning here up to the caller of fit, whose line it is to show
 
 
 class Replicates:
@@ -206,7 +204,7 @@ class ChunkRunner:
                     reason = f"a gradient{at_site(error)} is one that torch.func cannot take ({what})"
             found = self._plain_gradient(loss, flat)  # which raises what the model raises by itself
             self._plain, self._step.enabled = True, False
-            warnings.warn(f"the model runs without acceleration: {reason}", EagerFallbackWarning, stacklevel=6)
+            warn_slower(f"the model runs without acceleration: {reason}")
             return found
         return self._plain_gradient(loss, flat)
 
@@ -342,8 +340,7 @@ class ChunkRunner:
         return InductorLoop(graph, state, tensors, varying)
 
     def _stay_traced(self, error: Exception, more: str = "") -> None:
-        what = f"the model runs traced, not compiled: {said(error)}{more}"
-        warnings.warn(what, EagerFallbackWarning, stacklevel=_FROM_FIT)
+        warn_slower(f"the model runs traced, not compiled: {said(error)}{more}")
         self._mode = "trace"
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from guides.engine.fallback import warn_slower
 from guides.engine.known import fixed_inputs
 from guides.engine.simplifying import simplified, with_constants_computed
-from guides.errors import EagerFallbackWarning
 from guides.program.failures import at_site
 
 __all__ = ["Traced", "close", "said"]
@@ -103,7 +103,7 @@ class Traced:
 
     def _fall_back(self, reason: str) -> None:
         self.enabled = False
-        warnings.warn(f"{self._what} runs without acceleration: {reason}", EagerFallbackWarning, stacklevel=4)
+        warn_slower(f"{self._what} runs without acceleration: {reason}")
 
 
 def _shapes(inputs: Sequence[Tensor]) -> Any:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from guides.engine.fallback import warn_slower
 from guides.engine.tracing import said
-from guides.errors import EagerFallbackWarning
 
 __all__ = ["Gathered", "Vectorised", "over_draws", "over_rows"]
 
@@ -55,11 +54,7 @@ class Vectorised:
         results = [function(*(_row(i, d, k) for i, d in zip(inputs, in_dims))) for k in range(count)]
         if reason is not None:
             self._looping = True
-            warnings.warn(
-                f"the model cannot be vectorised over {self._what}, which are taken one by one: {reason}",
-                EagerFallbackWarning,
-                stacklevel=2,
-            )
+            warn_slower(f"the model cannot be vectorised over {self._what}, which are taken one by one: {reason}")
         return _stack(results)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from guides.engine.data import Data
+from guides.engine.fallback import warn_slower
 from guides.engine.inductor import silent_compiler
 from guides.engine.libraries import has_compiler
 from guides.engine.memory import CountElements
@@ -23,7 +23,7 @@ from guides.engine.program import Program
 from guides.engine.rows import row_log_weights
 from guides.engine.tracing import Traced, said
 from guides.engine.vectorise import Vectorised
-from guides.errors import EagerFallbackWarning, OptionError, UnsupportedModelError
+from guides.errors import OptionError, UnsupportedModelError
 from guides.program.sites import nodes
 
 __all__ = ["WEIGHT_MODES", "Plan", "WeightKernel", "log_weights", "rows_apart"]
@@ -247,5 +247,5 @@ def _compile(
         if torch.allclose(found, expected, rtol=1e-4, atol=1e-3, equal_nan=True):
             return compiled
         reason = "compiled, it gives other numbers"
-    warnings.warn(f"the model runs traced, not compiled: {reason}", EagerFallbackWarning, stacklevel=6)
+    warn_slower(f"the model runs traced, not compiled: {reason}")
     return None

@@ -130,3 +130,17 @@ def test_a_right_loop_says_nothing(data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(data, compile="auto", steps=60)
+
+
+def test_a_warning_shows_the_line_of_the_caller(data):
+    """However deep it arises: in tracing, and in vectorising particles."""
+
+    def branches(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(z if z > 0 else 2 * z, 1.0), obs=y)
+
+    for options in ({"compile": "trace"}, {"compile": "eager", "num_particles": 2}):
+        with pytest.warns(guides.EagerFallbackWarning) as caught:
+            guides.fit(branches, "mean_field", data, steps=3, **options)
+        assert {warning.filename for warning in caught} == {__file__}
