@@ -6,6 +6,7 @@ sites. So all that runs a model here holds one lock, and other threads wait.
 
 from __future__ import annotations
 
+import linecache
 import os
 import threading
 import warnings
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pyro.poutine.runtime import _PYRO_STACK
+from torch.fx import graph_module
 
 from guides.errors import UnsupportedModelError
 
@@ -26,14 +28,21 @@ _OF_TORCH = ("TORCH", "TRITON")
 
 @contextmanager
 def _surroundings() -> Iterator[None]:
-    """Leave the filters of warnings and the environment as they were: what torch imports at first use changes both."""
-    before = set(os.environ)
+    """Leave the filters of warnings and the environment as they were, and no sources of graphs behind.
+
+    What torch imports at first use changes the first two; of every graph that was made, it keeps the source for tracebacks.
+    """
+    before, sources = set(os.environ), graph_module._loader.eval_cache
+    known = set(sources)
     with warnings.catch_warnings():
         try:
             yield
         finally:
             for name in [n for n in os.environ if n not in before and n.startswith(_OF_TORCH)]:
                 del os.environ[name]
+            for name in [n for n in sources if n not in known]:
+                del sources[name]
+                linecache.cache.pop(name, None)
 
 
 @contextmanager

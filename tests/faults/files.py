@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import linecache
 import os
 import pickle
 import threading
@@ -321,3 +323,19 @@ assert dict(os.environ) == environment, os.environ.keys() - environment.keys()
 def _untouched(folder: Path) -> None:
     done = child(_UNTOUCHED)
     assert done.returncode == 0, done.stderr
+
+
+@fault("surroundings", "twenty traced fits in one process", "no object and no source of a graph stays")
+def _nothing_stays(folder: Path) -> None:
+    def count() -> tuple[int, int]:
+        fit(compile="trace", steps=22)
+        gc.collect()
+        return len(linecache.cache), len(gc.get_objects())
+
+    count()
+    sources, objects = count()
+    for _ in range(17):
+        fit(compile="trace", steps=22)
+    after = count()
+    assert after[0] <= sources, (sources, after[0])
+    assert after[1] <= objects + 200, (objects, after[1])
