@@ -20,10 +20,11 @@ from torch import Tensor
 
 from guides.engine.parameters import detached_parameters
 from guides.engine.rows import evaluate_densities
-from guides.errors import OptionError, UnsupportedModelError
+from guides.errors import DiscreteLatentError, OptionError, UnsupportedModelError
 from guides.objectives.guide_sums import GuideSums
 from guides.parts import marks_strata
-from guides.program.sites import nodes
+from guides.program.sites import is_latent, nodes
+from guides.program.supports import is_discrete
 
 __all__ = ["OWN_MODULE", "Estimate", "Objective", "Stratum", "frozen_guide_trace", "joint_traces", "unweighed"]
 
@@ -224,6 +225,17 @@ class Objective(PyroELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         return joint_traces(model, guide, args, kwargs)
 
+    def _check_draws(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+        with torch.no_grad(), torch.random.fork_rng():
+            model_trace, guide_trace = joint_traces(model, guide, args, kwargs)
+        for name, site in nodes(guide_trace).items():
+            if name in model_trace and is_latent(model_trace.nodes[name]) and is_discrete(site["fn"]):
+                raise DiscreteLatentError(
+                    f"the guide draws latent site {name!r}, which is discrete, and {type(self).__name__} differentiates "
+                    "draws; use guides.ScoreFunction() or pyro.infer.TraceGraph_ELBO, or mark the site for "
+                    "pyro.infer.TraceEnum_ELBO"
+                )
+
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return minus the surrogate, to differentiate (stock SVI's convention)."""
         return -self.estimate(model, guide, args, kwargs).surrogate
@@ -234,7 +246,12 @@ class Objective(PyroELBO):
             return -torch_item(self.estimate(model, guide, args, kwargs).value)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Accumulate gradients of minus the surrogate and return minus the value in nats; counts as one step."""
+        """Accumulate gradients of minus the surrogate and return minus the value in nats; counts as one step.
+
+        :raises DiscreteLatentError: at the first step, for a discrete latent, of whose draws the gradient knows nothing.
+        """
+        if not self._steps and self.reparameterised_only:
+            self._check_draws(model, guide, args, kwargs)
         self._steps += 1
         estimate = self.estimate(model, guide, args, kwargs, self._steps)
         if estimate.surrogate.requires_grad:

@@ -299,3 +299,20 @@ def test_an_impossible_category_is_never_drawn():
     assert draws[0] == 1
     assert draws[2] == 3
     assert abs((draws == 1).double().mean() - 0.5) < 4 * 0.5 / 1000**0.5
+
+
+@pytest.mark.parametrize("objective", [guides.ELBO(), guides.IWAE()])
+def test_stock_svi_is_told_where_a_gradient_would_know_nothing_of_discrete_draws(objective):
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(3 * k, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("k", dist.Bernoulli(logits=pyro.param("logits", torch.zeros(len(x)))))
+
+    x = torch.tensor([0.0, 3.0])
+    with pytest.raises(guides.DiscreteLatentError, match=r"draws latent site 'k'.*guides.ScoreFunction"):
+        pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), objective).step(x)
+    assert pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), guides.ScoreFunction()).step(x) > 0
