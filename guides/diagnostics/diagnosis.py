@@ -32,6 +32,7 @@ _FIRST = ("answers", "pareto_k", "row_weights", "importance_ess", "r_hat", "conv
 _WEIGHED = frozenset(("answers", "pareto_k", "importance_ess", "psis_moments"))  # by draws until the answers are settled
 _JOINT = _WEIGHED | {"elpd_loo"}  # of all rows' latents at once
 _DRAWS, _MOST_DRAWS, _MOST_ELEMENTS = 1000, 64_000, 2**25  # elements of all sites: 128 MiB in float32
+_MOST_SCORES = 2**27  # log-likelihoods that are kept unasked; 512 MiB in float32
 _MAX_ROWS = 20  # of draws for guides with an encoder, whose diagnostics draw for themselves
 
 
@@ -200,14 +201,19 @@ def diagnose(
     functions = {name: diagnostics_registry[name] for name in sorted(names, key=_rank)}
     with torch.no_grad():
         local = amortized_sites(posterior.guide)
-        draws = _draws(posterior, local, num_samples or _DRAWS, seed)
-        weighed = draws if num_samples or local or "answers" not in functions else _settled(posterior, draws, seed)
+        count = num_samples or _DRAWS
+        points = _points(posterior)
+        scored = points * count <= _MOST_SCORES or (only is not None and "elpd_loo" in only)
+        draws = _draws(posterior, local, count, seed, scored)
+        weighed = draws if num_samples or local or "answers" not in functions else _settled(posterior, draws, points, seed)
         without = frozenset() if not local else _JOINT if draws.latents else _JOINT | {"r_hat"}
         findings = {
             name: _joint(name) if name in without else function(posterior, weighed if name in _WEIGHED else draws)
             for name, function in functions.items()
             if only is not None or name not in without
         }
+        if not scored and "elpd_loo" in findings and not local:
+            findings["elpd_loo"] = _unscored(points, count)
     verdict, summary = _conclude(findings)
     return Diagnosis(
         family=posterior.family,
@@ -219,20 +225,34 @@ def diagnose(
     )
 
 
-def _draws(posterior: PosteriorLike, local: frozenset[str], num_samples: int, seed: int | None) -> Any:
+def _points(posterior: PosteriorLike) -> int:
+    """Return how many numbers the observed sites hold, 0 if that is not known."""
+    sites = getattr(posterior, "sites", {}).values()
+    return sum(math.prod(site.shape) for site in sites if site.kind == "observed")
+
+
+def _unscored(points: int, draws: int) -> Undefined:
+    return Undefined(
+        label=ElpdLOO.title,
+        level="unknown",
+        text=f"not computed: {draws} draws of {points} observations are {4e-9 * draws * points:.1f} GB",
+        advice="ask for it by name, diagnose(only=['elpd_loo'], num_samples=...), with as many draws as memory holds",
+    )
+
+
+def _draws(posterior: PosteriorLike, local: frozenset[str], num_samples: int, seed: int | None, scored: bool) -> Any:
     """Return draws on the training data; without the latents of rows, and on few rows, where an encoder computes them."""
     if not local:
-        return posterior.draws(num_samples, seed=seed)
+        return posterior.draws(num_samples, seed=seed, log_likelihood=scored)
     rows = some_rows(cast(Any, posterior).training, _MAX_ROWS)
     draws = posterior.draws(num_samples, *rows.args, seed=seed)
     return replace(draws, latents={name: value for name, value in draws.latents.items() if name not in local})
 
 
-def _settled(posterior: PosteriorLike, draws: DrawsLike, seed: int | None) -> DrawsLike:
+def _settled(posterior: PosteriorLike, draws: DrawsLike, points: int, seed: int | None) -> DrawsLike:
     """Return so many draws that the level of the answers would hardly change with more, or as many as there may be."""
-    values = [*draws.latents.values(), *draws.deterministic.values()]
     count = draws.log_p.shape[1]
-    elements = sum(v.numel() for v in (*values, *draws.log_likelihood.values())) // count
+    elements = points + sum(v.numel() for v in (*draws.latents.values(), *draws.deterministic.values())) // count
     most = min(_MOST_DRAWS, _MOST_ELEMENTS // max(1, elements))
     while count * 4 <= most:
         found = answers(posterior, draws)

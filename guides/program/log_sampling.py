@@ -50,7 +50,33 @@ class _Drawn(Backward):
             weights = torch.softmax(logits.flatten(len(free)), -1)
             flat = torch.multinomial(weights.reshape(-1, weights.shape[-1]), 1).reshape(logits.shape[: len(free)])
             drawn = unflatten(flat, free, summed, shape)
-        yield from einsum_backward_sample(self.operands, drawn, message)
+        yield from einsum_backward_sample(self.operands, _together(drawn, message), None)
+
+
+def _together(drawn: Any, message: Any) -> Any:
+    """Return indices that were drawn now and those that were known before, each at the others.
+
+    Row by row, since Pyro's own takes the numbers of both for sizes of one dimension, and ends where these differ.
+    """
+    if drawn is None or message is None:
+        return message if drawn is None else drawn
+    new, known = _rows(drawn), _rows(message)
+    for dim, index in known.items():
+        for name, row in new.items():
+            if dim in row._pyro_dims:
+                new[name] = packed.gather(row, index, dim)
+    rows = packed.broadcast_all(*new.values(), *known.values())
+    found: Any = torch.stack(rows)
+    found._pyro_dims = drawn._pyro_dims[:1] + rows[0]._pyro_dims
+    found._pyro_sample_dims = "".join([*new, *known])
+    return found
+
+
+def _rows(sample: Any) -> dict[str, Any]:
+    rows: dict[str, Any] = dict(zip(sample._pyro_sample_dims, sample))
+    for row in rows.values():
+        row._pyro_dims = sample._pyro_dims[1:]
+    return rows
 
 
 def einsum(equation: str, *operands: Any) -> Any:

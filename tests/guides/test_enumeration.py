@@ -318,3 +318,42 @@ def test_capture_and_recapture_with_masked_discrete_latents():
     gone = 1 - p * 0.6
     exact = torch.stack([(p * 0.6 * gone).log(), gone.log(), (1 - p + p * 0.4 * gone).log()], -1)
     torch.testing.assert_close(sum(rows.values()), exact, atol=1e-4, rtol=1e-4)
+
+
+def test_draws_of_effects_around_chains_have_their_exact_probabilities():
+    """Effects of groups, and in them of individuals, whose chains they share: several indices are known at once."""
+    generator = torch.Generator().manual_seed(3)
+    steps, people, groups = 3, 2, 2
+    x = torch.randn(steps, people, groups, generator=generator)
+    share, effect = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([-1.0, 0.0, 1.5])
+    move, level = torch.tensor([[0.8, 0.2], [0.4, 0.6]]), torch.tensor([-0.7, 0.9])
+
+    def model(x):
+        pyro.sample("aside", dist.Normal(0.0, 1.0))
+        with pyro.plate("group", groups, dim=-1):
+            v = pyro.sample("v", dist.Categorical(share), infer={"enumerate": "parallel"})
+            with pyro.plate("person", people, dim=-2):
+                w = pyro.sample("w", dist.Categorical(share), infer={"enumerate": "parallel"})
+                y: Any = 0
+                for t in pyro.markov(range(steps)):
+                    y = pyro.sample(f"y_{t}", dist.Categorical(move[y]), infer={"enumerate": "parallel"})
+                    pyro.sample(f"x_{t}", dist.Normal(effect[v] + effect[w] + level[y], 1.0), obs=x[t])
+
+    def of_person(series, v, w):
+        """The density of one person's series, summed over the chain by hand."""
+        ahead = torch.zeros(2)
+        ahead[0] = 1.0
+        for value in series:
+            ahead = (ahead @ move) * torch.exp(-0.5 * (value - effect[v] - effect[w] - level) ** 2)
+        return ahead.sum()
+
+    posterior = guides.fit(model, "mean_field", x, steps=1, compile="eager", progress=False)
+    drawn = posterior.sample(4000)
+    for g in range(groups):
+        table = torch.stack([torch.stack([share[w] * of_person(x[:, 0, g], v, w) for w in range(3)]) for v in range(3)])
+        others = torch.stack([sum(share[w] * of_person(x[:, 1, g], v, w) for w in range(3)) for v in range(3)])
+        exact = share[:, None] * table * others[:, None]
+        exact = exact / exact.sum()
+        pairs = torch.nn.functional.one_hot(3 * drawn["v"][:, g] + drawn["w"][:, 0, g], 9).float()
+        error = (exact * (1 - exact) / 4000).sqrt()
+        assert ((pairs.mean(0).reshape(3, 3) - exact).abs() < 4 * error + 1e-6).all()

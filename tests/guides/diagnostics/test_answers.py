@@ -20,6 +20,7 @@ from torch.distributions import (
 
 import guides
 import guides.diagnostics as D
+from guides.diagnostics import diagnosis as diagnosis_module
 
 
 def normal(mean=0.0, sd=1.0, dim=1):
@@ -180,3 +181,21 @@ def test_corrected_draws_bring_the_discrete_latents_along():
     drawn = posterior.sample(200, corrected=True)
     assert drawn["k"].shape == (200, 4)
     assert drawn["k"].float().mean(0).round().tolist() == [0, 0, 1, 1]
+
+
+def test_observations_that_would_fill_the_memory_are_scored_when_asked_for(wide_fit, monkeypatch):
+    kept = []
+    draws = type(wide_fit).draws
+
+    def counting(self, *args, **options):
+        found = draws(self, *args, **options)
+        kept.append(sum(value.numel() for value in found.log_likelihood.values()))
+        return found
+
+    monkeypatch.setattr(type(wide_fit), "draws", counting)
+    monkeypatch.setattr(diagnosis_module, "_MOST_SCORES", 20 * 500)
+    diagnosis = wide_fit.diagnose(num_samples=501)
+    assert "501 draws of 20 observations" in diagnosis.findings["elpd_loo"].text
+    assert kept == [0] and diagnosis.elpd == {} and diagnosis.k_hat is not None
+    assert wide_fit.diagnose(num_samples=501, only=["elpd_loo"]).elpd["y"].num_points == 20
+    assert wide_fit.diagnose(num_samples=500).elpd["y"].num_points == 20
