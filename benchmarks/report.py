@@ -124,7 +124,7 @@ def _trust(records: Sequence[Record], task: str, guide: str) -> tuple[str, str]:
     mine = [r for r in records if r["task"] == task and r["guide"] == guide and r.get("status") == "done"]
     khat = [r["metrics"]["khat"] for r in mine if r["metrics"].get("khat") is not None]
     known = ["unknown", "good", "corrected", "usable", "unreliable"]
-    levels = [level for r in mine if (level := r["verdict"].get("level", "unknown")) in known]
+    levels = [level for r in mine if (level := r.get("verdict", {}).get("level", "unknown")) in known]
     worst = max(levels, key=known.index, default="unknown")
     if not khat:
         return worst, f"{worst}, no k-hat"

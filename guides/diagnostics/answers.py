@@ -28,6 +28,7 @@ BIAS, RATIO = 0.1, 1.2
 """What is tolerated: a tenth of a posterior standard deviation in a mean, a fifth in a standard deviation."""
 
 _MOST_ERROR = 0.05  # of a corrected mean, in posterior sds, and of a corrected sd, relative: half of what is tolerated
+_NOISE = 2.0  # times the error of as many exact draws: what few draws may have, if no more are asked for
 _MISSING = 5.0  # times the largest term: what a sum with a heavy tail may still lack
 _IMPOSSIBLE = 0.01  # share of the draws
 _MOST_ELEMENTS = 200  # of one site
@@ -119,8 +120,9 @@ def answers(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
 
     They can be relied on where the terms of their sums have tails that the draws can cope with (the Pareto k-hats of
     :math:`w |z - \mu|` and :math:`w (z - \mu)^2` are at most 0.7, or five times the largest term is less than 0.05), and
-    their Monte Carlo errors are at most 0.05. The k-hat of the weights alone says less: it is large where a few weights are,
-    though what they bear does not matter, and small where a heavy tail of :math:`z` makes a standard deviation wrong.
+    their Monte Carlo errors are at most 0.05 or, of fewer than 1600 draws, twice those of exact draws. The k-hat of the
+    weights alone says less: it is large where a few weights are, though what they bear does not matter, and small where a
+    heavy tail of :math:`z` makes a standard deviation wrong.
 
     Draws of several restarts count together, each restart in proportion to its effective sample size.
 
@@ -210,7 +212,7 @@ def _judged(family: str, sites: Mapping[str, SiteErrors], ess: float, impossible
             num_samples=num_samples,
             settled=True,
         )
-    trusted = {name: _trust(errors) for name, errors in sites.items()}
+    trusted = {name: _trust(errors, num_samples) for name, errors in sites.items()}
     off = {name: _off(errors) for name, errors in sites.items()}
     doubted = max(trusted, key=lambda n: trusted[n])
     worst = max(off, key=lambda n: off[n])
@@ -233,10 +235,10 @@ def _judged(family: str, sites: Mapping[str, SiteErrors], ess: float, impossible
     )
 
 
-def _trust(errors: SiteErrors) -> float:
+def _trust(errors: SiteErrors, num_samples: int) -> float:
     """Return how much of what is allowed the worst of Monte Carlo errors and missing tails takes; above 1 it is too much."""
-    noise = torch.maximum(errors.bias_error, errors.ratio_error)
-    return max(_largest(noise), _largest(errors.missing)) / _MOST_ERROR
+    noise = _largest(torch.maximum(errors.bias_error, errors.ratio_error))
+    return max(noise / max(_MOST_ERROR, _NOISE / num_samples**0.5), _largest(errors.missing) / _MOST_ERROR)
 
 
 def _off(errors: SiteErrors) -> float:

@@ -175,13 +175,7 @@ def test_likelihood_of_odd_shape_gives_the_numbers_of_pyro_in_every_plate(name: 
     assert_like_pyro(model, y, fitted(model, y), drawn=name not in VALUES)
 
 
-def test_warning_that_a_likelihood_is_not_traced_names_it() -> None:
-    model, y = as_likelihood("DiscreteHMM", "alone")
-    with pytest.warns(errors.EagerFallbackWarning, match="'y'"):
-        guides.fit(model, "full_rank", y, steps=2, compile="trace")
-
-
-@pytest.mark.parametrize("name", ["GaussianHMM", "GaussianMRF"])
+@pytest.mark.parametrize("name", ["DiscreteHMM", "GaussianHMM", "GaussianMRF"])
 def test_likelihood_of_odd_shape_is_traced(name: str) -> None:
     model, y = as_likelihood(name, "a plate")
     with warnings.catch_warnings():

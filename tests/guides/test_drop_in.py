@@ -428,7 +428,7 @@ def test_families_by_site_are_saved_scored_and_diagnosed(tmp_path: Path) -> None
     posterior.save(tmp_path / "p.pt")
     again = guides.Posterior.load(tmp_path / "p.pt", two_means)
     torch.testing.assert_close(again.sample(5), posterior.sample(5))
-    assert posterior.diagnose(num_samples=500).verdict in ("good", "usable")
+    assert posterior.diagnose(num_samples=500).verdict in ("good", "corrected")
 
 
 def test_families_by_site_run_in_stock_svi() -> None:
