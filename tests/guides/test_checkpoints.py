@@ -286,7 +286,7 @@ def test_an_interrupted_fit_goes_on_from_its_checkpoint_as_if_nothing_had_happen
 _INTERRUPTED = """
 import torch, guides
 from guide_models import regression
-x = torch.randn(50, 3)
+x = torch.randn(20_000, 3)
 posterior = guides.fit(regression, "mean_field", x, x[:, 0], steps=10**7, progress=True)
 print(posterior.stop_reasons[0], posterior.sample(5)["w"].shape)
 """
