@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from guides.diagnostics import Diagnosis, diagnose
+from guides.diagnostics.diagnosis import DRAWS
 from guides.diagnostics.psis import MIN_DRAWS
 from guides.engine.keywords import check_names, keywords_of
 from guides.errors import OptionError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "ComparisonRow", "compare"]
 
-_DRAWS, _ROW_DRAWS = 1000, 100_000
+_ROW_DRAWS = 100_000
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _label(model: Callable[..., Any], guide: Any) -> str:
 
 def _row(label: str, posterior: Posterior, diagnosis: Diagnosis, num_samples: int | None) -> ComparisonRow:
     elbo = elbo_se = math.nan
-    most = num_samples or _DRAWS
+    most = num_samples or DRAWS
     if not is_point_mass(posterior.guide):
         # With an encoder a draw holds a latent for every row: few draws of many rows say as much.
         few = max(10, _ROW_DRAWS // posterior.training.size) if amortized_sites(posterior.guide) else most

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guides.diagnostics.psis import MIN_DRAWS, importance_ess, psis
+from guides.diagnostics.psis import MIN_DRAWS, chain_shares, psis
 from guides.errors import OptionError
 from guides.parts import amortized_sites, is_point_mass
 
@@ -51,8 +51,7 @@ def resampled(posterior: Any, num_samples: int, seed: int | None) -> tuple[dict[
     smoothed, k_hat = psis(draws.log_p - draws.log_q)
     if k_hat.isnan().any():
         raise OptionError(f"corrected=True: importance weights of {family!r} are not finite; see posterior.diagnose()")
-    ess = importance_ess(smoothed)
-    weights = (smoothed + (ess / ess.sum()).log().unsqueeze(-1)).exp().reshape(-1)
+    weights = (smoothed + chain_shares(smoothed)).exp().reshape(-1)
     generator = torch.Generator().manual_seed((posterior.seed if seed is None else seed) + 2**35)
     chosen = _systematic(weights.cpu(), chains * num_samples, generator).to(weights.device)
 

@@ -17,10 +17,10 @@ from guides.diagnostics.finding import (
     PosteriorLike,
     Undefined,
     diagnostics_registry,
-    is_point_mass,
     next_family,
 )
-from guides.diagnostics.psis import MOST_K, importance_ess, psis, tail_length, tail_shape
+from guides.diagnostics.importance import undefined_weights
+from guides.diagnostics.psis import MOST_K, chain_shares, importance_ess, psis, tail_length, tail_shape
 
 __all__ = ["Answers", "SiteErrors", "answers"]
 
@@ -92,8 +92,6 @@ class Answers(Finding):
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the worst errors of means and standard deviations, and what draws they come from."""
-        if not self.sites:
-            return [(self.title, self.text)]
         name = max(self.sites, key=lambda n: self.sites[n].worst_bias)
         other = max(self.sites, key=lambda n: abs(math.log(self.sites[n].worst_ratio or math.nan)))
         head = (
@@ -133,33 +131,24 @@ def answers(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     (2024), *Pareto smoothed importance sampling*, https://jmlr.org/papers/v25/19-556.html, where k-hat is also that of the
     terms of an expectation
     """
-    undefined = _undefined(posterior, draws)
+    undefined = undefined_weights(posterior, draws, Answers.title)
     if undefined is not None:
         return undefined
     raw = draws.log_p - draws.log_q
     smoothed, _ = psis(raw)
-    ess = importance_ess(smoothed)
-    share = (ess / ess.sum()).log().unsqueeze(-1)
+    share = chain_shares(smoothed)
     weights = (smoothed + share).reshape(-1)  # over all chains
     terms = (raw.double() - raw.double().logsumexp(-1, keepdim=True) + share).reshape(-1)
-    sites = {}
     values = {**draws.latents, **draws.deterministic}
-    for name, value in values.items():
-        if value.is_floating_point():
-            sites[name] = _errors(value, weights, terms)
+    sites = {name: _errors(value, weights, terms) for name, value in values.items() if value.is_floating_point()}
     sites = {name: errors for name, errors in sites.items() if errors.bias.numel()}
+    if not sites:
+        return Undefined(
+            label=Answers.title, level="unknown", text="not defined: there is no latent that varies and has moments"
+        )
     total = float(importance_ess(weights))
     impossible = float(draws.log_p.isneginf().double().mean())
     return _judged(posterior.family, sites, total, impossible, int(raw.shape[-1]))
-
-
-def _undefined(posterior: PosteriorLike, draws: DrawsLike) -> Undefined | None:
-    if is_point_mass(posterior):
-        return Undefined(label=Answers.title, level="unknown", text="not defined for point masses, which have no density")
-    weights = draws.log_p - draws.log_q
-    if (weights.isnan() | weights.isposinf()).any() or weights.isneginf().all(-1).any():
-        return Undefined(label=Answers.title, level="unknown", text="not defined: some importance weights are not finite")
-    return None
 
 
 def _errors(value: Tensor, weights: Tensor, terms: Tensor) -> SiteErrors:
@@ -199,19 +188,6 @@ def _errors(value: Tensor, weights: Tensor, terms: Tensor) -> SiteErrors:
 
 
 def _judged(family: str, sites: Mapping[str, SiteErrors], ess: float, impossible: float, num_samples: int) -> Answers:
-    if not sites:
-        text = "there is no latent that varies and has moments"
-        nothing: dict[str, SiteErrors] = {}
-        return Answers(
-            level="unknown",
-            text=text,
-            sites=nothing,
-            worst="",
-            ess=ess,
-            impossible=impossible,
-            num_samples=num_samples,
-            settled=True,
-        )
     trusted = {name: _trust(errors, num_samples) for name, errors in sites.items()}
     off = {name: _off(errors) for name, errors in sites.items()}
     doubted = max(trusted, key=lambda n: trusted[n])

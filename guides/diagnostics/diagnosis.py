@@ -23,7 +23,7 @@ from guides.parts import amortized_sites
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Diagnosis", "diagnose"]
+__all__ = ["DRAWS", "Diagnosis", "diagnose"]
 
 Verdict = Literal["good", "corrected", "usable", "unreliable"]
 
@@ -31,7 +31,8 @@ _SEVERITY: tuple[Level, ...] = ("unknown", "good", "corrected", "usable", "unrel
 _FIRST = ("answers", "pareto_k", "row_weights", "importance_ess", "r_hat", "convergence", "elpd_loo", "psis_moments")
 _WEIGHED = frozenset(("answers", "pareto_k", "importance_ess", "psis_moments"))  # by draws until the answers are settled
 _JOINT = _WEIGHED | {"elpd_loo"}  # of all rows' latents at once
-_DRAWS, _MOST_DRAWS, _MOST_ELEMENTS = 1000, 64_000, 2**25  # elements of all sites: 128 MiB in float32
+DRAWS = 1000  # per chain, unless more or fewer are asked for
+_MOST_DRAWS, _MOST_ELEMENTS = 64_000, 2**25  # elements of all sites: 128 MiB in float32
 _MOST_SCORES = 2**27  # log-likelihoods that are kept unasked; 512 MiB in float32
 _MAX_ROWS = 20  # of draws for guides with an encoder, whose diagnostics draw for themselves
 
@@ -201,14 +202,18 @@ def diagnose(
     functions = {name: diagnostics_registry[name] for name in sorted(names, key=_rank)}
     with torch.no_grad():
         local = amortized_sites(posterior.guide)
-        count = num_samples or _DRAWS
+        count = num_samples or DRAWS
         points = _points(posterior)
         scored = points * count <= _MOST_SCORES or (only is not None and "elpd_loo" in only)
         draws = _draws(posterior, local, count, seed, scored)
-        weighed = draws if num_samples or local or "answers" not in functions else _settled(posterior, draws, points, seed)
+        weighed, settled = draws, dict[str, Finding]()
+        if not (num_samples or local) and "answers" in functions:
+            weighed, settled["answers"] = _settled(posterior, draws, points, seed)
         without = frozenset() if not local else _JOINT if draws.latents else _JOINT | {"r_hat"}
         findings = {
-            name: _joint(name) if name in without else function(posterior, weighed if name in _WEIGHED else draws)
+            name: _joint(name)
+            if name in without
+            else settled.get(name) or function(posterior, weighed if name in _WEIGHED else draws)
             for name, function in functions.items()
             if only is not None or name not in without
         }
@@ -249,18 +254,18 @@ def _draws(posterior: PosteriorLike, local: frozenset[str], num_samples: int, se
     return replace(draws, latents={name: value for name, value in draws.latents.items() if name not in local})
 
 
-def _settled(posterior: PosteriorLike, draws: DrawsLike, points: int, seed: int | None) -> DrawsLike:
-    """Return so many draws that the level of the answers would hardly change with more, or as many as there may be."""
+def _settled(posterior: PosteriorLike, draws: DrawsLike, points: int, seed: int | None) -> tuple[DrawsLike, Finding]:
+    """Return so many draws that the level of the answers would hardly change with more, or as many as there may be, and the
+    answers."""
     count = draws.log_p.shape[1]
     elements = points + sum(v.numel() for v in (*draws.latents.values(), *draws.deterministic.values())) // count
     most = min(_MOST_DRAWS, _MOST_ELEMENTS // max(1, elements))
-    while count * 4 <= most:
-        found = answers(posterior, draws)
-        if not isinstance(found, Answers) or found.settled:
-            break
+    found = answers(posterior, draws)
+    while isinstance(found, Answers) and not found.settled and count * 4 <= most:
         count *= 4
         draws = posterior.draws(count, seed=seed, log_likelihood=False)
-    return draws
+        found = answers(posterior, draws)
+    return draws, found
 
 
 def _joint(name: str) -> Undefined:
@@ -275,7 +280,7 @@ def _rank(name: str) -> tuple[int, str]:
 def _conclude(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     levels = {name: finding.level for name, finding in findings.items()}
     judged, trace = findings.get("answers"), findings.get("convergence")
-    if isinstance(judged, Answers) and judged.level != "unknown":
+    if isinstance(judged, Answers):
         # The answers are what k-hat, a loss that still falls and restarts that differ a little are signs of.
         levels["pareto_k"] = "unknown"
         if judged.level != "unreliable":
@@ -284,8 +289,9 @@ def _conclude(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
         levels["convergence"] = "unknown"
     worst: Level = max(levels.values(), key=_SEVERITY.index, default="unknown")
     spoken = [name for name, level in levels.items() if level == worst]
-    if worst in ("good", "unknown") and {"answers", "pareto_k"} & set(findings):
-        spoken = ["pareto_k" if judged is None or judged.level == "unknown" else "answers"]
+    if worst in ("good", "unknown"):
+        first = ("answers", "pareto_k") if isinstance(judged, Answers) else ("pareto_k", "answers")
+        spoken = [name for name in first if name in findings][:1] or spoken
     texts = [findings[name].text for name in spoken]
     if isinstance(trace, Convergence) and trace.level in ("usable", "unknown") and "convergence" not in spoken:
         texts.append(trace.text)

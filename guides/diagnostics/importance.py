@@ -20,7 +20,14 @@ from guides.diagnostics.finding import (
 )
 from guides.diagnostics.psis import importance_ess, pareto_k_threshold, psis
 
-__all__ = ["CorrectedMoments", "ImportanceESS", "SiteMoments", "corrected_moments", "importance_sample_size"]
+__all__ = [
+    "CorrectedMoments",
+    "ImportanceESS",
+    "SiteMoments",
+    "corrected_moments",
+    "importance_sample_size",
+    "undefined_weights",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,7 @@ def importance_sample_size(posterior: PosteriorLike, draws: DrawsLike) -> Findin
     References: Vehtari et al. (2024), *Pareto smoothed importance sampling*,
     https://jmlr.org/papers/v25/19-556.html
     """
-    undefined = _undefined(posterior, draws, ImportanceESS.title)
+    undefined = undefined_weights(posterior, draws, ImportanceESS.title)
     if undefined is not None:
         return undefined
     smoothed, k_hat = psis(draws.log_p - draws.log_q)
@@ -149,7 +156,7 @@ def corrected_moments(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     References: Yao et al. (2018), *Yes, but did it work?*, section 3,
     https://proceedings.mlr.press/v80/yao18a.html
     """
-    undefined = _undefined(posterior, draws, CorrectedMoments.title)
+    undefined = undefined_weights(posterior, draws, CorrectedMoments.title)
     if undefined is not None:
         return undefined
     smoothed, k_hat = psis(draws.log_p - draws.log_q)
@@ -183,7 +190,8 @@ def _largest(value: Tensor) -> float:
     return float(finite.max()) if finite.numel() else math.nan
 
 
-def _undefined(posterior: PosteriorLike, draws: DrawsLike, label: str) -> Undefined | None:
+def undefined_weights(posterior: PosteriorLike, draws: DrawsLike, label: str) -> Undefined | None:
+    """Return why there are no importance weights to judge by, under the title of a diagnostic; ``None`` where there are."""
     if is_point_mass(posterior):
         return Undefined(label=label, level="unknown", text="not defined for a point mass")
     if not torch.isfinite(draws.log_p - draws.log_q).all() and psis(draws.log_p - draws.log_q)[1].isnan().any():

@@ -11,6 +11,7 @@ __all__ = [
     "CONSTANT",
     "MIN_DRAWS",
     "MOST_K",
+    "chain_shares",
     "fit_generalized_pareto",
     "float_tolerance",
     "importance_ess",
@@ -211,3 +212,18 @@ def importance_ess(log_weights: Tensor) -> Tensor:
     """
     log_weights = log_weights.double()
     return torch.exp(2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1))
+
+
+def chain_shares(log_weights: Tensor) -> Tensor:
+    r"""Return the logarithm of each chain's share where draws of several count together: in proportion to their ESS.
+
+    :param log_weights: (C, S), nats, normalised within each chain.
+    :returns: (C, 1), to be added to them; all C S weights then sum to one.
+
+    Example::
+
+        >>> chain_shares(torch.full((2, 100), 0.01).log()).exp().squeeze(-1).tolist()
+        [0.5, 0.5]
+    """
+    ess = importance_ess(log_weights)
+    return (ess / ess.sum()).log().unsqueeze(-1)

@@ -199,3 +199,8 @@ def test_observations_that_would_fill_the_memory_are_scored_when_asked_for(wide_
     assert kept == [0] and diagnosis.elpd == {} and diagnosis.k_hat is not None
     assert wide_fit.diagnose(num_samples=501, only=["elpd_loo"]).elpd["y"].num_points == 20
     assert wide_fit.diagnose(num_samples=500).elpd["y"].num_points == 20
+
+
+def test_answers_alone_say_why_there_are_none(known_fit):
+    diagnosis = D.diagnose(known_fit(normal(), [normal()], point_mass=True, family="map"), only=["answers"])
+    assert diagnosis.verdict == "usable" and "ot defined for a point mass" in diagnosis.summary
