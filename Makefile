@@ -26,7 +26,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 docs: $(STAMP)
-	$(BIN)/python -m benchmarks docs
+	$(BIN)/python -m docs.writer
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

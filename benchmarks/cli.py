@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from benchmarks.store import ResultsFolder, ResultsFolderError, read_folders
-from registry import Registry, UnknownNameError
+from _posterior_zoo_registry import Registry, UnknownNameError
+from benchmarks.running.store import ResultsFolder, ResultsFolderError, read_folders
 
 __all__ = ["main"]
 
@@ -211,9 +211,9 @@ def run(
 
     Data that is not embedded is searched in the folder that ZOO_DATA names, then in the cache, then downloaded.
     """
-    from benchmarks import runner
-    from benchmarks.report import build, sections
-    from benchmarks.workers import WorkerError
+    from benchmarks.reporting.report import build, sections
+    from benchmarks.running import runner
+    from benchmarks.running.workers import WorkerError
 
     if epochs is not None and epochs < 1:
         raise _UsageError(f"--epochs {epochs}: give a number of 1 or more")
@@ -277,7 +277,7 @@ def compare(folders: tuple[Path, ...], metric_name: str | None, markdown: bool) 
       python -m benchmarks compare results/quick
       python -m benchmarks compare results/uci results/mine --metric rmse
     """
-    from benchmarks.report import compared
+    from benchmarks.reporting.report import compared
 
     try:
         table = compared(read_folders(folders), metric_name)
@@ -295,7 +295,7 @@ def report(folder: Path) -> None:
     Example:
       python -m benchmarks report results/quick
     """
-    from benchmarks.report import build
+    from benchmarks.reporting.report import build
 
     click.echo(build(folder))
 
@@ -313,7 +313,7 @@ def results(folder: Path, out: Path) -> None:
     Example:
       python -m benchmarks results results/uci --out docs/results/uci.json
     """
-    from benchmarks.summary import write
+    from benchmarks.reporting.summary import write
 
     write(folder, out)
     click.echo(out)
@@ -333,8 +333,8 @@ def pictures(out: Path, source: Path | None, quiet: bool) -> None:
       python -m benchmarks pictures
       python -m benchmarks pictures --from results/quick --out docs/pictures
     """
-    from benchmarks import pictures as drawing
-    from benchmarks import runner
+    from benchmarks.pictures import pictures as drawing
+    from benchmarks.running import runner
 
     def draw(folder: Path) -> Iterable[Path]:
         return drawing.write(read_folders([folder])[0][2], folder, out, drawing.README)
@@ -404,7 +404,7 @@ def speed(
       python -m benchmarks speed --only bnn,vae --contenders pyro,torch,ours_loop
       python -m benchmarks speed --only bnn --scaling
       python -m benchmarks speed --numpyro-python ~/jax/bin/python
-      python -m benchmarks speed --scaling --table1 --publish && python -m benchmarks docs
+      python -m benchmarks speed --scaling --table1 --publish && python -m docs.writer
 
     NumPyro is an extra: pip install '.[speed]'. Without it, its rows say so. For numbers worth quoting, let nothing
     else run.
@@ -450,10 +450,10 @@ def compiled(guide_names: tuple[str, ...] | None, publish: bool) -> None:
     \b
     Examples:
       python -m benchmarks compiled --guides mean_field
-      python -m benchmarks compiled --publish && python -m benchmarks docs
+      python -m benchmarks compiled --publish && python -m docs.writer
     """
-    from benchmarks import compiled as trying
-    from benchmarks.docs import ROOT
+    from benchmarks.running.provenance import ROOT
+    from benchmarks.speed import compiled as trying
 
     records = []
     for record in trying.try_all(guide_names or trying.GUIDES):
@@ -462,25 +462,3 @@ def compiled(guide_names: tuple[str, ...] | None, publish: bool) -> None:
     click.echo("\n" + trying.table(records))
     if publish:
         click.echo(f"\n{trying.publish(records, _command_line(), ROOT)}")
-
-
-@main.command()
-@click.option("--check", is_flag=True, help="Write nothing; name what is stale and fail if anything is.")
-def docs(check: bool) -> None:
-    """Write the pages under docs/ and the tables of the README from docstrings, registries and result files.
-
-    \b
-    Examples:
-      python -m benchmarks docs
-      python -m benchmarks docs --check
-    """
-    from benchmarks import docs as pages
-
-    try:
-        paths = pages.stale() if check else pages.write()
-    except (FileNotFoundError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
-    for path in paths:
-        click.echo(path.relative_to(pages.ROOT))
-    if check and paths:
-        raise click.ClickException("these files are stale; write them with: python -m benchmarks docs")

@@ -3,12 +3,10 @@
 Start with :func:`fit`; the registries :data:`families` and :data:`objectives` list what there is.
 """
 
-from guides.arviz_io import to_arviz
-from guides.cavi import cavi
 from guides.comparison import Comparison, compare
-from guides.conjugate import ConjugatePosterior, ConjugateStructure
+from guides.conjugate.cavi import cavi
+from guides.conjugate.structure import ConjugatePosterior, ConjugateStructure
 from guides.diagnostics import Diagnosis, diagnose, diagnostics_registry
-from guides.draws import Draws, Site
 from guides.errors import (
     DataError,
     DiscreteLatentError,
@@ -26,6 +24,8 @@ from guides.errors import (
     StorageWarning,
     UnsupportedModelError,
 )
+from guides.evidence.gaps import InferenceGap, inference_gap
+from guides.evidence.marginal import LogMarginal, log_marginal
 from guides.families import (
     MAP,
     Amortized,
@@ -45,9 +45,9 @@ from guides.families import (
     StickBreakingRNN,
     Structured,
 )
+from guides.fitted.arviz_io import to_arviz
+from guides.fitted.draws import Draws, Site
 from guides.fitting import fit, fit_many
-from guides.gaps import InferenceGap, inference_gap
-from guides.marginal import LogMarginal, log_marginal
 from guides.objectives import (
     DLGMMELBO,
     ELBO,
@@ -65,7 +65,7 @@ from guides.objectives import (
 )
 from guides.pooled import Pooled
 from guides.posterior import Posterior
-from guides.prior import sample_prior
+from guides.program.prior import sample_prior
 from guides.registries import families, objectives
 
 __all__ = [

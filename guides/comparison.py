@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from guides.diagnostics import Diagnosis, diagnose
 from guides.diagnostics.diagnosis import DRAWS
-from guides.diagnostics.psis import MIN_DRAWS
-from guides.engine.keywords import check_names, keywords_of
 from guides.errors import OptionError
 from guides.fitting import fit, guide_factory
-from guides.parts import amortized_sites, is_point_mass
 from guides.posterior import Posterior
+from guides.program.guide import amortized_sites, is_point_mass
+from guides.program.keywords import check_names, keywords_of
+from guides.psis import MIN_DRAWS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,19 +14,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from guides.engine.alone import undivided
-from guides.engine.buffers import buffers_kept
-from guides.engine.checks import check_values, scale_of
-from guides.engine.data import Data, forms_from
-from guides.engine.factors import FactorsOrNaN
-from guides.engine.inputs import read, read_like
-from guides.engine.keywords import check_names, keywords_of
-from guides.engine.loop import Settings, Trained, train
-from guides.engine.moving_supports import check_same_supports
-from guides.engine.owning import is_owned, replanted
-from guides.engine.parameters import isolated_store, reachable_modules
-from guides.engine.program import Program, seeded, setup_rows
-from guides.engine.statistics import check_statistics, gather_statistics, hand_over_statistics
+from _posterior_zoo_registry import UnknownNameError
 from guides.errors import (
     DataError,
     DiscreteLatentError,
@@ -40,11 +28,23 @@ from guides.errors import (
 )
 from guides.families.base import Family, FitContext
 from guides.objectives.base import Objective
-from guides.options import FitOptions, make_objective
+from guides.optimise.loop import Settings, Trained, train
+from guides.optimise.settings import FitOptions, make_objective
+from guides.optimise.statistics import check_statistics, gather_statistics, hand_over_statistics
 from guides.posterior import Posterior, Run
+from guides.program.alone import undivided
+from guides.program.buffers import buffers_kept
+from guides.program.checks import check_values, scale_of
+from guides.program.data import Data, forms_from
+from guides.program.factors import FactorsOrNaN
+from guides.program.inputs import read, read_like
+from guides.program.keywords import check_names, keywords_of
+from guides.program.moving_supports import check_same_supports
+from guides.program.owning import is_owned, replanted
+from guides.program.parameters import isolated_store, reachable_modules
+from guides.program.program import Program, seeded, setup_rows
 from guides.program.sites import nodes
 from guides.registries import families, objectives
-from registry import UnknownNameError
 
 __all__ = ["continue_fit", "fit", "fit_many", "guide_factory", "restore"]
 

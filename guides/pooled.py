@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from guides.draws import Draws, Site
-from guides.engine.data import Data
-from guides.engine.parameters import isolated_store
-from guides.engine.program import Program, quiet
-from guides.engine.vectorise import over_draws
 from guides.errors import DataError, OptionError, UnsupportedModelError, check_known
-from guides.own_sites import trace_at
+from guides.fitted.draws import Draws, Site
+from guides.fitted.own_sites import trace_at
+from guides.program.data import Data
+from guides.program.parameters import isolated_store
+from guides.program.program import Program, quiet
+from guides.program.vectorise import over_draws
 
 if TYPE_CHECKING:
     from guides.diagnostics import Diagnosis

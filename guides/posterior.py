@@ -13,21 +13,21 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from guides.draws import PARTS, Draws, Site, sites, take_draws
-from guides.engine.data import Data, plain_forms
-from guides.engine.inputs import read_like
-from guides.engine.loop import Settings
-from guides.engine.owning import is_owned, owned
-from guides.engine.parameters import isolated_store
-from guides.engine.program import Program, quiet, seeded
-from guides.engine.state import Resume
-from guides.engine.state_file import write_whole
-from guides.engine.words import describe, in_words
+from guides.checkpoint_file import write_whole
 from guides.errors import DataError, OptionError
-from guides.own_sites import trace_at
+from guides.fitted.draws import PARTS, Draws, Site, sites, take_draws
+from guides.fitted.own_sites import trace_at
+from guides.fitted.saved import checked
+from guides.optimise.loop import Settings
+from guides.optimise.state import Resume
 from guides.pooled import Pooled, pool_weights
+from guides.program.data import Data, plain_forms
+from guides.program.inputs import read_like
+from guides.program.owning import is_owned, owned
+from guides.program.parameters import isolated_store
+from guides.program.program import Program, quiet, seeded
 from guides.program.sites import nodes
-from guides.saved import checked
+from guides.program.words import describe, in_words
 
 if TYPE_CHECKING:
     from guides.diagnostics import Diagnosis
@@ -290,7 +290,7 @@ class Posterior:
         :param predictive: also draw the observed sites afresh.
         :param log_likelihood: keep it, one number per draw and data point.
         :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
-            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.resampled`.
+            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.fitted.resampled`.
         """
         keep = PARTS if log_likelihood else PARTS - {"log_likelihood"}
         new = self._arguments(data, model_kwargs)
@@ -300,7 +300,7 @@ class Posterior:
         """Return draws of the latent sites, shape ``(S, *site shape)`` each, or ``(R, S, ...)``.
 
         :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
-            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.resampled`.
+            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.fitted.resampled`.
         :raises OptionError: for ``corrected`` where a guide's draws have no weights.
         """
         keep = {"latents"}
@@ -322,7 +322,7 @@ class Posterior:
         Otherwise they are drawn from the prior if the number of data points differs from the training data's.
 
         :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
-            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.resampled`.
+            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.fitted.resampled`.
         """
         new = self._arguments(data, model_kwargs)
         keep = {"deterministic", "predictive"}
@@ -341,7 +341,7 @@ class Posterior:
         N)``.
 
         :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
-            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.resampled`.
+            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.fitted.resampled`.
         :raises DataError: if no site is observed, as when the targets were left out.
         """
         new = self._arguments(data, model_kwargs)
@@ -382,7 +382,7 @@ class Posterior:
 
     def to_arviz(self, **options: Any) -> Any:
         """Return ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (ArviZ 1.x); see :func:`guides.to_arviz`."""
-        from guides.arviz_io import to_arviz
+        from guides.fitted.arviz_io import to_arviz
 
         return to_arviz(self, **options)
 
@@ -479,7 +479,7 @@ class Posterior:
             raise OptionError(f"num_samples must be at least 1, not {num_samples}")
         latents = log_q = None
         if corrected:
-            from guides.resampled import resampled  # which stands on diagnostics, and some of those on posteriors
+            from guides.fitted.resampled import resampled  # which stands on diagnostics, and some of those on posteriors
 
             latents, log_q = resampled(self, num_samples, seed)
         same_rows = data.size == self.training.size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from registry import Registry
+from _posterior_zoo_registry import Registry
 
 __all__ = ["families", "objectives"]
 

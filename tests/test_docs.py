@@ -20,9 +20,10 @@ import guides
 import guides.diagnostics
 import zoo
 import zoo.datasets
-from benchmarks import docs, readme
-from benchmarks.cli import main
-from benchmarks.docstrings import MarkupError, parse
+from docs.writer import pages as docs
+from docs.writer import readme
+from docs.writer.__main__ import main
+from docs.writer.docstrings import MarkupError, parse
 
 KINDS = {kind.folder: kind for kind in docs.KINDS}
 ENTRIES = {f"{folder}/{name}": entry for folder, kind in KINDS.items() for name, entry in docs.documented(kind).items()}
@@ -34,7 +35,7 @@ PAGED = {key: entry for key, entry in ENTRIES.items() if key.split("/")[0] in ("
 
 def test_pages_tables_and_readme_are_up_to_date():
     stale = [str(path.relative_to(docs.ROOT)) for path in docs.stale()]
-    assert not stale, "run: python -m benchmarks docs"
+    assert not stale, "run: python -m docs.writer"
 
 
 @pytest.mark.parametrize("key", PAGED, ids=str)
@@ -86,16 +87,16 @@ def test_check_names_what_is_stale_and_writing_repairs_it(tmp_path, monkeypatch)
 
 def test_the_command_fails_when_something_is_stale(monkeypatch):
     monkeypatch.setattr(docs, "stale", lambda: [docs.ROOT / "docs" / "api.md"])
-    result = CliRunner().invoke(main, ["docs", "--check"])
+    result = CliRunner().invoke(main, ["--check"])
     assert result.exit_code == 1
-    assert "docs/api.md" in result.output and "python -m benchmarks docs" in result.output
+    assert "docs/api.md" in result.output and "python -m docs.writer" in result.output
     monkeypatch.setattr(docs, "stale", list)
-    assert CliRunner().invoke(main, ["docs", "--check"]).exit_code == 0
+    assert CliRunner().invoke(main, ["--check"]).exit_code == 0
 
 
 def test_outside_a_checkout_the_command_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(docs, "stale", lambda: docs.generate(tmp_path))
-    result = CliRunner().invoke(main, ["docs", "--check"])
+    result = CliRunner().invoke(main, ["--check"])
     assert result.exit_code == 1
     assert "written in a checkout" in result.output and "Traceback" not in result.output
 
@@ -270,15 +271,15 @@ def test_numbers_of_unknown_units_stand_beside_every_reading_of_ours(tmp_path):
 
 EXAMPLES = {**docs.api_names(), **ENTRIES}
 MODULES = (
-    "benchmarks.describe",
-    "benchmarks.docs",
-    "benchmarks.docstrings",
-    "benchmarks.tables",
-    "benchmarks.task",
-    "guides.arviz_io",
-    "guides.diagnostics.psis",
+    "benchmarks.protocol.describe",
+    "docs.writer.pages",
+    "docs.writer.docstrings",
+    "benchmarks.reporting.tables",
+    "benchmarks.protocol.task",
+    "guides.fitted.arviz_io",
+    "guides.psis",
     "guides.information.measure",
-    "guides.prior",
+    "guides.program.prior",
     "registry",
 )
 

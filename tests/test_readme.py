@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import guides
 from benchmarks.cli import main
-from benchmarks.docs import ROOT
+from docs.writer.pages import ROOT
 
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
 

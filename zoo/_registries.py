@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from registry import Registry
+from _posterior_zoo_registry import Registry
 
 __all__ = ["datasets", "models"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from registry import Registry
+from _posterior_zoo_registry import Registry
 
 __all__ = ["ALL", "CASES", "GPU", "Case", "draw", "site_shapes"]
 

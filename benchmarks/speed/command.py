@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.reporting.tables import Section
+from benchmarks.running.provenance import ROOT
+from benchmarks.running.store import write_atomically
 from benchmarks.speed import cases as cases_
 from benchmarks.speed import contenders as contenders_
 from benchmarks.speed import pictures, report, session
@@ -18,12 +21,9 @@ from benchmarks.speed.contenders import CONTENDERS
 from benchmarks.speed.measure import Effort
 from benchmarks.speed.scaling import AXES
 from benchmarks.speed.session import QUICK_CASES, Request
-from benchmarks.store import write_atomically
-from benchmarks.tables import Section
 
-__all__ = ["ROOT", "request", "run"]
+__all__ = ["request", "run"]
 
-ROOT = Path(__file__).resolve().parents[2]
 TABLE1_SPLITS = 20
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from _posterior_zoo_registry import Registry
 from benchmarks.speed.cases import Case
-from registry import Registry
 
 __all__ = ["ALL", "CONTENDERS", "Contender"]
 

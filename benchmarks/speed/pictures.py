@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.drawing import MARKERS, PALETTE, STYLE
+from benchmarks.pictures.drawing import MARKERS, PALETTE, STYLE
+from benchmarks.running.store import write_atomically
 from benchmarks.speed.contenders import CONTENDERS
 from benchmarks.speed.scaling import AXES, GROWING
-from benchmarks.store import write_atomically
 
 __all__ = ["draw"]
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reporting.tables import Entry, Section, Table
 from benchmarks.speed import contenders
 from benchmarks.speed.cases import CASES
 from benchmarks.speed.contenders import CONTENDERS
 from benchmarks.speed.measure import paired_ratio
 from benchmarks.speed.session import read
 from benchmarks.speed.targets import TARGETS, Verdict, judge
-from benchmarks.tables import Entry, Section, Table
 
 __all__ = ["blocks", "sections"]
 

@@ -16,13 +16,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.provenance import commit, machine
+from benchmarks.running.provenance import commit, machine
+from benchmarks.running.store import write_atomically
 from benchmarks.speed import extras, scaling
 from benchmarks.speed.cases import CASES, Case
 from benchmarks.speed.contenders import CONTENDERS
 from benchmarks.speed.measure import Ask, Effort, measure
 from benchmarks.speed.sides import find_numpyro, numpyro_side, torch_side
-from benchmarks.store import write_atomically
 
 __all__ = ["QUICK_CASES", "Request", "read", "run", "save"]
 

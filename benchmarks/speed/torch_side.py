@@ -17,15 +17,15 @@ from pyro.optim.optim import PyroOptim
 from torch import Tensor
 
 import guides
-from benchmarks.provenance import versions
+from benchmarks.running.provenance import versions
 from benchmarks.speed import handwritten
 from benchmarks.speed.cases import Case
 from benchmarks.speed.models import model_and_guide
-from guides.engine.data import Data
-from guides.engine.optimisers import make_optimiser
-from guides.engine.parameters import isolated_store
-from guides.engine.program import Program, quiet, seeded
-from guides.engine.step import ChunkRunner, Replicates
+from guides.optimise.optimisers import make_optimiser
+from guides.optimise.step import ChunkRunner, Replicates
+from guides.program.data import Data
+from guides.program.parameters import isolated_store
+from guides.program.program import Program, quiet, seeded
 
 __all__ = ["CONTENDERS", "facts", "open", "throughput"]
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.image_tables import guides_of, likelihoods, mean
-from benchmarks.report import known_tasks, verdicts
-from benchmarks.store import Record
-from benchmarks.tables import Section
-from benchmarks.task import SUITES, Suite
+from benchmarks.protocol.task import SUITES, Suite
+from benchmarks.reporting.image_tables import guides_of, likelihoods, mean
+from benchmarks.reporting.report import known_tasks, verdicts
+from benchmarks.reporting.tables import Section
+from benchmarks.running.store import Record
 
 __all__ = ["sections"]
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from benchmarks.image_tables import likelihoods, mean
-from benchmarks.report import known_tasks, quoted, verdicts
-from benchmarks.store import Record
-from benchmarks.tables import Section, comparison
-from benchmarks.task import SUITES, Suite, Task
+from benchmarks.protocol.task import SUITES, Suite, Task
+from benchmarks.reporting.image_tables import likelihoods, mean
+from benchmarks.reporting.report import known_tasks, quoted, verdicts
+from benchmarks.reporting.tables import Section, comparison
+from benchmarks.running.store import Record
 
 __all__ = ["sections"]
 

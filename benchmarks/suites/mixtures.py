@@ -1,6 +1,6 @@
 """Guides on mixtures of Gaussians, beside coordinate ascent."""
 
-from benchmarks.task import SUITES, Suite
+from benchmarks.protocol.task import SUITES, Suite
 
 __all__: list[str] = []
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.image_tables import sections
-from benchmarks.task import SUITES, Suite
+from benchmarks.protocol.task import SUITES, Suite
+from benchmarks.reporting.image_tables import sections
 
 __all__: list[str] = []
 

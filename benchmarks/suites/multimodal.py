@@ -1,6 +1,6 @@
 """Posteriors with several modes, known exactly."""
 
-from benchmarks.task import SUITES, Suite
+from benchmarks.protocol.task import SUITES, Suite
 
 __all__: list[str] = []
 

@@ -1,6 +1,6 @@
 """What the README's pictures show."""
 
-from benchmarks.task import SUITES, Suite
+from benchmarks.protocol.task import SUITES, Suite
 
 __all__: list[str] = []
 

@@ -1,6 +1,6 @@
 """The suite behind `make bench`: every guide on data that need no file."""
 
-from benchmarks.task import SUITES, Suite
+from benchmarks.protocol.task import SUITES, Suite
 
 __all__: list[str] = []
 

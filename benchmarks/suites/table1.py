@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from benchmarks.metrics import metric
-from benchmarks.published import published
-from benchmarks.report import known_tasks, trust_table, verdicts
-from benchmarks.store import Record
-from benchmarks.tables import Entry, Section, Table, estimate, values
-from benchmarks.task import SUITES, Suite
+from benchmarks.protocol.task import SUITES, Suite
+from benchmarks.reporting.metrics import metric
+from benchmarks.reporting.published import published
+from benchmarks.reporting.report import known_tasks, trust_table, verdicts
+from benchmarks.reporting.tables import Entry, Section, Table, estimate, values
+from benchmarks.running.store import Record
 
 __all__ = ["compare", "sections"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.metrics import metric
-from benchmarks.published import published
-from benchmarks.report import known_tasks, quoted, trust_table, verdicts
-from benchmarks.store import Record
-from benchmarks.tables import Section, comparison, estimate, values
-from benchmarks.task import SUITES, Suite, Task
+from benchmarks.protocol.task import SUITES, Suite, Task
+from benchmarks.reporting.metrics import metric
+from benchmarks.reporting.published import published
+from benchmarks.reporting.report import known_tasks, quoted, trust_table, verdicts
+from benchmarks.reporting.tables import Section, comparison, estimate, values
+from benchmarks.running.store import Record
 from benchmarks.tasks.uci import SETS
 
 __all__ = ["sections"]

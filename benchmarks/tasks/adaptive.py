@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from benchmarks import image_data
-from benchmarks.adaptive_evaluation import adaptive
-from benchmarks.adaptive_objectives import AsPrinted, penalised
-from benchmarks.task import TASKS, Override, Task
+from benchmarks.data import images as image_data
+from benchmarks.evaluation.adaptive import adaptive
+from benchmarks.evaluation.adaptive_objectives import AsPrinted, penalised
+from benchmarks.protocol.task import TASKS, Override, Task
 
 __all__: list[str] = []
 

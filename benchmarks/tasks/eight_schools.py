@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import zoo
-from benchmarks import evaluation
-from benchmarks.evaluation import Evaluation
-from benchmarks.task import TASKS, Split, Task
+from benchmarks.evaluation import predictions as evaluation
+from benchmarks.evaluation.predictions import Evaluation
+from benchmarks.protocol.task import TASKS, Split, Task
 
 __all__ = ["evaluate", "exact", "exact_quantiles", "load", "model"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import zoo
-from benchmarks import data, evaluation
-from benchmarks.task import TASKS, Override, Split, Task
+from benchmarks.data import tables as data
+from benchmarks.evaluation import predictions as evaluation
+from benchmarks.protocol.task import TASKS, Override, Split, Task
 from benchmarks.tasks.curves import LAPLACE, METRICS
 
 __all__ = ["logistic"]

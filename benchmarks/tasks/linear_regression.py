@@ -9,8 +9,8 @@ import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import zoo
-from benchmarks import evaluation
-from benchmarks.task import TASKS, Override, Split, Task
+from benchmarks.evaluation import predictions as evaluation
+from benchmarks.protocol.task import TASKS, Override, Split, Task
 
 __all__ = ["evaluate", "load", "model"]
 

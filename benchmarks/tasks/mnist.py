@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from benchmarks import image_data, image_evaluation
-from benchmarks.task import TASKS, Task
+from benchmarks.data import images as image_data
+from benchmarks.evaluation import images as image_evaluation
+from benchmarks.protocol.task import TASKS, Task
 
 __all__: list[str] = []
 

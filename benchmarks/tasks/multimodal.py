@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import densities
-from benchmarks.evaluation import Evaluation
-from benchmarks.task import TASKS, Override, Split, Task
+from benchmarks.data import densities
+from benchmarks.evaluation.predictions import Evaluation
+from benchmarks.protocol.task import TASKS, Override, Split, Task
 
 __all__ = ["GUIDES", "METRICS", "evaluate", "load", "log_density_on", "model"]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks import data, evaluation
-from benchmarks.task import TASKS, Override, Task
+from benchmarks.data import tables as data
+from benchmarks.evaluation import predictions as evaluation
+from benchmarks.protocol.task import TASKS, Override, Task
 from benchmarks.tasks.curves import METRICS
 
 __all__ = ["PROTOCOL"]

@@ -17,9 +17,9 @@ from guides.diagnostics.importance import (
 from guides.diagnostics.latent_use import LatentUse, latent_use
 from guides.diagnostics.loo import Elpd, ElpdLOO, elpd_loo
 from guides.diagnostics.pareto import ParetoK, pareto_k
-from guides.diagnostics.psis import fit_generalized_pareto, importance_ess, pareto_k_threshold, psis
 from guides.diagnostics.rhat import RHat, r_hat
 from guides.diagnostics.row_weights import RowWeights, row_weights
+from guides.psis import fit_generalized_pareto, importance_ess, pareto_k_threshold, psis
 
 __all__ = [
     "Answers",

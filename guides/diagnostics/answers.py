@@ -20,7 +20,7 @@ from guides.diagnostics.finding import (
     next_family,
 )
 from guides.diagnostics.importance import undefined_weights
-from guides.diagnostics.psis import MOST_K, chain_shares, importance_ess, psis, tail_length, tail_shape
+from guides.psis import MOST_K, chain_shares, importance_ess, psis, tail_length, tail_shape
 
 __all__ = ["Answers", "SiteErrors", "answers"]
 

@@ -15,10 +15,10 @@ from guides.diagnostics.finding import DrawsLike, Finding, Level, PosteriorLike,
 from guides.diagnostics.importance import CorrectedMoments, ImportanceESS, SiteMoments
 from guides.diagnostics.loo import Elpd, ElpdLOO
 from guides.diagnostics.pareto import ParetoK
-from guides.diagnostics.psis import MIN_DRAWS, pareto_k_threshold
 from guides.diagnostics.rhat import RHat
 from guides.diagnostics.row_weights import RowWeights, some_rows
-from guides.parts import amortized_sites
+from guides.program.guide import amortized_sites
+from guides.psis import MIN_DRAWS, pareto_k_threshold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
-from guides.parts import is_point_mass as has_point_mass
-from registry import Registry
+from _posterior_zoo_registry import Registry
+from guides.program.guide import is_point_mass as has_point_mass
 
 __all__ = [
     "DrawsLike",

@@ -18,7 +18,7 @@ from guides.diagnostics.finding import (
     diagnostics_registry,
     is_point_mass,
 )
-from guides.diagnostics.psis import importance_ess, pareto_k_threshold, psis
+from guides.psis import importance_ess, pareto_k_threshold, psis
 
 __all__ = [
     "CorrectedMoments",

@@ -11,7 +11,7 @@ import torch
 from guides.diagnostics.finding import DrawsLike, Finding, Level, PosteriorLike, Undefined, diagnostics_registry
 from guides.errors import OptionError, UnsupportedModelError
 from guides.information.latent import LatentInformation, latent_information
-from guides.parts import amortized_sites
+from guides.program.guide import amortized_sites
 
 __all__ = ["LatentUse", "latent_use"]
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guides.arviz_io import from_groups, import_arviz
 from guides.diagnostics.finding import (
     DrawsLike,
     Finding,
@@ -21,7 +20,8 @@ from guides.diagnostics.finding import (
     diagnostics_registry,
     is_point_mass,
 )
-from guides.diagnostics.psis import CONSTANT, pareto_k_threshold, psis
+from guides.fitted.arviz_io import from_groups, import_arviz
+from guides.psis import CONSTANT, pareto_k_threshold, psis
 
 __all__ = ["Elpd", "ElpdLOO", "elpd_loo"]
 

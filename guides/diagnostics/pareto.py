@@ -19,7 +19,7 @@ from guides.diagnostics.finding import (
     is_point_mass,
     next_family,
 )
-from guides.diagnostics.psis import float_tolerance, pareto_k_threshold, psis, tail_length
+from guides.psis import float_tolerance, pareto_k_threshold, psis, tail_length
 
 __all__ = ["ParetoK", "pareto_k"]
 

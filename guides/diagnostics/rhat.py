@@ -10,7 +10,6 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from guides.arviz_io import from_groups, import_arviz
 from guides.diagnostics.finding import (
     DrawsLike,
     Finding,
@@ -19,6 +18,7 @@ from guides.diagnostics.finding import (
     Undefined,
     diagnostics_registry,
 )
+from guides.fitted.arviz_io import from_groups, import_arviz
 
 __all__ = ["RHat", "r_hat"]
 

@@ -18,10 +18,10 @@ from guides.diagnostics.finding import (
     diagnostics_registry,
     is_point_mass,
 )
-from guides.engine.data import Data
-from guides.engine.weights import rows_apart
-from guides.marginal import LogMarginal, log_marginal
-from guides.parts import amortized_sites
+from guides.evidence.importance_weights import rows_apart
+from guides.evidence.marginal import LogMarginal, log_marginal
+from guides.program.data import Data
+from guides.program.guide import amortized_sites
 
 __all__ = ["RowWeights", "row_weights", "some_rows"]
 

@@ -13,11 +13,11 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
-from guides.conditional import check_ladder, conditional_prior, precision_weighted
 from guides.errors import DataError, GuideMismatchError, OptionError, check_known
 from guides.families.base import Family
-from guides.heads import Gaussian, Head, HeadOptions, check_encoded
-from guides.local_sites import LocalSite, find_local_sites
+from guides.families.encoders.heads import Gaussian, Head, HeadOptions, check_encoded
+from guides.families.encoders.ladder import check_ladder, conditional_prior, precision_weighted
+from guides.program.local_sites import LocalSite, find_local_sites
 from guides.program.sites import is_latent, nodes
 from guides.registries import families
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
+from guides.distributions.kumaraswamy import Kumaraswamy
 from guides.errors import OptionError, UnsupportedModelError
 from guides.families.amortized import Amortized
-from guides.heads import Gaussian, Head
-from guides.kumaraswamy import Kumaraswamy
-from guides.local_sites import LocalSite
+from guides.families.encoders.heads import Gaussian, Head
+from guides.program.local_sites import LocalSite
 from guides.program.sites import nodes
 from guides.program.supports import has_elements_in
 from guides.registries import families

@@ -27,8 +27,8 @@ from guides.program.sites import Computed, nodes
 from guides.program.supports import PlainSupports, is_unconstrained, unconstraining
 
 if TYPE_CHECKING:
-    from guides.engine.data import Data
-    from guides.engine.program import Program
+    from guides.program.data import Data
+    from guides.program.program import Program
 
 __all__ = [
     "START",

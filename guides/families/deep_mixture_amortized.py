@@ -12,15 +12,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from guides.distributions.mixtures import MixtureDensity
 from guides.errors import GuideMismatchError, OptionError, UnsupportedModelError, check_whole
 from guides.families.amortized import Amortized
-from guides.layered_mixtures import LayerHead, MixtureLayer, log_fractions, mean_log_fractions
-from guides.local_sites import check_rows_alone
-from guides.mixtures import MixtureDensity
-from guides.program.sites import nodes
-from guides.program.supports import has_elements_in
-from guides.registries import families
-from guides.row_mixtures import (
+from guides.families.encoders.component_heads import (
     ComponentChoice,
     RowMixture,
     check_spread,
@@ -29,6 +24,11 @@ from guides.row_mixtures import (
     of_component,
     spread_out,
 )
+from guides.families.encoders.stick_heads import LayerHead, MixtureLayer, log_fractions, mean_log_fractions
+from guides.program.local_sites import check_rows_alone
+from guides.program.sites import nodes
+from guides.program.supports import has_elements_in
+from guides.registries import families
 
 __all__ = ["DeepMixtureAmortized"]
 

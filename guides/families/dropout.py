@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from guides.errors import OptionError, UnsupportedModelError
 from guides.families.base import FlatFamily, init_function
-from guides.linear import LinearRules, Product, apply_weight, linear_uses
+from guides.program.linear import LinearRules, Product, apply_weight, linear_uses
 from guides.program.supports import is_unconstrained
 from guides.registries import families
 

@@ -11,9 +11,9 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from guides.distributions.mixtures import chosen
 from guides.errors import OptionError
 from guides.families.base import FlatFamily, init_function
-from guides.mixtures import chosen
 from guides.registries import families
 
 __all__ = ["Ensemble"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal
 
-from guides.distributions import LowRankNormal
+from guides.distributions.normals import LowRankNormal
 from guides.errors import OptionError
 from guides.families.base import FlatFamily, check_scale, init_function
 from guides.registries import families

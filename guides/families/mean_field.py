@@ -13,7 +13,7 @@ from torch.distributions import Normal
 
 from guides.errors import check_known
 from guides.families.base import FlatFamily, check_scale, init_function
-from guides.linear import LinearRules, flipout, local_reparameterisation, once
+from guides.program.linear import LinearRules, flipout, local_reparameterisation, once
 from guides.program.sites import nodes
 from guides.program.supports import is_unconstrained
 from guides.registries import families

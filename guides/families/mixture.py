@@ -18,9 +18,9 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import Normal, constraints
 
+from guides.distributions.mixtures import MixtureDensity, chosen, weight_entropy
 from guides.errors import GuideMismatchError, OptionError, UnsupportedModelError
 from guides.families.base import Family, Finished, FitContext, FlatFamily, check_scale, init_function
-from guides.mixtures import MixtureDensity, chosen, weight_entropy
 from guides.program.marks import continuous_part
 from guides.program.sites import nodes
 from guides.registries import families

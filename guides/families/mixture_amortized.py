@@ -15,13 +15,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from guides.distributions.mixtures import MixtureDensity
 from guides.errors import OptionError, check_known
 from guides.families.amortized import Amortized
-from guides.local_sites import LocalSite, check_rows_alone
-from guides.mixtures import MixtureDensity
-from guides.program.sites import nodes
-from guides.registries import families
-from guides.row_mixtures import (
+from guides.families.encoders.component_heads import (
     WEIGHTS,
     ComponentChoice,
     ComponentHead,
@@ -32,6 +29,9 @@ from guides.row_mixtures import (
     of_component,
     spread_out,
 )
+from guides.program.local_sites import LocalSite, check_rows_alone
+from guides.program.sites import nodes
+from guides.registries import families
 
 __all__ = ["MixtureAmortized"]
 

@@ -12,10 +12,10 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import TransformedDistribution
 
-from guides.engine.rows import log_density
 from guides.errors import OptionError, check_known
 from guides.families.amortized import Amortized
-from guides.heads import Gaussian
+from guides.families.encoders.heads import Gaussian
+from guides.program.rows import log_density
 from guides.program.sites import density_sites, is_observed
 from guides.registries import families
 

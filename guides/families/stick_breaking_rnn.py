@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from guides.errors import OptionError, check_known
+from guides.families.encoders.component_heads import ComponentHead, RowMixture
 from guides.families.mixture_amortized import MixtureAmortized
-from guides.local_sites import LocalSite
+from guides.program.local_sites import LocalSite
 from guides.registries import families
-from guides.row_mixtures import ComponentHead, RowMixture
 
 __all__ = ["StickBreakingRNN"]
 

@@ -13,8 +13,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
-from guides.engine.data import Data
-from guides.engine.rows import log_density, outermost_plate
+from guides.program.data import Data
+from guides.program.rows import log_density, outermost_plate
 from guides.program.sites import nodes
 
 __all__ = ["Aggregate", "aggregate", "row_densities", "unit_densities"]

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions import kl_divergence as registered_kl
 
-from guides.engine.program import seeded
 from guides.errors import DataError, OptionError
 from guides.information.measure import Measure, Unit, per_nat
+from guides.program.program import seeded
 
 __all__ = [
     "conditional_entropy",

@@ -11,16 +11,16 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from guides.engine.data import Data
-from guides.engine.parameters import isolated_store
-from guides.engine.program import quiet, seeded
-from guides.engine.rows import outermost_plate
 from guides.errors import OptionError, UnsupportedModelError
 from guides.information.aggregate import aggregate, row_densities, unit_densities
 from guides.information.measure import Measure, Unit, per_nat
 from guides.information.units import UnitVariance, unit_variances
 from guides.objectives.base import joint_traces
-from guides.parts import amortized_sites
+from guides.program.data import Data
+from guides.program.guide import amortized_sites
+from guides.program.parameters import isolated_store
+from guides.program.program import quiet, seeded
+from guides.program.rows import outermost_plate
 from guides.program.sites import is_latent, is_observed, nodes
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from guides.draws import take_draws
 from guides.errors import DataError, OptionError, UnsupportedModelError
+from guides.fitted.draws import take_draws
 from guides.information.measure import Measure, Unit, per_nat
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _by_importance(
     unit: Unit,
     model_kwargs: dict[str, Any] | None,
 ) -> Measure:
-    from guides.marginal import log_marginal  # which imports the diagnostics, and they this package
+    from guides.evidence.marginal import log_marginal  # which imports the diagnostics, and they this package
 
     if model_kwargs is not None:
         raise OptionError("a guide with an encoder takes the data by position here; leave model_kwargs out")

@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.engine.data import Data
+from guides.program.data import Data
 from guides.program.sites import nodes
 
 __all__ = ["UnitVariance", "unit_variances"]

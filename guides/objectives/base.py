@@ -18,11 +18,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.engine.parameters import detached_parameters
-from guides.engine.rows import evaluate_densities
 from guides.errors import DiscreteLatentError, OptionError, UnsupportedModelError
 from guides.objectives.guide_sums import GuideSums
-from guides.parts import marks_strata
+from guides.program.guide import marks_strata
+from guides.program.parameters import detached_parameters
+from guides.program.rows import evaluate_densities
 from guides.program.sites import is_latent, nodes
 from guides.program.supports import is_discrete
 

@@ -11,11 +11,11 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from guides.engine.rows import log_density
+from guides.distributions.mixtures import MixtureDensity, chosen
 from guides.errors import OptionError, UnsupportedModelError
-from guides.mixtures import MixtureDensity, chosen
 from guides.objectives.base import unweighed
-from guides.parts import marks_strata, parts
+from guides.program.guide import marks_strata, parts
+from guides.program.rows import log_density
 from guides.program.sites import density_sites, is_latent, nodes
 from guides.program.subsampling import rows_seen
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.kl import kl_divergence
 
-from guides.engine.rows import log_density, same_scale
 from guides.errors import OptionError
+from guides.program.rows import log_density, same_scale
 from guides.program.sites import contribution, density_sites, is_latent
 from guides.program.subsampling import rows_seen
 

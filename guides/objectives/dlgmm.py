@@ -30,11 +30,11 @@ class DLGMMELBO(SELBO):
         - \mathrm{KL}(q(v \mid x) \,\|\, p(v))
 
     An unbiased estimate of the ELBO, with reparameterised gradients for everything. The divergence of the fractions is in
-    closed form, a series (:class:`guides.kumaraswamy.Kumaraswamy`). A term in which the weights do not occur is weighed by
-    their *mean*, which is known; that is exact, and leaves no noise of the weights in the likelihood. Terms in which they do
-    occur, the densities of z, are weighed by the *drawn* weights that occur in them: there the mean would be wrong, as
-    :math:`\mathbb{E}[\pi_k f(\pi)] \ne \mathbb{E}[\pi_k]\, \mathbb{E} f(\pi)`. (Equation 38 of the report leaves the weights
-    of the entropy out; its proof, equation 51, has them.)
+    closed form, a series (:class:`guides.distributions.kumaraswamy.Kumaraswamy`). A term in which the weights do not occur
+    is weighed by their *mean*, which is known; that is exact, and leaves no noise of the weights in the likelihood. Terms
+    in which they do occur, the densities of z, are weighed by the *drawn* weights that occur in them: there the mean would
+    be wrong, as :math:`\mathbb{E}[\pi_k f(\pi)] \ne \mathbb{E}[\pi_k]\, \mathbb{E} f(\pi)`. (Equation 38 of the report
+    leaves the weights of the entropy out; its proof, equation 51, has them.)
 
     With several layers a path through them has a weight for each, and the rule is the same: means for the layers below the
     one that a term is about and for the layer above it, from which its prior comes, the drawn weight for its own. The

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from guides.engine.rows import row_log_weights
+from guides.distributions.mixtures import BOUNDS, MixtureDensity, entropy_bound, pairs_of, weight_entropy
 from guides.errors import OptionError, check_known
-from guides.mixtures import BOUNDS, MixtureDensity, entropy_bound, pairs_of, weight_entropy
 from guides.objectives.base import Estimate, Objective, joint_traces
 from guides.objectives.components import as_scaled, check_warmup, component_terms, is_mixture, stratum_log_weight, weighed
 from guides.objectives.divergence import check_kl
 from guides.objectives.layers import check_no_layers
+from guides.program.rows import row_log_weights
 from guides.registries import objectives
 
 __all__ = ["EntropyBoundELBO"]
@@ -34,7 +34,7 @@ class EntropyBoundELBO(Objective):
 
     :param num_particles: draws of every component per step.
     :param bound: ``"jensen"``, the formula above, or ``"bhattacharyya"``, which is exact for one component and for those
-        that lie apart; see :func:`guides.mixtures.entropy_bound`.
+        that lie apart; see :func:`guides.distributions.mixtures.entropy_bound`.
     :param penalty: :math:`\lambda`, a number or a function of the step (a scalar tensor, from 1) that returns one: the
         surrogate is the bound minus :math:`\lambda H[\pi]`, so that fewer components are used. The value leaves it out.
     :param kl: as for :class:`guides.SELBO`.

@@ -17,7 +17,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from guides.errors import UnsupportedModelError
-from guides.program.enumeration import AllValues, Enumerated, add_values, nesting
+from guides.program.discrete.enumeration import AllValues, Enumerated, add_values, nesting
 from guides.program.marks import is_marked
 from guides.program.sites import contribution, density_sites, is_latent, log_prob, nodes
 

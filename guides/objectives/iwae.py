@@ -11,11 +11,11 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.engine.parameters import detached_parameters
-from guides.engine.rows import evaluate_densities, row_log_densities, row_log_weights
 from guides.errors import OptionError
 from guides.objectives.base import Estimate, Objective, frozen_guide_trace, joint_traces
 from guides.objectives.components import check_no_mixture
+from guides.program.parameters import detached_parameters
+from guides.program.rows import evaluate_densities, row_log_densities, row_log_weights
 from guides.program.sites import nodes
 from guides.registries import objectives
 

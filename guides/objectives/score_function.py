@@ -9,10 +9,10 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from guides.engine.rows import log_density, outermost_plate
 from guides.errors import DataError, OptionError
 from guides.objectives.base import OWN_MODULE, Estimate, Objective, joint_traces
 from guides.objectives.components import check_no_mixture
+from guides.program.rows import log_density, outermost_plate
 from guides.program.sites import density_sites, is_latent
 from guides.registries import objectives
 

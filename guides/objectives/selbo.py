@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from guides.engine.rows import row_log_weights
 from guides.objectives.base import Estimate, Objective, joint_traces
 from guides.objectives.components import check_warmup, component_terms, is_mixture, stratum_log_weight, weighed
 from guides.objectives.divergence import check_kl
+from guides.program.rows import row_log_weights
 from guides.registries import objectives
 
 __all__ = ["SELBO"]

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from guides.engine.rows import row_log_weights
 from guides.errors import UnsupportedModelError
 from guides.objectives.base import Estimate, Objective, joint_traces
 from guides.objectives.components import stratum_log_weight
+from guides.program.rows import row_log_weights
 from guides.registries import objectives
 
 __all__ = ["SIWAE"]

@@ -1,1 +1,1 @@
-"""A Pyro model seen from outside: what its sites are, and what they contribute."""
+"""A Pyro model, guide and objective as pure functions: what sites mean, and what goes in and comes out."""

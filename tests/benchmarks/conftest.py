@@ -25,7 +25,8 @@ from functools import partial
 import pyro
 import pyro.distributions as dist
 import torch
-from benchmarks import Override, Split, Task, evaluation
+from benchmarks import Override, Split, Task
+from benchmarks.evaluation import predictions as evaluation
 from guides import MeanField
 
 
@@ -109,7 +110,7 @@ class CommandLine:
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks that a test registers exist in its own process only."""
-    monkeypatch.setattr("benchmarks.runner.usable_cores", lambda: 1)
+    monkeypatch.setattr("benchmarks.running.runner.usable_cores", lambda: 1)
 
 
 @pytest.fixture(scope="session")

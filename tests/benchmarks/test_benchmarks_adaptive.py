@@ -14,15 +14,16 @@ import torch
 from click.testing import CliRunner
 
 import guides
-from benchmarks import SUITES, TASKS, Override, Split, image_data
-from benchmarks.adaptive_evaluation import adaptive
-from benchmarks.adaptive_objectives import AsPrinted, Rising, penalised
-from benchmarks.adaptive_pictures import ADAPTIVE_PICTURES
+from benchmarks import SUITES, TASKS, Override, Split
 from benchmarks.cli import main
-from benchmarks.latent_modes import ascend, count_modes
-from benchmarks.report import build
-from benchmarks.runner import plan, run
-from benchmarks.store import ResultsFolder, read_images
+from benchmarks.data import images as image_data
+from benchmarks.evaluation.adaptive import adaptive
+from benchmarks.evaluation.adaptive_objectives import AsPrinted, Rising, penalised
+from benchmarks.evaluation.latent_modes import ascend, count_modes
+from benchmarks.pictures.adaptive import ADAPTIVE_PICTURES
+from benchmarks.reporting.report import build
+from benchmarks.running.runner import plan, run
+from benchmarks.running.store import ResultsFolder, read_images
 from benchmarks.suites import adaptive as suite
 
 ROWS = 200
@@ -60,7 +61,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_measures_draws_and_reports(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.adaptive_evaluation.STEPS", 20)
+    monkeypatch.setattr("benchmarks.evaluation.adaptive.STEPS", 20)
     folder = ResultsFolder(tmp_path / "r")
     outcome = run(plan("adaptive", guide_labels=LABELS), folder, device="cpu", progress=False)
     assert not outcome.failed, outcome.failed
@@ -111,7 +112,7 @@ def test_the_printed_objective_is_in_no_registry() -> None:
     assert not any(issubclass(entry, AsPrinted) for entry in guides.objectives.values())
     setting = TASKS["mnist_as_printed"].setting("stick_breaking_rnn")
     assert isinstance(setting.fit_arguments()["objective"], AsPrinted)
-    assert setting.protocol["build_objective"] == "benchmarks.adaptive_objectives.AsPrinted"
+    assert setting.protocol["build_objective"] == "benchmarks.evaluation.adaptive_objectives.AsPrinted"
     plain = TASKS["mnist_adaptive"].setting("stick_breaking_rnn:penalty=2.0:epsilon=0.1")
     assert (plain.options["epsilon"], plain.objective) == (0.1, {"penalty": 2.0})
     made = plain.fit_arguments()["objective"]

@@ -10,8 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from benchmarks import compiled
-from benchmarks.pyro_models import MODELS
+from benchmarks.speed import compiled
+from benchmarks.speed.pyro_models import MODELS
 
 
 def test_a_model_with_a_branch_on_a_value_runs_eagerly_and_says_why() -> None:

@@ -16,18 +16,20 @@ from click.testing import CliRunner
 from matplotlib.figure import Figure
 
 import guides
-from benchmarks import SUITES, TASKS, Override, Split, Task, image_data, image_evaluation
+from benchmarks import SUITES, TASKS, Override, Split, Task
 from benchmarks.cli import main
-from benchmarks.image_pictures import IMAGE_PICTURES, tile
-from benchmarks.image_tables import sections
-from benchmarks.published import published
-from benchmarks.readme import results
-from benchmarks.report import build
-from benchmarks.runner import plan, run
-from benchmarks.store import ResultsFolder, read_images, write_images
+from benchmarks.data import images as image_data
+from benchmarks.evaluation import images as image_evaluation
+from benchmarks.pictures.images import IMAGE_PICTURES, tile
+from benchmarks.protocol.task import sort_options
+from benchmarks.reporting.image_tables import sections
+from benchmarks.reporting.published import published
+from benchmarks.reporting.report import build
+from benchmarks.reporting.summary import write
+from benchmarks.running.runner import plan, run
+from benchmarks.running.store import ResultsFolder, read_images, write_images
 from benchmarks.suites import cvae
-from benchmarks.summary import write
-from benchmarks.task import sort_options
+from docs.writer.readme import results
 
 ROWS = 120
 SHORT = {"epochs": 2, "steps": None, "batch_size": 40, "patience": None}

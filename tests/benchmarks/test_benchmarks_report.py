@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import SUITES
-from benchmarks.adaptive_pictures import ADAPTIVE_PICTURES
-from benchmarks.density_pictures import DENSITY_PICTURES
-from benchmarks.image_pictures import IMAGE_PICTURES
-from benchmarks.pictures import PICTURES, README
-from benchmarks.pictures import write as draw
-from benchmarks.report import build
-from benchmarks.store import ResultsFolder, read_folders
-from benchmarks.summary import summarise
+from benchmarks.pictures.adaptive import ADAPTIVE_PICTURES
+from benchmarks.pictures.densities import DENSITY_PICTURES
+from benchmarks.pictures.images import IMAGE_PICTURES
+from benchmarks.pictures.pictures import PICTURES, README
+from benchmarks.pictures.pictures import write as draw
+from benchmarks.reporting.report import build
+from benchmarks.reporting.summary import summarise
+from benchmarks.running.store import ResultsFolder, read_folders
 
 
 class References(HTMLParser):
@@ -43,7 +43,7 @@ class References(HTMLParser):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three tasks, short, with a cell that failed."""
-    from benchmarks import runner
+    from benchmarks.running import runner
 
     folder = tmp_path_factory.mktemp("report") / "quick"
     tasks = ("eight_schools", "breast_cancer", "blundell_curve", "foong_gap")
@@ -133,7 +133,7 @@ def test_summary_is_small_and_complete(finished: Path) -> None:
 
 @pytest.mark.parametrize("name", SUITES)
 def test_sections_of_every_suite_survive_what_other_suites_produce(name: str, finished: Path) -> None:
-    from benchmarks.report import standard_sections
+    from benchmarks.reporting.report import standard_sections
 
     suite = SUITES[name]
     (_, _, records), *_ = read_folders([finished])

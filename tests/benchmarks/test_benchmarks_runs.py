@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import TASKS, Split
-from benchmarks.store import Cell, ResultsFolder
+from benchmarks.running.store import Cell, ResultsFolder
 
 
 def test_guide_of_another_package_is_listed_run_and_compared(command_line, tmp_path: Path) -> None:

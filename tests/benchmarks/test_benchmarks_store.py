@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.describe import describe, differences, fingerprint
-from benchmarks.store import Cell, ResultsFolder, ResultsFolderError, read_folders, write_atomically
+from benchmarks.protocol.describe import describe, differences, fingerprint
+from benchmarks.running.store import Cell, ResultsFolder, ResultsFolderError, read_folders, write_atomically
 
 
 def record(split: int, status: str = "done", **more: object) -> dict:

@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from benchmarks.metrics import metric
-from benchmarks.report import compared
+from benchmarks.reporting.metrics import metric
+from benchmarks.reporting.report import compared
+from benchmarks.reporting.tables import Entry, Table, comparison, estimate, paired_difference, standings, values
 from benchmarks.suites.table1 import compare
-from benchmarks.tables import Entry, Table, comparison, estimate, paired_difference, standings, values
 
 
 def cells(task: str, guide: str, numbers, name: str = "rmse", status: str = "done") -> list[dict]:

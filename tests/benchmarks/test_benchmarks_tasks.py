@@ -12,10 +12,10 @@ from pyro import poutine
 
 import guides
 from benchmarks import SUITES, TASKS, Override, Task
-from benchmarks.metrics import METRICS
-from benchmarks.published import PUBLISHED
-from benchmarks.runner import plan
-from benchmarks.task import parse_guide
+from benchmarks.protocol.task import parse_guide
+from benchmarks.reporting.metrics import METRICS
+from benchmarks.reporting.published import PUBLISHED
+from benchmarks.running.runner import plan
 from benchmarks.tasks.eight_schools import exact
 
 PROVIDED = ("table1_", "uci_", "mnist_", "cvae_")
@@ -138,7 +138,7 @@ def test_uci_is_the_published_splits_in_original_units() -> None:
     assert {cell.split for cell in plan("uci").cells} == set(range(20))
     for task in (TASKS[name] for name in SUITES["uci"].tasks):
         assert task.metrics[:2] == ("log_likelihood", "rmse")
-        assert task.setting("mean_field").protocol["data"]["call"] == "benchmarks.data.published_split"
+        assert task.setting("mean_field").protocol["data"]["call"] == "benchmarks.data.tables.published_split"
 
 
 def test_overrides_win_in_order() -> None:

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from benchmarks import runner, workers
-from benchmarks.store import ResultsFolder
+from benchmarks.running import runner, workers
+from benchmarks.running.store import ResultsFolder
 
 
 def squares(number, count):

@@ -8,8 +8,9 @@ from pyro import poutine
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 import guides
-from benchmarks import TASKS, densities
-from benchmarks.density_pictures import DENSITY_PICTURES
+from benchmarks import TASKS
+from benchmarks.data import densities
+from benchmarks.pictures.densities import DENSITY_PICTURES
 from benchmarks.tasks import multimodal
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import guides
-from guides.engine import cache, compilers
-from guides.engine.native.library import NativeLoop
+from guides.compile import cache, compilers
+from guides.compile.native.build import NativeLoop
 
 from .fits import fit, same, template
 from .harness import NotHere, as_another_user, child, fault, full_after, has_command, small_disk
@@ -465,7 +465,7 @@ GIVEN_UP = "given up on after a limit with one warning, not waited for again, an
 
 @fault("compilers", "a compiler that hangs at work, with a child that hangs too", GIVEN_UP)
 def _hangs(folder: Path) -> None:
-    from guides.engine.native import library
+    from guides.compile.native import build as library
 
     library._LIMIT = library._LATE = 0.5
     text = f'[ "$1" = --version ] && exit 0\nsh -c "sleep 1000; : {folder}" &\nsleep 1000'
@@ -524,7 +524,7 @@ _CHECKED = """
 import sys, warnings
 warnings.simplefilter("error")
 from tests.faults.fits import fit, same
-from guides.engine import cache
+from guides.compile import cache
 same(fit())
 print([cache._sound(p) for p in cache.cache_folder().glob("*.so")])
 """

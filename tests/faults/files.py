@@ -18,7 +18,7 @@ import pyro.distributions as dist
 import torch
 
 import guides
-from benchmarks.netcdf import netcdf
+from benchmarks.running.netcdf import netcdf
 
 from .fits import X, Y, fit, regression
 from .harness import as_another_user, child, fault, full_after

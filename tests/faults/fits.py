@@ -16,7 +16,7 @@ import pyro.distributions as dist
 import torch
 
 import guides
-from guides.engine.compilers import has_compiler
+from guides.compile.compilers import has_compiler
 
 from .harness import Fault, NotHere
 

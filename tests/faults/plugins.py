@@ -8,10 +8,10 @@ import threading
 import warnings
 from pathlib import Path
 
+import _posterior_zoo_registry as registry
 import guides
-import registry
 import zoo
-from benchmarks.task import SUITES, TASKS
+from benchmarks.protocol.task import SUITES, TASKS
 from guides.diagnostics import diagnostics_registry
 
 from .fits import fit

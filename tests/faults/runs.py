@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from click.testing import CliRunner
 
-from benchmarks import report, store, summary
 from benchmarks.cli import main
-from benchmarks.netcdf import netcdf
+from benchmarks.reporting import report, summary
+from benchmarks.running import store
+from benchmarks.running.netcdf import netcdf
 
 from .harness import ROOT, as_another_user, fault, full_after, small_disk
 

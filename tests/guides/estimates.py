@@ -7,9 +7,9 @@ import pyro.distributions as dist
 import torch
 from torch.distributions import MultivariateNormal, constraints
 
-from guides.engine.data import Data
-from guides.engine.parameters import isolated_store
-from guides.engine.program import Program, quiet
+from guides.program.data import Data
+from guides.program.parameters import isolated_store
+from guides.program.program import Program, quiet
 
 WEIGHT = torch.tensor([[1.0, 0.5, -0.4], [0.2, -0.8, 0.6]])
 NOISE = 0.5

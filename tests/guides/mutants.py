@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 import guides
-from guides.engine import step
-from guides.engine.agreement import Difference, Judge
-from guides.engine.evaluation import Reference, in_precision
-from guides.engine.native.values import Unsupported
+from guides.compile.agreement import Difference, Judge
+from guides.compile.evaluation import Reference, in_precision
+from guides.compile.native.expressions import Unsupported
+from guides.optimise import step
 
 FAMILIES = ("mean_field", "full_rank", "low_rank", "map", "mixture", "amortized")
 LOCATIONS = (0.0, 1e6)

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 import guides
-from guides.engine import step
-from guides.engine.dumping import readable
-from guides.engine.native.emit import source
-from guides.engine.native.lowering import lower
-from guides.engine.native.printing import kernels, memory_plan
-from guides.engine.native.values import Unsupported
+from guides.compile.dumping import readable
+from guides.compile.native.codegen import source
+from guides.compile.native.expressions import Unsupported
+from guides.compile.native.lowering import lower
+from guides.compile.native.printing import kernels, memory_plan
+from guides.optimise import step
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/native.md"
 

@@ -12,10 +12,10 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_value
 
 import guides
-from guides.engine.evaluation import in_precision
-from guides.engine.libraries import has_compiler
-from guides.engine.native.library import NativeLoop
-from guides.engine.tracing import close
+from guides.compile.evaluation import in_precision
+from guides.compile.loops import has_compiler
+from guides.compile.native.build import NativeLoop
+from guides.compile.tracing import close
 
 compiles = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 

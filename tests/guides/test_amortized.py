@@ -28,7 +28,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from torch import nn
 
 import guides
-from guides.engine.libraries import has_compiler
+from guides.compile.loops import has_compiler
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-3}
 FORMS = {
@@ -99,7 +99,7 @@ def test_traced_and_eager_steps_agree_in_minibatches_and_replicates(form):
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 @pytest.mark.parametrize("form", FORMS)
 def test_compiled_steps_agree(form, monkeypatch):
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 5)
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 5)
     weights = skewed_loadings()
     x = rows_of(weights)
     options = {"steps": 20, "lr": 0.02, "batch_size": 20}

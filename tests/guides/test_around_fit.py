@@ -69,7 +69,7 @@ def test_what_a_model_makes_on_the_way_bounds_the_chunk():
 
 def test_all_draws_are_there_whatever_the_chunk(monkeypatch):
     posterior = guides.fit(network, "mean_field", *line(), replicates=2, **QUICK)
-    monkeypatch.setattr("guides.draws._ELEMENTS_PER_CHUNK", 2000)
+    monkeypatch.setattr("guides.fitted.draws._ELEMENTS_PER_CHUNK", 2000)
     draws = posterior.draws(30, predictive=True)
     whole = torch.cat([draws.latents["w1"].flatten(), draws.predictive["y"].flatten(), draws.log_p.flatten()])
     assert torch.isfinite(whole).all()
@@ -359,7 +359,7 @@ def test_a_draw_without_a_cholesky_factor_is_reported_and_has_no_density():
     "options", [{}, {"batch_size": 8}, {"replicates": 2}, {"objective": "iwae", "optimizer": "sgd", "lr": 1e-4}]
 )
 def test_training_on_is_one_longer_fit(options, monkeypatch):
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 30)
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 30)
     x, y = line()
     options = {"lr": 0.01, "compile": "eager", **options}
     whole = guides.fit(linear, "mean_field", x, y, steps=60, **options)
@@ -408,7 +408,7 @@ def test_laplace_and_early_stopping_and_an_objective_with_a_network_train_on(tmp
 
 
 def test_an_interrupted_fit_trains_on(monkeypatch):
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 10)
     calls = []
 
     def model(x, y=None):

@@ -11,8 +11,8 @@ from guide_models import GENERAL, SCHOOLS, line, linear, network, regression, sc
 from torch.distributions import constraints
 
 import guides
-from guides.engine.libraries import has_compiler
-from registry import UnknownNameError
+from _posterior_zoo_registry import UnknownNameError
+from guides.compile.loops import has_compiler
 
 QUICK = {"steps": 30, "lr": 0.03}
 
@@ -305,7 +305,7 @@ def test_a_loss_that_turns_nan_stops_there_and_names_the_site(mode):
 
 @pytest.mark.parametrize("chunk", [100, 11, 10])
 def test_the_parameters_kept_are_those_of_the_last_finite_loss(chunk, monkeypatch):
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", chunk)  # of 11, the bad step is the first of its chunk
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", chunk)  # of 11, the bad step is the first of its chunk
     with pytest.warns(guides.NonFiniteLossWarning):
         posterior = guides.fit(drifting, "map", torch.ones(4), torch.zeros(4), steps=50, lr=0.1)
     assert float(posterior.parameters["a"]) == pytest.approx(0.05, abs=1e-4)

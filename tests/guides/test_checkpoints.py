@@ -153,7 +153,7 @@ def test_the_same_fit_goes_on_although_its_networks_were_trained_meanwhile(tmp_p
 @pytest.mark.parametrize("options", [{}, {"batch_size": 8}, {"replicates": 2}])
 def test_a_checkpoint_is_trained_longer(options, tmp_path, monkeypatch):
     """With a constant schedule, as if all steps had been asked for at once: rounds of so many steps draw the same noise."""
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 50)
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 50)
     whole = fit(steps=60, compile="auto", **options)
     path = tmp_path / "state"
     fit(path, steps=50, compile="auto", **options)
@@ -167,8 +167,8 @@ def test_a_checkpoint_is_trained_longer(options, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("guides.engine.state_file._SECONDS_BETWEEN", -1.0)
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
+    monkeypatch.setattr("guides.checkpoint_file._SECONDS_BETWEEN", -1.0)
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 10)
     want = fit(steps=40)
     with pytest.warns(guides.StorageWarning, match="cannot be written") as caught:
         found = fit(tmp_path / "no folder" / "state", steps=40)
@@ -258,7 +258,7 @@ class Interrupting:
 
 
 def test_ctrl_c_returns_what_was_fitted(monkeypatch):
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 10)
     with pytest.warns(guides.InterruptedFitWarning, match="interrupted after 20 of 400 steps"):
         posterior = fit(model=Interrupting(linear, 30), steps=400)
     assert posterior.stop_reasons == ("interrupted at step 20",)
@@ -275,7 +275,7 @@ def test_ctrl_c_before_anything_was_fitted_ends_the_fit():
 
 
 def test_an_interrupted_fit_goes_on_from_its_checkpoint_as_if_nothing_had_happened(tmp_path, monkeypatch):
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 10)
     whole, path = fit(model=linear, steps=60), tmp_path / "state"
     with pytest.warns(guides.InterruptedFitWarning):
         fit(path, model=Interrupting(linear, 45), steps=60)
@@ -307,7 +307,7 @@ def test_ctrl_c_in_a_terminal_with_a_progress_bar(tmp_path):
 
 
 def test_a_comparison_ends_at_ctrl_c(monkeypatch):
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 10)
     model = Interrupting(linear, 40)
     with pytest.raises(KeyboardInterrupt), pytest.warns(guides.InterruptedFitWarning):
         guides.compare(model, ["mean_field", "full_rank"], X, Y, **{**QUICK, "steps": 400}, num_samples=30)

@@ -7,8 +7,8 @@ import torch
 
 import guides
 import zoo
-from guides.engine import cuda_graphs
-from guides.engine.cuda_graphs import RecordedLoop
+from guides.compile import cuda_graphs
+from guides.compile.cuda_graphs import RecordedLoop
 from tests.guides.test_native import traced
 
 

@@ -13,8 +13,8 @@ from torch.distributions import MultivariateNormal
 
 import guides
 import zoo
-from guides.engine.libraries import has_compiler
-from guides.engine.rows import row_log_weights
+from guides.compile.loops import has_compiler
+from guides.program.rows import row_log_weights
 from zoo.networks import GaussianNetwork, mlp
 
 PIXELS, LATENT, K, NOISE = 3, 2, 3, 0.6
@@ -250,7 +250,7 @@ def test_traced_and_eager_steps_agree_in_minibatches_and_replicates(layers, othe
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 def test_compiled_and_eager_steps_agree(monkeypatch):
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 2)
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 2)
     eager, compiled = (fit_example(2, mode) for mode in ("eager", "native"))
     torch.testing.assert_close(compiled.losses, eager.losses, rtol=1e-3, atol=1e-2)
     torch.testing.assert_close(compiled.flat, eager.flat, rtol=1e-3, atol=1e-3)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
-from guides.distributions import Block, BlockNormal, LowRankNormal
+from guides.distributions.normals import Block, BlockNormal, LowRankNormal
 
 
 def block_normal():

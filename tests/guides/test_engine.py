@@ -11,12 +11,12 @@ import torch
 from guide_models import GENERAL, line, network, regression
 
 import guides
-from guides.engine import memory
-from guides.engine.agreement import Judge
-from guides.engine.inductor import InductorLoop
-from guides.engine.libraries import has_compiler
-from guides.engine.native.library import NativeLoop
-from guides.engine.optimisers import make_optimiser
+from guides.compile.agreement import Judge
+from guides.compile.inductor import InductorLoop
+from guides.compile.loops import has_compiler
+from guides.compile.native.build import NativeLoop
+from guides.optimise import memory
+from guides.optimise.optimisers import make_optimiser
 
 STEPS, LR = 40, 0.05
 CLOSE = {"rtol": 2e-4, "atol": 2e-3}
@@ -83,7 +83,7 @@ LOOPS = {"native": NativeLoop, "inductor": InductorLoop}
 )
 def test_compiled_losses_follow_the_reference(case, mode, data, monkeypatch):
     """The first two steps trace and check the graph; a few steps check the loop, which then runs every chunk."""
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 10)
     calls = count_compiled_chunks(monkeypatch, mode)
     follow(case, mode, data, chunk=10)
     chunks = [steps for steps in calls if steps > 2]  # the check takes one or two
@@ -148,7 +148,7 @@ def test_laplace_finishes_each_replicate_by_itself(data):
 
 
 def test_minibatches_follow_the_reference(data, monkeypatch):
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 9)  # the stream of rows goes on from chunk to chunk
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 9)  # the stream of rows goes on from chunk to chunk
     family, options, objective_options, particles, objective, sizes = reference.CASES["mean_field"]
     guide, start = set_up(family, options, data)
     x, y = data
@@ -186,7 +186,7 @@ def test_sgd_clipping_and_schedules_follow_torch(data):
 
 def test_chunks_do_not_change_the_trajectory_of_the_same_noise(data, monkeypatch):
     """Noise is drawn chunk by chunk; step numbers, moments and rates must not restart with a chunk."""
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 7)
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 7)
     guide, start = set_up("mean_field", {}, data)
     objective, sizes = reference.CASES["mean_field"][4:]
     normals, uniforms = reference.noise(5, STEPS, 1, *sizes(30), chunk=7)
@@ -289,14 +289,14 @@ def test_what_a_killed_compiler_left_is_cleared_away(data, monkeypatch, tmp_path
 @pytest.mark.parametrize("mode", LOOPS)
 def test_no_compiler_is_said_once(mode, data, monkeypatch, tmp_path):
     monkeypatch.setenv("GUIDES_CACHE", str(tmp_path))
-    monkeypatch.setattr("guides.engine.step.has_compiler", lambda: False)
+    monkeypatch.setattr("guides.optimise.step.has_compiler", lambda: False)
     with pytest.warns(guides.EagerFallbackWarning, match=r"no C\+\+ compiler") as caught:
         fit("mean_field", *data, compile=mode)
     assert len(caught) == 1
 
 
 def test_a_fit_too_short_to_gain_is_not_traced(data, monkeypatch):
-    monkeypatch.setattr("guides.engine.tracing.make_fx", None)  # to use it would fail, and warn
+    monkeypatch.setattr("guides.compile.tracing.make_fx", None)  # to use it would fail, and warn
     guides.fit(regression, "mean_field", *data, steps=3)
 
 
@@ -311,7 +311,7 @@ def test_a_network_traced_and_replicated_in_minibatches_is_the_eager_fit(data):
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 @pytest.mark.parametrize("mode", COMPILED)
 def test_compiled_replicates_in_minibatches_are_the_single_eager_fits(mode, data, monkeypatch):
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 10)
     calls = count_compiled_chunks(monkeypatch, mode)
     options = {"batch_size": 8, "clip_norm": 5.0, "schedule": "cosine"}
     together = fit("mean_field", *data, replicates=3, compile=mode, **options)
@@ -354,7 +354,7 @@ def test_a_guide_whose_draws_torch_func_cannot_differentiate_runs_eagerly():
 def test_replicates_that_do_not_fit_into_memory_run_in_batches(data, monkeypatch, tmp_path):
     options = {"replicates": 5, "validation": 0.2, "patience": 3, "epochs": 30, "steps": None, "compile": "trace"}
     together = fit("mean_field", *data, **options)
-    monkeypatch.setattr("guides.engine.loop.most_replicates", lambda elements, free: 2)
+    monkeypatch.setattr("guides.optimise.loop.most_replicates", lambda elements, free: 2)
     apart = fit("mean_field", *data, checkpoint=tmp_path / "fit", **options)
     torch.testing.assert_close(apart.flat, together.flat, **CLOSE)
     torch.testing.assert_close(apart.losses, together.losses, equal_nan=True, **CLOSE)

@@ -15,7 +15,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 import guides
-from guides.program.enumeration import Enumerated
+from guides.program.discrete.enumeration import Enumerated
 
 W, LOCS = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([-2.0, 0.0, 3.0])
 MOVES, MEANS = torch.tensor([[0.7, 0.3], [0.2, 0.8]]), torch.tensor([-1.0, 1.0])

@@ -105,7 +105,7 @@ def dying(model, calls):
 
 @pytest.mark.parametrize("calls", [60, 130])
 def test_a_killed_fit_continues_to_the_same_result(calls, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("guides.engine.state_file._SECONDS_BETWEEN", -1.0)
+    monkeypatch.setattr("guides.checkpoint_file._SECONDS_BETWEEN", -1.0)
     options = {
         "epochs": 40,
         "batch_size": 7,

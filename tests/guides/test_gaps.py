@@ -14,8 +14,8 @@ from torch import nn
 
 import guides
 from guides import inference_gap
-from guides.distributions import LowRankNormal
-from guides.refinement import OffsetLayout, Refine
+from guides.distributions.normals import LowRankNormal
+from guides.evidence.offsets import OffsetLayout, Refine
 
 INDEPENDENT, CORRELATED = LinearGaussian(orthogonal=True), LinearGaussian(orthogonal=False)
 X, NEW = CORRELATED.rows(40), CORRELATED.rows(20, seed=2)

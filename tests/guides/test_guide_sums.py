@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import guides
 from guides.objectives.guide_sums import GuideSums
-from guides.program.enumeration import Enumerated
+from guides.program.discrete.enumeration import Enumerated
 
 WEIGHTS, CENTRES = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([-2.0, 0.0, 3.0])
 X = torch.tensor([-1.0, 0.5, 2.0, 1.5])

@@ -228,7 +228,7 @@ def test_densities_of_the_amortized_family_at_other_rows_draws(pca, options):
     found = latent_information(posterior)
     assert float(found.rate) == pytest.approx(float(found.mutual_information) + float(found.marginal_kl), abs=1e-5)
     assert (found.total_correlation is None) == ("flow" in options)
-    with torch.no_grad(), guides.engine.program.quiet(), guides.engine.parameters.isolated_store():
+    with torch.no_grad(), guides.program.program.quiet(), guides.program.parameters.isolated_store():
         guide = posterior.guide
         site = pyro.poutine.trace(guide).get_trace(x[:9]).nodes["z"]
         values = site["value"][:4]

@@ -21,7 +21,7 @@ from estimates import (
 from guide_models import line, linear, linear_posterior
 
 import guides
-from guides.engine.rows import row_log_weights
+from guides.program.rows import row_log_weights
 
 
 def traces(model, guide, *data):

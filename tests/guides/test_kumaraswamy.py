@@ -12,7 +12,7 @@ from torch.func import vmap
 
 import guides
 import zoo
-from guides.kumaraswamy import Kumaraswamy
+from guides.distributions.kumaraswamy import Kumaraswamy
 
 PAIRS = [(0.3, 0.2), (0.5, 2.0), (1.0, 1.0), (3.0, 0.5), (8.0, 5.0), (40.0, 3.0), (200.0, 20.0)]
 

@@ -13,9 +13,9 @@ from torch import nn
 from torch.distributions import constraints
 
 import guides
-from guides.curvature import Curvature, positive_part
-from guides.engine.data import Data
-from guides.engine.program import Program
+from guides.families.laplace.curvature import Curvature, positive_part
+from guides.program.data import Data
+from guides.program.program import Program
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_gauss_newton_is_the_same_in_parts_and_by_either_mode(data, monkeypatch)
     at = at_point(network, data)
     whole, diagonal = at.ggn(), at.ggn_diagonal()
     torch.testing.assert_close(diagonal, whole.diagonal(), rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr("guides.curvature._ELEMENTS_PER_CHUNK", 50)  # parts of four rows: reverse mode, chunk by chunk
+    monkeypatch.setattr("guides.families.laplace.curvature._ELEMENTS_PER_CHUNK", 50)  # four rows at a time, in reverse mode
     assert len(list(at._parts())) > 1
     torch.testing.assert_close(at.ggn(), whole, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(at.ggn_diagonal(), diagonal, rtol=1e-4, atol=1e-3)

@@ -14,7 +14,7 @@ from torch.distributions import transforms
 
 import guides
 import zoo
-from guides.likelihoods import coordinates
+from guides.families.laplace.likelihoods import coordinates
 
 ROWS = 30
 EYE = torch.eye(3)

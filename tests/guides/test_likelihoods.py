@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import guides
-from guides import likelihoods
-from guides.likelihoods import coordinates
+from guides.families.laplace import likelihoods
+from guides.families.laplace.likelihoods import coordinates
 
 T = torch.tensor
 CASES = {

@@ -10,9 +10,9 @@ from torch import nn
 from torch.distributions import constraints
 
 import guides
-from guides.engine import scoring
-from guides.engine.checks import check_values
-from guides.engine.data import Data
+from guides.optimise import scoring
+from guides.program.checks import check_values
+from guides.program.data import Data
 
 NOISE = 0.5
 

@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import guides
-from guides.engine.agreement import Judge
-from guides.engine.libraries import has_compiler
-from guides.engine.native.emit import source
-from guides.engine.native.lowering import lower
-from guides.engine.native.printing import kernels, memory_plan
-from guides.engine.native.schedule import Loop
-from guides.engine.native.values import Read
-from guides.engine.native.verifying import UnsafeProgramError, verify
-from guides.engine.simplifying import simplified
+from guides.compile.agreement import Judge
+from guides.compile.loops import has_compiler
+from guides.compile.native.codegen import source
+from guides.compile.native.expressions import Read
+from guides.compile.native.kernels import Loop
+from guides.compile.native.lowering import lower
+from guides.compile.native.printing import kernels, memory_plan
+from guides.compile.native.verify import UnsafeProgramError, verify
+from guides.compile.simplify import simplified
 
 PLAN = """320 bytes
 b1: 4 float, bytes 0 to 64, kernels 0 to 2

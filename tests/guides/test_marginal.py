@@ -16,14 +16,14 @@ from guide_models import line, linear, linear_posterior
 from latent_models import LinearGaussian
 
 import guides
-import guides.engine.weights
-import guides.weight_stream
+import guides.evidence.importance_weights
+import guides.evidence.stream
 from guides import log_marginal
-from guides.diagnostics.psis import psis, tail_length
-from guides.engine.data import Data
-from guides.engine.row_keys import row_keys
-from guides.engine.weights import Plan, WeightKernel
-from guides.weight_stream import Sums
+from guides.evidence.importance_weights import Plan, WeightKernel
+from guides.evidence.stream import Sums
+from guides.program.data import Data
+from guides.program.row_keys import row_keys
+from guides.psis import psis, tail_length
 
 PCA = LinearGaussian(orthogonal=False)
 X = PCA.rows(60)
@@ -187,7 +187,7 @@ def test_what_is_in_memory_does_not_grow_with_the_draws(wrong, monkeypatch):
     for samples in (100, 5000, 10**8):
         plan = Plan.make(10_000, samples, elements=8000, chunk=None, device=torch.device("cpu"))
         assert plan.rows * plan.draws * plan.elements <= 2**25
-        kept = plan.rows * (tail_length(samples) + 1 + max(plan.draws, guides.weight_stream._DRAWS_PER_GROUP))
+        kept = plan.rows * (tail_length(samples) + 1 + max(plan.draws, guides.evidence.stream._DRAWS_PER_GROUP))
         assert 8 * 4 * kept < 2**28, "four copies in float64"
     seen = []
     call = WeightKernel.__call__
@@ -304,9 +304,9 @@ def test_a_run_that_was_killed_is_continued(wrong, tmp_path):
 import sys, torch
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 torch.set_num_threads(1)
-import guides, guides.weight_stream
+import guides, guides.evidence.stream
 from latent_models import LinearGaussian
-guides.engine.state_file._SECONDS_BETWEEN = 0.0
+guides.checkpoint_file._SECONDS_BETWEEN = 0.0
 pca = LinearGaussian(orthogonal=False)
 posterior = pca.fitted(pca.rows(60), shift=0.2, stretch=1.2)
 guides.log_marginal(posterior, pca.rows(50, seed=2), num_samples=20000, chunk=500, checkpoint={str(tmp_path / "run")!r})

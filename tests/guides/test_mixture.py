@@ -13,10 +13,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import softplus
 
 import guides
-from guides.engine.data import Data
-from guides.engine.libraries import has_compiler
-from guides.engine.parameters import isolated_store
-from guides.engine.program import Program, quiet
+from guides.compile.loops import has_compiler
+from guides.program.data import Data
+from guides.program.parameters import isolated_store
+from guides.program.program import Program, quiet
 
 MIXTURE_OBJECTIVES = ("elbo", "selbo", "entropy_bound", "siwae")
 
@@ -193,7 +193,7 @@ def test_stock_trace_elbo_learns_the_weights_too(data):
 def test_the_engine_takes_every_objective(name, mode, data, monkeypatch):
     if mode == "native" and not has_compiler():
         pytest.skip("no C++ compiler")
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 10)
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 10)
     options = {"penalty": falling} if name == "entropy_bound" else {"warmup": 15} if name == "selbo" else {}
 
     def fit(compiled):

@@ -25,12 +25,12 @@ from pyro import poutine
 from torch import nn
 
 import guides
-from guides.engine.data import Data
-from guides.engine.parameters import isolated_store
-from guides.engine.program import Program, quiet
-from guides.mixtures import MixtureDensity
+from guides.distributions.mixtures import MixtureDensity
+from guides.families.encoders.component_heads import WEIGHTS, log_weights_of
 from guides.objectives.base import Stratum
-from guides.row_mixtures import WEIGHTS, log_weights_of
+from guides.program.data import Data
+from guides.program.parameters import isolated_store
+from guides.program.program import Program, quiet
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-3}
 OBJECTIVES = ("elbo", "selbo", "entropy_bound", "siwae")

@@ -16,7 +16,7 @@ from torch.distributions import (
 )
 
 from guides import OptionError
-from guides.mixtures import (
+from guides.distributions.mixtures import (
     BOUNDS,
     MixtureDensity,
     entropy_bound,

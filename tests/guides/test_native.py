@@ -12,13 +12,13 @@ from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import guides
-from guides.distributions import LowRankNormal
-from guides.engine.libraries import has_compiler
-from guides.engine.native.library import NativeLoop
-from guides.engine.native.lowering import lower
-from guides.engine.native.pointwise import POINTWISE
-from guides.engine.native.values import Unsupported
-from guides.engine.simplifying import simplified
+from guides.compile.loops import has_compiler
+from guides.compile.native.build import NativeLoop
+from guides.compile.native.expressions import Unsupported
+from guides.compile.native.lowering import lower
+from guides.compile.native.ops.pointwise import POINTWISE
+from guides.compile.simplify import simplified
+from guides.distributions.normals import LowRankNormal
 from tests.guides.guide_models import regression
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
@@ -427,11 +427,11 @@ def test_a_fit_with_an_unknown_operation_goes_to_inductor_or_stays_traced(monkey
         def check(self, *_):
             raise RuntimeError("not here")
 
-    monkeypatch.setattr("guides.engine.native.library.lower", refuse)
+    monkeypatch.setattr("guides.compile.native.build.lower", refuse)
     with pytest.warns(guides.EagerFallbackWarning, match=r"aten\.nothing"):
         guides.fit(regression, "mean_field", *data, steps=40, compile="native")
     assert not asked
-    monkeypatch.setattr("guides.engine.step.InductorLoop", Inductor)
+    monkeypatch.setattr("guides.optimise.step.InductorLoop", Inductor)
     with pytest.warns(guides.EagerFallbackWarning, match="not here"):
         guides.fit(regression, "mean_field", *data, steps=40, compile="auto")
     assert len(asked) == 1

@@ -15,11 +15,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import guides
 import zoo
-from guides.engine.inductor import InductorLoop
-from guides.engine.native.values import Unsupported
-from guides.engine.noise import Noise, NoiseTape
-from guides.engine.vectorise import Vectorised
+from guides.compile.inductor import InductorLoop
+from guides.compile.native.expressions import Unsupported
 from guides.errors import EagerFallbackWarning
+from guides.program.noise import Noise, NoiseTape
+from guides.program.vectorise import Vectorised
 
 N, TIME, IN, HIDDEN = 8, 4, 2, 3
 X = torch.randn(N, TIME, IN, generator=torch.Generator().manual_seed(0))
@@ -446,16 +446,16 @@ def test_inductors_time_is_judged_by_the_graph(
     def unable(*args: object) -> None:
         raise Unsupported("nothing")
 
-    monkeypatch.setattr("guides.engine.step.NativeLoop", unable)
-    monkeypatch.setattr("guides.engine.step.InductorLoop", Judged)
+    monkeypatch.setattr("guides.optimise.step.NativeLoop", unable)
+    monkeypatch.setattr("guides.optimise.step.InductorLoop", Judged)
     guides.fit(_sum_of(latents), guide, Y, steps=20)
     assert low <= asked[0] <= high
 
 
 def test_a_large_graph_is_not_lowered_to_find_out_that_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     lowered: list[int] = []
-    monkeypatch.setattr("guides.engine.step._LARGE", 50)
-    monkeypatch.setattr("guides.engine.step.NativeLoop", lambda *_: lowered.append(1))
+    monkeypatch.setattr("guides.optimise.step._LARGE", 50)
+    monkeypatch.setattr("guides.optimise.step.NativeLoop", lambda *_: lowered.append(1))
     posterior = guides.fit(_sum_of(3), "mean_field", Y, steps=20)
     assert not lowered
     assert torch.isfinite(posterior.losses).all()

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from guides.engine.noise import Noise, NoiseLayout, NoiseTape
+from guides.program.noise import Noise, NoiseLayout, NoiseTape
 
 NORMALS, UNIFORMS = torch.randn(50), torch.rand(50)
 N, U = NORMALS[:6].view(2, 3), UNIFORMS[:6].view(2, 3)

@@ -12,9 +12,9 @@ from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import guides
-from guides.engine.libraries import has_compiler
-from guides.engine.rows import log_density
+from guides.compile.loops import has_compiler
 from guides.objectives.base import frozen_guide_trace
+from guides.program.rows import log_density
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +360,7 @@ def test_traced_and_replicated_fits_are_the_eager_ones(name):
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 @pytest.mark.parametrize("name", VARIANTS)
 def test_compiled_fits_are_the_eager_ones(name, monkeypatch):
-    monkeypatch.setattr("guides.engine.loop._STEPS_PER_CHUNK", 8)
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 8)
     eager = fit_factors(VARIANTS[name], seed=3, compile="eager")
     compiled = fit_factors(VARIANTS[name], seed=3, compile="native")
     torch.testing.assert_close(compiled.losses, eager.losses, rtol=1e-3, atol=1e-2)

@@ -105,7 +105,7 @@ def test_draws_differ_between_seeds_and_repeat_with_one(data):
 
 def test_draws_do_not_depend_on_how_many_are_vectorised(data, monkeypatch):
     posterior = guides.fit(network, "mean_field", *data, **QUICK)
-    monkeypatch.setattr("guides.draws._ELEMENTS_PER_CHUNK", 1)
+    monkeypatch.setattr("guides.fitted.draws._ELEMENTS_PER_CHUNK", 1)
     assert posterior.sample(5)["w1"].std(0).min() > 0
     assert posterior.predict(data[0], num_samples=5)["f"].shape == (5, 30)
 

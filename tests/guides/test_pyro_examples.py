@@ -16,7 +16,7 @@ from pyro.ops.special import safe_log
 from torch import Tensor, nn
 
 import guides
-from guides.engine.functions import followable
+from guides.program.functions import followable
 
 X = torch.linspace(-2.0, 2.0, 8)
 

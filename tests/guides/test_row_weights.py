@@ -9,7 +9,7 @@ from latent_models import LinearGaussian
 import guides
 from guides.diagnostics import RowWeights, Undefined, diagnose
 from guides.diagnostics.row_weights import some_rows
-from guides.engine.data import Data
+from guides.program.data import Data
 
 PCA = LinearGaussian(orthogonal=False)
 X = PCA.rows(400)

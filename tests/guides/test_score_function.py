@@ -10,7 +10,7 @@ from estimates import has_mean, replicate_estimates
 from torch import nn
 
 import guides
-from guides.engine.noise import Noise, NoiseTape
+from guides.program.noise import Noise, NoiseTape
 
 X = torch.tensor([-1.5, 0.4, 2.0])
 LOCS = torch.tensor([-1.0, 0.5, 2.0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from guides.engine.simplifying import simplified, with_constants_computed, with_small_pieces_added
+from guides.compile.simplify import simplified, with_constants_computed, with_small_pieces_added
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 

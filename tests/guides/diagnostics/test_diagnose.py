@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 import guides.diagnostics as D
-from registry import UnknownNameError
+from _posterior_zoo_registry import UnknownNameError
 
 
 def normal(mean=0.0, sd=1.0, dim=2):

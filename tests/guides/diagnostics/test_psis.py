@@ -7,8 +7,8 @@ import pytest
 import torch
 from pyro.ops.stats import fit_generalized_pareto as pyro_fit
 
-from guides.arviz_io import import_arviz
-from guides.diagnostics.psis import (
+from guides.fitted.arviz_io import import_arviz
+from guides.psis import (
     fit_generalized_pareto,
     float_tolerance,
     importance_ess,

@@ -1,0 +1,1 @@
+"""From a fitted posterior and a split to numbers and curves."""

@@ -1,0 +1,1 @@
+"""From records and kept posteriors to pictures."""

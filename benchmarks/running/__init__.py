@@ -1,0 +1,1 @@
+"""Cells planned, grouped, run and recorded."""

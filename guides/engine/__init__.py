@@ -1,1 +1,0 @@
-"""The inference engine: pure functions of parameters, noise and data, and the loop that runs them."""

@@ -1,0 +1,73 @@
+"""Draws from a guide, resampled by their importance weights so that they are draws from the posterior."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guides.errors import OptionError
+from guides.program.guide import amortized_sites, is_point_mass
+from guides.psis import MIN_DRAWS, chain_shares, psis
+
+__all__ = ["resampled"]
+
+_POOL = 10  # draws to choose each from
+_FEWEST, _MOST_ELEMENTS = 4000, 2**26  # draws to choose from; elements of all latents: 256 MiB in float32
+
+
+def resampled(posterior: Any, num_samples: int, seed: int | None) -> tuple[dict[str, Tensor], Tensor]:
+    r"""Return latents chosen with probabilities proportional to their Pareto-smoothed importance weights.
+
+    From ten times as many draws of the guide, by systematic sampling: a draw of weight :math:`\bar w` is taken
+    :math:`\lfloor n \bar w \rfloor` or one time more, so that none is taken twice as long as :math:`n \max \bar w \le 1`.
+    Draws of several restarts are pooled, each restart in proportion to its effective sample size.
+
+    :param posterior: a ``guides.Posterior`` with R replicates.
+    :returns: latents by site, ``(R, S, *site shape)``, and the guide's log densities there in nats, ``(R, S)``.
+    :raises OptionError: where there are no weights: point masses, latents of rows that an encoder computes, or densities
+        that are not finite.
+
+    References: Skare, Bølviken, Holden (2003), *Improved sampling-importance resampling and reduced bias importance
+    sampling*, https://doi.org/10.1111/1467-9469.00360; Kitagawa (1996), *Monte Carlo filter and smoother for non-Gaussian
+    nonlinear state space models*, on systematic sampling.
+    """
+    family, chains = posterior.family, posterior.replicates
+    if is_point_mass(posterior.guide):
+        raise OptionError(
+            f"corrected=True: {family!r} is made of point masses, whose draws have no weights to correct them by"
+        )
+    if amortized_sites(posterior.guide):
+        raise OptionError(
+            f"corrected=True: {family!r} computes latents from each row, and weights of all rows together say nothing; "
+            "see guides.log_marginal for weights row by row"
+        )
+    elements = sum(math.prod(site.shape) for site in posterior.sites.values() if site.kind == "latent")
+    most = max(num_samples, _MOST_ELEMENTS // max(1, elements * chains))
+    pool = max(MIN_DRAWS, min(max(_FEWEST, _POOL * num_samples), most))
+    draws = posterior.draws(pool, seed=seed, log_likelihood=False)
+    smoothed, k_hat = psis(draws.log_p - draws.log_q)
+    if k_hat.isnan().any():
+        raise OptionError(f"corrected=True: importance weights of {family!r} are not finite; see posterior.diagnose()")
+    weights = (smoothed + chain_shares(smoothed)).exp().reshape(-1)
+    generator = torch.Generator().manual_seed((posterior.seed if seed is None else seed) + 2**35)
+    chosen = _systematic(weights.cpu(), chains * num_samples, generator).to(weights.device)
+
+    def taken(value: Tensor) -> Tensor:
+        flat = value.reshape(len(weights), *value.shape[2:])
+        return flat[chosen].reshape(chains, num_samples, *value.shape[2:])
+
+    # Discrete latents that the model sums out are no part of the weights; they are drawn given the others.
+    return {name: taken(draws.latents[name]) for name in posterior.program.latents}, taken(draws.log_q)
+
+
+def _systematic(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return ``count`` positions in random order, each as often as its weight says, up to less than one."""
+    order = torch.randperm(len(weights), generator=generator)
+    edges = weights[order].cumsum(0)
+    start = torch.rand((), dtype=edges.dtype, generator=generator)
+    places = (start + torch.arange(count, dtype=edges.dtype)) / count * edges[-1]
+    found = order[torch.searchsorted(edges, places).clamp(max=len(weights) - 1)]
+    return found[torch.randperm(count, generator=generator)]

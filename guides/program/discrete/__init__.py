@@ -1,0 +1,1 @@
+"""Discrete latents: which are summed out, the sums, and draws afterwards."""
