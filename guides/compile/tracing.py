@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -71,7 +73,7 @@ class Traced:
             return result
         try:
             torch.set_rng_state(state)
-            with warnings.catch_warnings(), fixed_inputs(self._fixed):
+            with warnings.catch_warnings(), fixed_inputs(self._fixed), tracing(TracingContext(_described())):
                 warnings.simplefilter("ignore")
                 graph = simplified(make_fx(self._function)(*(i.detach() for i in inputs)))
             self._graphs[key], self._replays[key] = graph, with_constants_computed(graph)
@@ -104,6 +106,11 @@ class Traced:
     def _fall_back(self, reason: str) -> None:
         self.enabled = False
         warn_slower(f"{self._what} runs without acceleration: {reason}")
+
+
+def _described() -> FakeTensorMode:
+    """Return what notes the shapes of results in a graph; without one, torch makes one anew for each of its operations."""
+    return FakeTensorMode(allow_fallback_kernels=True)
 
 
 def _shapes(inputs: Sequence[Tensor]) -> Any:

@@ -78,7 +78,7 @@ def test_state_is_replaced_where_it_lies_unless_it_is_read_at_other_places():
     assert "in0[i0] = v" in emitted.own and "swap" not in emitted.own
     lowered, emitted = made(attention, torch.ones(2, 3), torch.ones(2, 3))
     assert emitted.in_place == (False,)
-    assert "std::swap(in0, next0);" in emitted.own
+    assert "z_swap(in0, next0);" in emitted.own
     verify(lowered, emitted)
     with pytest.raises(UnsafeProgramError, match="at other indices"):
         verify(lowered, dataclasses.replace(emitted, in_place=(True,)))

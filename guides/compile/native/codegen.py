@@ -140,7 +140,7 @@ class _Source:
         lines.append(f"    for (int64_t r = 0; r < {self._replicates}; ++r) losses[r * steps + t] = {loss}[r];")
         for i, there in enumerate(self._in_place):
             if not there:
-                lines.append(f"    std::swap({made.inputs[i].name}, next{i});")
+                lines.append(f"    z_swap({made.inputs[i].name}, next{i});")
         lines.append("  }")
         for i, there in enumerate(self._in_place):
             if not there:

@@ -1,9 +1,15 @@
 // What generated loops call: elementary functions that compilers can vectorise, products and factors of matrices.
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <utility>
+// It includes nothing: reading the headers of C++ takes compilers longer than reading many a loop.
+
+typedef __INT32_TYPE__ int32_t;
+typedef __INT64_TYPE__ int64_t;
+
+extern "C" void* memcpy(void*, const void*, __SIZE_TYPE__);
+extern "C" void* memset(void*, int, __SIZE_TYPE__);
+
+#define INFINITY __builtin_inff()
+#define NAN __builtin_nanf("")
+#define M_PI 3.14159265358979323846
 
 #define ALWAYS static inline __attribute__((always_inline))
 
@@ -19,6 +25,12 @@ ALWAYS bool z_inside(int64_t index, int64_t size) { return -size <= index && ind
 ALWAYS int64_t z_place(int64_t index, int64_t size) {
   const int64_t place = index < 0 ? index + size : index;
   return place < 0 ? 0 : place >= size ? size - 1 : place;
+}
+
+template <typename T> ALWAYS void z_swap(T& a, T& b) {
+  const T first = a;
+  a = b;
+  b = first;
 }
 
 template <typename T> ALWAYS T z_abs(T x) { return x < 0 ? -x : x; }
@@ -55,7 +67,7 @@ ALWAYS float z_exp(float x) {
   const int32_t half = k >> 1;  // in two steps, as 2^n itself may be too large or too small for a float
   return p * z_cast_bits<float>((half + 127) << 23) * z_cast_bits<float>((k - half + 127) << 23);
 }
-ALWAYS double z_exp(double x) { return std::exp(x); }
+ALWAYS double z_exp(double x) { return __builtin_exp(x); }
 
 // log = e log(2) + log(m) with m between sqrt(1/2) and sqrt(2), the latter by Cephes's polynomial.
 ALWAYS float z_log(float x) {
@@ -85,7 +97,7 @@ ALWAYS float z_log(float x) {
   y = x == INFINITY ? INFINITY : y;
   return x != x ? x : y;
 }
-ALWAYS double z_log(double x) { return std::log(x); }
+ALWAYS double z_log(double x) { return __builtin_log(x); }
 
 // Kahan's: the rounding of 1 + x cancels.
 ALWAYS float z_log1p(float x) {
@@ -94,7 +106,7 @@ ALWAYS float z_log1p(float x) {
   const float y = z_log(u) * (x / (d == 0.0f ? 1.0f : d));
   return d == 0.0f ? x : u == INFINITY ? u : y;
 }
-ALWAYS double z_log1p(double x) { return std::log1p(x); }
+ALWAYS double z_log1p(double x) { return __builtin_log1p(x); }
 ALWAYS float z_expm1(float x) {
   const float u = z_exp(x);
   const float d = u - 1.0f;
@@ -102,18 +114,18 @@ ALWAYS float z_expm1(float x) {
   const float y = d * (x / (l == 0.0f ? 1.0f : l));
   return d == 0.0f ? x : d == -1.0f ? d : u == INFINITY ? u : y;
 }
-ALWAYS double z_expm1(double x) { return std::expm1(x); }
+ALWAYS double z_expm1(double x) { return __builtin_expm1(x); }
 template <typename T> ALWAYS T z_sigmoid(T x) { return T(1) / (T(1) + z_exp(-x)); }
 ALWAYS float z_tanh(float x) {
   const float t = z_expm1(-2.0f * z_abs(x));
   const float y = -t / (2.0f + t);
   return x < 0.0f ? -y : y;
 }
-ALWAYS double z_tanh(double x) { return std::tanh(x); }
+ALWAYS double z_tanh(double x) { return __builtin_tanh(x); }
 
 #define LIBRARY(name)                                  \
-  static inline float z_##name(float x) { return std::name(x); } \
-  static inline double z_##name(double x) { return std::name(x); }
+  static inline float z_##name(float x) { return __builtin_##name##f(x); } \
+  static inline double z_##name(double x) { return __builtin_##name(x); }
 LIBRARY(sin)
 LIBRARY(cos)
 LIBRARY(tan)
@@ -128,26 +140,27 @@ LIBRARY(atanh)
 LIBRARY(erf)
 LIBRARY(erfc)
 LIBRARY(lgamma)
-template <typename T> static inline T z_atan2(T y, T x) { return std::atan2(y, x); }
+static inline float z_atan2(float y, float x) { return __builtin_atan2f(y, x); }
+static inline double z_atan2(double y, double x) { return __builtin_atan2(y, x); }
 
 // By recurrence up to 6, then asymptotically (Abramowitz & Stegun 1964, 6.3.5 and 6.3.18); below zero by reflection.
 static inline double z_digamma(double x) {
   if (x == 0) return -INFINITY;
   double sum = 0;
   if (x < 0) {
-    if (x == std::floor(x)) return NAN;
-    sum = -M_PI / std::tan(M_PI * x);
+    if (x == __builtin_floor(x)) return NAN;
+    sum = -M_PI / __builtin_tan(M_PI * x);
     x = 1 - x;
   }
   for (; x < 10; x += 1) sum -= 1 / x;
   const double s = 1 / (x * x);
-  return sum + std::log(x) - 0.5 / x -
+  return sum + __builtin_log(x) - 0.5 / x -
          s * (1. / 12 - s * (1. / 120 - s * (1. / 252 - s * (1. / 240 - s * (1. / 132 - s * (691. / 32760))))));
 }
 // Likewise (6.4.6, 6.4.7 and 6.4.12 there).
 static inline double z_trigamma(double x) {
   if (x < 0.5) {
-    const double sine = std::sin(M_PI * x);
+    const double sine = __builtin_sin(M_PI * x);
     return M_PI * M_PI / (sine * sine) - z_trigamma(1 - x);
   }
   double sum = 0;
@@ -158,6 +171,8 @@ static inline double z_trigamma(double x) {
 static inline float z_trigamma(float x) { return (float)z_trigamma((double)x); }
 static inline float z_digamma(float x) { return (float)z_digamma((double)x); }
 
+template <typename T> ALWAYS T z_any_power(T x, T y) { return T(__builtin_pow(x, y)); }
+ALWAYS float z_any_power(float x, float y) { return __builtin_powf(x, y); }
 template <typename T> ALWAYS T z_pow(T x, T y) {
   if (__builtin_constant_p(y)) {
     if (y == T(2)) return x * x;
@@ -168,7 +183,7 @@ template <typename T> ALWAYS T z_pow(T x, T y) {
     if (y == T(-1)) return T(1) / x;
     if (y == T(-2)) return T(1) / (x * x);
   }
-  return std::pow(x, y);
+  return z_any_power(x, y);
 }
 template <typename T> ALWAYS T z_softplus(T x, T beta, T threshold) {
   return x * beta > threshold ? x : z_log1p(z_exp(x * beta)) / beta;
