@@ -4,7 +4,7 @@ Models of a target are called ``model(x, y=None)``: with ``y`` they observe, wit
 themselves are called ``model(x)``. ``zoo.models`` is the registry of models, ``zoo.datasets`` the data sets and theirs.
 """
 
-from zoo import datasets, networks, pixels
+from zoo import datasets, networks, pixels, posteriordb
 from zoo._registries import models
 from zoo.cvae import ConditionalRegressor, ConditionalVAE
 from zoo.deep_latent_gaussian_mixture import DeepLatentGaussianMixture
@@ -41,4 +41,5 @@ __all__ = [
     "models",
     "networks",
     "pixels",
+    "posteriordb",
 ]
