@@ -91,7 +91,8 @@ def fit(
     :param batch_size: data points per step; all by default. Plates that follow the rows are rescaled to the full data.
     :param lr: learning rate, times the ``schedule``: ``"constant"``, ``"cosine"``, ``"linear"``, or a function of progress
         in [0, 1).
-    :param optimizer: ``"adam"``, ``"clipped_adam"`` (every entry of the gradient cut to ±10) or ``"sgd"`` (with momentum).
+    :param optimizer: ``"adam"`` (which forgets large gradients of the beginning sooner than Adam's own 1000 steps),
+        ``"clipped_adam"`` (with every entry of the gradient cut to ±10 first) or ``"sgd"`` (with momentum).
     :param clip_norm: largest gradient norm; longer gradients are shortened to it.
     :param num_particles: Monte Carlo draws per step; by default the objective's own number, one for the ELBO.
     :param validation: data to choose the best parameters by, either a fraction of ``data`` to hold out or a tuple like

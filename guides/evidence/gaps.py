@@ -215,8 +215,8 @@ class _Search:
         for k in range(steps):
             noise = self._kernel.layout.draw((self._particles,), generator)
             rate = state[0].new_full((1,), self._lr * (1 - k / steps))
-            number = state[0].new_full((1,), float(k + 1))
-            state = self._step(*state, rate, number, noise.normals, noise.uniforms, *tensors)  # type: ignore[assignment]
+            factors = self._adam.factors(state[0].new_full((1,), float(k + 1)))
+            state = self._step(*state, rate, factors, noise.normals, noise.uniforms, *tensors)  # type: ignore[assignment]
             bar.update()
         return state[0]
 
@@ -248,13 +248,13 @@ class _Search:
         return found
 
     def _one_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        offsets, mean, square, rate, number, normals, uniforms, *tensors = inputs
+        offsets, mean, square, rate, factors, normals, uniforms, *tensors = inputs
 
         def loss(offsets: Tensor) -> Tensor:
             return -self._draws(offsets, Noise(normals, uniforms), tuple(tensors), sticking=True).mean(0).sum()
 
         gradient = torch.func.grad(loss)(offsets)
-        direction, moments = self._adam.update(gradient, (mean, square), self._adam.factors(number))
+        direction, moments = self._adam.update(gradient, (mean, square), factors)
         return (offsets - rate * direction, *moments)
 
     def _both(self, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -43,16 +43,32 @@ def _no_factors(numbers: Tensor) -> Tensor:
     return numbers.new_zeros((*numbers.shape[:-1], 0))
 
 
-def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Optimiser:
-    """Adam (Kingma & Ba 2015)."""
+_LIKE_ADAM, _SHARE, _LONGEST = 100, 0.1, 1000
+"""Steps at first that are Adam's own; the part of the steps so far that squares are averaged over; and at most how many."""
+
+
+def adam(beta1: float = 0.9, epsilon: float = 1e-8) -> Optimiser:
+    r"""Adam (Kingma & Ba 2015), which forgets its beginning sooner.
+
+    Adam averages squared gradients over about 1000 steps (:math:`\beta_2` = 0.999). A fit begins far from where it ends,
+    with gradients a hundred times as large, and a fit of two thousand steps spends most of them divided by those: locations
+    are found and standard deviations are left where they started. Here the average is over the last tenth of the steps so
+    far, at least 100 and at most 1000. The first 100 steps, and those after 10,000, are Adam's with :math:`\beta_2` = 0.999.
+    """
+    numbers = torch.arange(1, int(_LONGEST / _SHARE) + 1, dtype=torch.float64)
+    weights = 1 / (_SHARE * numbers).clamp(_LIKE_ADAM, _LONGEST)
+    weights[:_LIKE_ADAM] = 1 / _LONGEST
+    totals = -torch.expm1(torch.log1p(-weights).cumsum(0))  # what the weights of all gradients so far sum to
 
     def factors(numbers: Tensor) -> Tensor:
-        return torch.cat([1 / (1 - beta**numbers) for beta in (beta1, beta2)], dim=-1)
+        place = (numbers.long() - 1).clamp(max=len(weights) - 1)
+        weight, total = (table.to(numbers.device)[place].to(numbers.dtype) for table in (weights, totals))
+        return torch.cat([1 / (1 - beta1**numbers), weight, 1 / total], dim=-1)
 
     def update(grad: Tensor, moments: Moments, factors: Tensor) -> tuple[Tensor, Moments]:
         mean = torch.lerp(moments[0], grad, 1 - beta1)
-        square = beta2 * moments[1] + (1 - beta2) * grad * grad
-        unbiased, unbiased_square = mean * factors[..., :1], square * factors[..., 1:]
+        square = moments[1] + factors[..., 1:2] * (grad * grad - moments[1])
+        unbiased, unbiased_square = mean * factors[..., :1], square * factors[..., 2:]
         return unbiased / (unbiased_square.sqrt() + epsilon), (mean, square)
 
     return Optimiser(2, factors, update)

@@ -377,10 +377,17 @@ def check_guide(
             f"{_name(guide)} does not sample latent site{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} of the "
             f"model; it samples {', '.join(map(repr, sorted(found))) or 'nothing'}. Add a pyro.sample statement for each"
         )
+    if data := [n for n in invented if n in in_model and role(in_model[n]) in ("observed", "conditioned")]:
+        raise GuideMismatchError(
+            f"{_name(guide)} samples {', '.join(map(repr, data))}, which is observed in the model: a guide draws what is "
+            "not known. For a distribution of the data themselves, put its parameters into the model, as latents "
+            "(pyro.sample) or as numbers (pyro.param, and guides.fit(model, 'map', ...) for their maximum likelihood)"
+        )
     if invented:
+        has = ", ".join(map(repr, sorted(wanted))) or "none"
         raise GuideMismatchError(
             f"{_name(guide)} samples {', '.join(map(repr, invented))}, which the model does not have as latent; the model "
-            f"has {', '.join(map(repr, sorted(wanted)))}. Rename the site, or mark it infer={{'is_auxiliary': True}}"
+            f"has {has}. Rename the site, or mark it infer={{'is_auxiliary': True}}"
         )
     for name, site in in_guide.items():
         if not is_latent(site) or site["infer"].get("stratum"):

@@ -170,6 +170,15 @@ def test_a_guide_that_invents_a_site(data):
         guides.fit(linear, guide, *data)
 
 
+def test_a_guide_that_draws_the_data(data):
+    def guide(x, y=None):
+        pyro.sample("w", dist.Normal(pyro.param("m", torch.zeros(3)), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(pyro.param("l", torch.zeros(())), 1.0))
+
+    with pytest.raises(guides.GuideMismatchError, match=r"samples 'y', which is observed in the model"):
+        guides.fit(linear, guide, *data)
+
+
 def test_a_guide_with_an_auxiliary_site_is_fine(data):
     def guide(x, y=None):
         e = pyro.sample("e", dist.Normal(torch.zeros(3), 1.0).to_event(1).mask(False), infer={"is_auxiliary": True})

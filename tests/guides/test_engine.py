@@ -389,6 +389,23 @@ def test_products_in_bfloat16_leave_the_sites_in_float32(data):
     torch.testing.assert_close(rounded.sample(1)["w"], exact.sample(1)["w"], rtol=0.03, atol=0.03)  # 8 bits of mantissa
 
 
+def test_adam_is_adam_at_first_and_then_forgets_its_beginning():
+    ours = make_optimiser("adam")
+    weight = torch.zeros(1, requires_grad=True)
+    theirs = torch.optim.Adam([weight], lr=1.0)
+    grads = [100 * (1 + k % 3) for k in range(100)] + [1] * 900
+    moments, factors = (torch.zeros(1, 1), torch.zeros(1, 1)), ours.factors(torch.arange(1.0, 1001.0)[:, None])
+    for k, grad in enumerate(grads):
+        before, weight.grad = weight.item(), torch.tensor([float(grad)])
+        theirs.step()
+        direction, moments = ours.update(weight.grad[None], moments, factors[k : k + 1])
+        if k < 100:
+            assert float(direction) == pytest.approx(before - weight.item(), rel=1e-3)
+    assert float(direction) > 0.5 > 0.1 > before - weight.item()
+    far = torch.tensor([[20000.0]])
+    assert ours.factors(far).tolist() == [[1.0, pytest.approx(1e-3), 1.0]]
+
+
 def test_clipped_adam_cuts_every_entry_of_the_gradient():
     plain, clipped = make_optimiser("adam"), make_optimiser("clipped_adam")
     grad = torch.tensor([[3.0, -200.0, 10.0]])
