@@ -6,6 +6,7 @@ Start with :func:`fit`; the registries :data:`families` and :data:`objectives` l
 from guides.comparison import Comparison, compare
 from guides.conjugate.cavi import cavi
 from guides.conjugate.structure import ConjugatePosterior, ConjugateStructure
+from guides.density.density import LogDensity, log_density
 from guides.diagnostics import Diagnosis, diagnose, diagnostics_registry
 from guides.errors import (
     DataError,
@@ -101,6 +102,7 @@ __all__ = [
     "InferenceGap",
     "InterruptedFitWarning",
     "Laplace",
+    "LogDensity",
     "LogMarginal",
     "LowRank",
     "MeanField",
@@ -132,6 +134,7 @@ __all__ = [
     "fit",
     "fit_many",
     "inference_gap",
+    "log_density",
     "log_marginal",
     "objectives",
     "sample_prior",

@@ -34,7 +34,7 @@ from guides.optimise.statistics import check_statistics, gather_statistics, hand
 from guides.posterior import Posterior, Run
 from guides.program.alone import undivided
 from guides.program.buffers import buffers_kept
-from guides.program.checks import check_values, scale_of
+from guides.program.checks import check_model, check_values, scale_of
 from guides.program.data import Data, forms_from
 from guides.program.factors import FactorsOrNaN
 from guides.program.inputs import read, read_like
@@ -141,7 +141,7 @@ def fit(
         torch.Size([10])
     """
     check_names("fit", misspelt, keywords_of(fit), "arguments of the model go by position, or in model_kwargs={...}")
-    _check_model(model)
+    check_model(model, "fit(model, 'mean_field', x, y)")
     if guide is not None and not _is_guide(guide):
         guide, data = None, (guide, *data)
     _check_order(guide, data)
@@ -221,7 +221,7 @@ def fit_many(
     if not datasets:
         raise DataError("datasets is empty; pass at least one tuple of model arguments")
     where = _device(device)
-    _check_model(model)
+    check_model(model, "fit(model, 'mean_field', x, y)")
     with undivided("guides.fit_many"):
         training = [_read(model, guide, datasets[0], model_kwargs, where, 0, options.get("batch_size"))]
     training += [read_like(model, training[0], d, model_kwargs, where) for d in datasets[1:]]
@@ -422,20 +422,6 @@ def _read(
     return read(
         model, data, model_kwargs, device, seed=seed, rows=rows, rows_wanted=wanted or batch_size is not None, guide=make
     )
-
-
-def _check_model(model: Any) -> None:
-    """Check that what should be a model can be one.
-
-    :raises OptionError: saying what was passed instead.
-    """
-    if isinstance(model, type):
-        raise OptionError(f"the model is the class {model.__name__}; pass an instance, {model.__name__}(...)")
-    if isinstance(model, str) or not callable(model):
-        raise OptionError(
-            f"the model is {_kind(model)}; pass a Pyro model first, then the guide, then the data: "
-            "fit(model, 'mean_field', x, y)"
-        )
 
 
 def _check_order(guide: Any, data: tuple[Any, ...]) -> None:

@@ -41,6 +41,7 @@ __all__ = [
     "check_guide",
     "check_latents",
     "check_local",
+    "check_model",
     "check_some",
     "check_values",
     "follow_rows",
@@ -51,6 +52,19 @@ __all__ = [
 
 _ROWS_PER_CHECK = 1024
 _LARGE = 30.0
+
+
+def check_model(model: Any, example: str) -> None:
+    """Check that what should be a model can be one.
+
+    :param example: a call that is right.
+    :raises OptionError: saying what was passed instead.
+    """
+    if isinstance(model, type):
+        raise OptionError(f"the model is the class {model.__name__}; pass an instance, {model.__name__}(...)")
+    if isinstance(model, str) or not callable(model):
+        found = repr(model) if isinstance(model, str) else f"a {type(model).__name__}"
+        raise OptionError(f"the model is {found}; pass a Pyro model first, then the guide, then the data: {example}")
 
 
 def check_batch_size(batch_size: int | None, data: Data) -> int | None:

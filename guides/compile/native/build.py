@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
@@ -26,6 +27,8 @@ from guides.compile.native.verify import verify
 __all__ = ["NativeLoop"]
 
 Inputs = tuple[Tensor, ...]
+
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 _SECONDS_PER_CHARACTER = 3e-5  # of generated code, as compilers take for it
 _LIMIT, _LATE = 120.0, 20.0  # seconds that a compiler has, and times what it should take
@@ -94,6 +97,29 @@ class NativeLoop(LibraryLoop):
         places.append(-(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT)
         self._run(steps, (ctypes.c_void_p * len(places))(*places))
         return new, losses
+
+    def function(self) -> Callable[..., np.ndarray]:
+        """Return one step without state as a function of arrays, one per shared tensor, with memory of its own.
+
+        It is for one thread at a time, does not check shapes, and returns the same array, filled anew, at every call. Other
+        Python threads run meanwhile.
+        """
+        assert self._run is not None
+        run, constants = self._run, tuple(c.contiguous() for c in self._constants)
+        inputs = [np.empty(b.size, _NUMPY[b.dtype]) for b in self._lowered.inputs]
+        result, memory = np.empty(self._results, _NUMPY[self._type]), np.empty(self._memory.numel(), np.uint8)
+        places: list[Any] = [*(i.ctypes.data for i in inputs), *(c.data_ptr() for c in constants), result.ctypes.data]
+        places.append(-(-memory.ctypes.data // ALIGNMENT) * ALIGNMENT)
+        given = (ctypes.c_void_p * len(places))(*places)
+
+        # What the addresses point to lives as long as the function that holds it.
+        def call(*values: np.ndarray, kept: Any = (constants, memory)) -> np.ndarray:
+            for place, value in zip(inputs, values):
+                place[:] = value
+            run(1, given)
+            return result
+
+        return call
 
 
 def _processor_flags() -> tuple[str, ...]:
