@@ -159,9 +159,9 @@ STAN = {
 
 THINNED = {
     "arK-arK": 5,
-    "arma-arma11": 20,
+    "arma-arma11": 5,
     "diamonds-diamonds": 20,
-    "garch-garch11": 20,
+    "garch-garch11": 5,
     "hudson_lynx_hare-lotka_volterra": 5,
     "low_dim_gauss_mix-low_dim_gauss_mix": 10,
 }

@@ -5,8 +5,7 @@ r"""A series whose variance follows its past: generalised autoregressive conditi
 
 with flat priors on :math:`\mu`, :math:`\alpha_0 > 0`, :math:`0 < \alpha_1 < 1` and :math:`0 < \beta_1 < 1 - \alpha_1`. The
 last bound moves, so the latent is :math:`u = \beta_1 / (1 - \alpha_1)`, with the density :math:`1 - \alpha_1` that makes
-:math:`\beta_1` flat; it is what Stan's sampler moves in, too. The variances are linear in the past ones, and come from one
-triangular system instead of a loop.
+:math:`\beta_1` flat; it is what Stan's sampler moves in, too.
 
 Source: https://github.com/stan-dev/posteriordb, model ``garch11``.
 """
@@ -23,6 +22,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from zoo.posteriordb.posterior import ReferencePosterior, posteriors, reals
+from zoo.posteriordb.recurrence import linear_recurrence
 
 __all__ = ["garch11"]
 
@@ -41,9 +41,7 @@ def garch11(sigma1: Tensor, y: Tensor) -> None:
     pyro.factor("beta1_is_flat", torch.log1p(-alpha1))
     beta1 = pyro.deterministic("beta1", (1 - alpha1) * share)
     shocks = alpha0 + alpha1 * (y[:-1] - mu).square()
-    system = torch.eye(len(y), dtype=y.dtype, device=y.device) - beta1 * torch.ones_like(y[1:]).diag(-1)
-    inputs = torch.cat([sigma1.square().reshape(1), shocks]).unsqueeze(-1)
-    variance = torch.linalg.solve_triangular(system, inputs, upper=False, unitriangular=True).squeeze(-1)
+    variance = linear_recurrence(beta1, torch.cat([sigma1.square().reshape(1), shocks]))
     pyro.sample("y", dist.Normal(mu, variance.sqrt()).to_event(1), obs=y)
 
 
