@@ -103,8 +103,8 @@ def fit(
     :param replicates: independent fits to run at once; they become chains in ArviZ.
     :param device: ``"auto"`` takes a GPU if there is one.
     :param compile: ``"eager"`` runs the model at every step; ``"trace"`` replays a graph of its tensor operations, checked
-        against the model; ``"native"`` compiles loops over that graph from C++ generated for it, ``"inductor"`` by
-        PyTorch's compiler; ``"auto"`` takes what pays.
+        against the model; ``"native"`` compiles loops over that graph from C++ generated for it; ``"auto"`` takes what
+        pays.
     :param precision: ``"bfloat16"`` or ``"float16"`` takes matrix products and convolutions in that type during
         optimisation; values, densities and gradients at every site stay in float32, and so does what follows the fit.
     :param progress: show a progress bar; by default if standard error is a terminal.

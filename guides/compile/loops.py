@@ -96,7 +96,7 @@ class LibraryLoop(CompiledLoop):
             try:
                 self._load(self._path)
                 return
-            except (OSError, RuntimeError):  # whole, but not for this system as it is today
+            except OSError:  # whole, but not for this system as it is today
                 self._discard()
         with tempfile.TemporaryDirectory(dir=usable_folder(), prefix=COMPILING) as folder:
             made = Path(folder) / f"loop{self._suffix}"
@@ -104,7 +104,7 @@ class LibraryLoop(CompiledLoop):
             self._path = keep(self._key, self._suffix, made.read_bytes())
         try:
             self._load(self._path)
-        except (OSError, RuntimeError):
+        except OSError:
             self._discard()
             raise
 
@@ -121,5 +121,5 @@ class LibraryLoop(CompiledLoop):
     def _load(self, path: Path) -> None:
         """Make the library ready to be called.
 
-        :raises OSError: if the system cannot load it; Inductor's own loader raises RuntimeError.
+        :raises OSError: if the system cannot load it.
         """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-__all__ = ["simplified", "with_constants_computed", "with_small_pieces_added"]
+__all__ = ["simplified", "with_constants_computed"]
 
 aten = torch.ops.aten
 
@@ -49,7 +49,6 @@ _LIKE = (
     aten.ones_like.default,
     aten.zeros_like.default,
 )
-_SMALL = 4096  # elements; adding up padded pieces reads each element as often as there are pieces
 _LARGEST_CONSTANT = 1 << 18  # bytes; a larger one is read from memory no faster than it is made
 
 
@@ -95,38 +94,6 @@ def with_constants_computed(graph: GraphModule) -> GraphModule:
     folded.graph.eliminate_dead_code()
     folded.recompile()
     return folded
-
-
-def with_small_pieces_added(graph: GraphModule) -> GraphModule:
-    """Return a copy of the graph in which small tensors that are put together are padded and added up instead.
-
-    For compiling: a compiler gives a concatenation memory of its own and every piece a view of it, and what comes before and
-    after is not one loop. For small tensors all that costs more than the arithmetic.
-    """
-    changed = GraphModule(graph, copy.deepcopy(graph.graph))
-    for node in changed.graph.nodes:
-        if node.target is aten.cat.default and _kind(node) is not None and _value(node).numel() <= _SMALL:
-            pieces = [piece for piece in node.args[0] if _kind(piece) is not None]
-            if len(pieces) == len(node.args[0]) and all(_value(p).is_floating_point() for p in pieces):
-                _add_up(changed, node, pieces)
-    changed.graph.eliminate_dead_code()
-    changed.recompile()
-    return changed
-
-
-def _add_up(graph: GraphModule, node: Node, pieces: list[Node]) -> None:
-    whole = _value(node)
-    dim = (node.args[1] if len(node.args) > 1 else 0) % whole.dim()
-    before = 0
-    parts: list[Node] = []
-    with graph.graph.inserting_before(node):
-        for piece in pieces:
-            after = whole.shape[dim] - before - _value(piece).shape[dim]
-            padding = [0, 0] * (whole.dim() - 1 - dim) + [before, after]
-            padded = graph.graph.call_function(aten.constant_pad_nd.default, (piece, padding, 0.0))
-            parts.append(padded if not parts else graph.graph.call_function(aten.add.Tensor, (parts[-1], padded)))
-            before += _value(piece).shape[dim]
-    node.replace_all_uses_with(parts[-1])
 
 
 def _same_as(graph: GraphModule, node: Node) -> Node | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from guides.compile.tracing import Traced
+from guides.compile.executable import Executable
 from guides.errors import OptionError, UnsupportedModelError
 from guides.evidence.importance_weights import WeightKernel, rows_apart
 from guides.evidence.marginal import rows_to_evaluate
@@ -206,8 +206,8 @@ class _Search:
         self._start = getattr(program.guide, "unrefined", nullcontext)
         _, guide_trace = kernel.draw(tensors, NoiseTape(), self._start())
         self._layout = OffsetLayout(guide_trace, program.latents)
-        self._step = Traced(self._one_step, "the model")
-        self._evaluate = Traced(self._both, "the model")
+        self._step = Executable(self._one_step, "the search for the best approximation", "trace")
+        self._evaluate = Executable(self._both, "the search for the best approximation", "trace")
 
     def best(self, tensors: tuple[Tensor, ...], steps: int, generator: torch.Generator, bar: Any) -> Tensor:
         """Return the flat offsets of the best member of the family for each row."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.compile.fallback import warn_slower
-from guides.compile.inductor import silent_compiler
-from guides.compile.loops import has_compiler
-from guides.compile.tracing import Traced, said
+from guides.compile.executable import Executable
 from guides.errors import OptionError, UnsupportedModelError
 from guides.optimise.memory import CountElements
 from guides.program.data import Data
@@ -26,14 +22,13 @@ from guides.program.rows import row_log_weights
 from guides.program.sites import nodes
 from guides.program.vectorise import Vectorised
 
-__all__ = ["WEIGHT_MODES", "Plan", "WeightKernel", "log_weights", "rows_apart"]
-
-WEIGHT_MODES = ("auto", "eager", "trace", "inductor")
+__all__ = ["Plan", "WeightKernel", "log_weights", "rows_apart"]
 
 _ELEMENTS_PER_CHUNK = {"cpu": 2**25, "cuda": 2**28}  # of all tensors that an evaluation makes: 128 MiB, 1 GiB
 _DRAWS_PER_ROW = 50  # at least, if there are as many: an encoder runs once for all draws of a row in a chunk
-_WORTH_COMPILING = 2**33  # elements; about ten seconds of work
+_SECONDS_PER_ELEMENT = 10 / 2**33  # about, of work by a graph
 _WORTH_TRACING = 4  # chunks
+_CALLS_TO_PREPARE = 2  # to trace, and to check
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ class WeightKernel:
     :param num_samples: draws per row that will be asked for in all.
     :param chunk: draws of a row to hold in memory at once; by default as many as make 2^25 numbers (2^28 on a GPU).
     :param denominator: see :func:`log_weights`.
-    :param compile: ``"eager"``, ``"trace"``, ``"inductor"``, or ``"auto"``.
+    :param compile: as for :func:`guides.fit`.
     """
 
     def __init__(
@@ -113,18 +108,16 @@ class WeightKernel:
         self._program, self._flat, self._data, self._denominator = program, flat, data, denominator
         self._tensors = tuple(data.rows) if self.apart else ()
         self._over_draws = Vectorised("draws")
-        self._traced = Traced(self._many, "the model")
         size = data.size if self.apart else 1
         self.plan = Plan.make(size, num_samples, self._elements(), chunk, flat.device)
         self.blocks = math.ceil(size / self.plan.rows)
         self.chunks = math.ceil(num_samples / self.plan.draws)
         self.layout = self._record(self.rows_of(torch.zeros(self.plan.rows, dtype=torch.long, device=flat.device)))
-        work = self.plan.rows * self.plan.draws * self.blocks * self.chunks * self.plan.elements
-        self.mode = compile
-        if compile == "auto":
-            self.mode = "eager" if self.blocks * self.chunks < _WORTH_TRACING else "trace"
-            self.mode = "inductor" if work > _WORTH_COMPILING and self._can_compile() else self.mode
-        self._run: Callable[..., tuple[Tensor, ...]] | None = None
+        few = self.blocks * self.chunks < _WORTH_TRACING
+        self.mode = "eager" if compile == "auto" and few else compile
+        seconds = _SECONDS_PER_ELEMENT * self.plan.rows * self.plan.draws * self.plan.elements
+        self._weights = Executable(self._many, "the model", self.mode, seconds=seconds)
+        self._prepared = False
 
     @property
     def device(self) -> torch.device:
@@ -148,10 +141,15 @@ class WeightKernel:
         """
         noise = self.layout.draw((self.plan.draws,), generator)
         inputs = (*self.rows_of(index), noise.normals, noise.uniforms)
-        if self._run is None:
+        if not self._prepared:
+            self._prepared = True
             with torch.random.fork_rng():  # a run that is continued prepares at another draw than one that is not
-                self._run = self._prepare(inputs)
-        return self._run(*inputs)[0].double()
+                for _ in range(_CALLS_TO_PREPARE):
+                    self._evaluate(inputs)
+        return self._evaluate(inputs).double()
+
+    def _evaluate(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        return self._weights.only(inputs, self.blocks * self.chunks)
 
     def rows_of(self, index: Tensor) -> tuple[Tensor, ...]:
         """Return the model's tensors for the rows ``index``."""
@@ -199,7 +197,7 @@ class WeightKernel:
 
         found = self._over_draws(one, (0, 0), normals, uniforms).mT
         if self._over_draws.looping:
-            self._traced.enabled = False  # a graph of every draw by itself would be as slow, and long to make
+            self._weights.run_as_it_is()  # a graph of every draw by itself would be as slow, and long to make
         return (found,)
 
     def _record(self, tensors: tuple[Tensor, ...]) -> NoiseLayout:
@@ -216,36 +214,3 @@ class WeightKernel:
                 self._record(tensors)
             counts.append(count.elements)
         return max(1, counts[-1] - counts[0] if self.apart else counts[0])
-
-    def _can_compile(self) -> bool:
-        return self._flat.device.type == "cuda" or has_compiler()
-
-    def _prepare(self, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
-        """Return what all calls are going to run, as fast as the mode allows."""
-        if self.mode == "eager":
-            return self._many
-        self._traced(*inputs)
-        expected = self._traced(*inputs)
-        graph = self._traced.graph(*inputs)
-        if graph is None:
-            return self._many
-        compiled = _compile(graph, inputs, expected[0]) if self.mode == "inductor" else None
-        return graph if compiled is None else compiled
-
-
-def _compile(
-    graph: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...], expected: Tensor
-) -> Callable[..., tuple[Tensor, ...]] | None:
-    """Return the graph compiled, if that works and gives the same numbers."""
-    try:
-        with silent_compiler():
-            compiled = torch.compile(graph, dynamic=False)
-            found = compiled(*inputs)[0]
-    except Exception as error:  # compilers fail in many ways, and none of them may end an evaluation
-        reason = f"compiling it failed ({said(error)})"
-    else:
-        if torch.allclose(found, expected, rtol=1e-4, atol=1e-3, equal_nan=True):
-            return compiled
-        reason = "compiled, it gives other numbers"
-    warn_slower(f"the model runs traced, not compiled: {reason}")
-    return None

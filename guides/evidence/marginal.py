@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from guides.compile.executable import COMPILE_MODES
 from guides.errors import DataError, OptionError, UnsupportedModelError, check_known
-from guides.evidence.importance_weights import WEIGHT_MODES, WeightKernel, rows_apart
+from guides.evidence.importance_weights import WeightKernel, rows_apart
 from guides.evidence.stream import StreamCheckpoint, WeightStream
 from guides.posterior import Posterior
 from guides.program.checks import check_values
@@ -215,7 +216,7 @@ def _checked(
         if value is not None and (not isinstance(value, int) or value < 1):
             raise OptionError(f"{name} must be a whole number of at least 1, not {value!r}")
     check_known("split", split, ("test", "train", None))
-    check_known("compile", compile, WEIGHT_MODES)
+    check_known("compile", compile, COMPILE_MODES)
     if posterior.replicates > 1:
         raise OptionError(f"this posterior holds {posterior.replicates} fits; take one: posterior.replicate(0)")
     if is_point_mass(posterior.guide):

@@ -26,9 +26,7 @@ from guides.program.parameters import isolated_store
 from guides.program.program import Program, quiet
 from guides.program.vectorise import Vectorised
 
-__all__ = ["COMPILE_MODES", "Settings", "Trained", "train"]
-
-COMPILE_MODES = ("auto", "eager", "trace", "native", "inductor")
+__all__ = ["Settings", "Trained", "train"]
 
 _NOISE_PER_CHUNK = 2**20
 _STEPS_PER_CHUNK = 500

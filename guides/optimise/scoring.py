@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
-from guides.compile.fallback import warn_slower
-from guides.compile.loops import has_compiler
-from guides.compile.native.build import NativeLoop
-from guides.compile.native.expressions import Unsupported
-from guides.compile.tracing import Traced, said
+from guides.compile.executable import Executable
 from guides.optimise.step import Replicates
 from guides.program.data import Data, stack
 from guides.program.noise import Noise, NoiseLayout
@@ -42,50 +37,6 @@ def validation_score(
     if replicates.program.amortized:
         return _objective_score(replicates, validations, seeds, mode, calls)
     return _predictive_score(replicates, validations, seeds, samples, mode, calls)
-
-
-class _Accelerated:
-    """A function of tensors with one result ``(R,)``, traced and, if what is left to do is worth it, compiled.
-
-    :param calls: how often it will be called at most.
-    """
-
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]], mode: str, calls: int) -> None:
-        self._traced = Traced(function, "the validation score", enabled=mode != "eager")
-        self._compiling = mode in ("auto", "native")
-        self._left = calls
-        self._loops: dict[tuple[torch.Size, ...], NativeLoop] = {}
-        self._checked: set[tuple[torch.Size, ...]] = set()
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Return the result."""
-        self._left -= 1
-        shapes = tuple(i.shape for i in inputs)
-        if shapes in self._checked:
-            return self._loops[shapes]((), inputs, ())[1][:, 0]
-        graph = self._traced.graph(*inputs) if self._compiling and inputs[0].device.type == "cpu" else None
-        start = time.perf_counter()
-        result = self._traced(*inputs)[0]
-        if graph is not None:
-            self._compile(graph, inputs, shapes, time.perf_counter() - start)
-        return result
-
-    def _compile(
-        self, graph: GraphModule, inputs: tuple[Tensor, ...], shapes: tuple[torch.Size, ...], seconds: float
-    ) -> None:
-        """Compile the graph if that pays, given how long a call takes now."""
-        try:
-            if shapes not in self._loops:
-                self._loops[shapes] = NativeLoop(graph, (), inputs, ())
-            loop = self._loops[shapes]
-            if loop.ready or (has_compiler() and seconds * self._left > loop.seconds):
-                loop.check((), inputs, ())
-                self._checked.add(shapes)
-        except Unsupported:
-            self._compiling = False
-        except Exception as error:  # compilers fail in many ways, and none of them may end a fit
-            self._compiling = False
-            warn_slower(f"the validation score runs traced, not compiled: {said(error)}")
 
 
 class _Arguments:
@@ -137,11 +88,12 @@ def _predictive_score(
         return scores.mean() if there is None else torch.where(there, scores, 0.0).sum() / there.sum().clamp(min=1)
 
     dims = (0, 0, 0, *arguments.dims)
-    accelerated = _Accelerated(lambda *i: (over_replicates(one, dims, *i),), mode, calls)
+    executable = Executable(lambda *i: (over_replicates(one, dims, *i),), "the validation score", mode)
+    left = count(calls, -1)
 
     def score(flat: Tensor) -> Tensor:
         with torch.no_grad():
-            return accelerated(flat, normals, uniforms, *arguments.tensors())
+            return executable.only((flat, normals, uniforms, *arguments.tensors()), next(left))
 
     return score
 
@@ -171,7 +123,8 @@ def _objective_score(
             return (over_replicates(one, dims, *inputs),)
         return (one(*(i if d is None else i[0] for i, d in zip(inputs, dims))).unsqueeze(0),)
 
-    accelerated = _Accelerated(all_replicates, mode, calls * len(pieces))
+    executable = Executable(all_replicates, "the validation score", mode)
+    left = count(calls * len(pieces), -1)
 
     def score(flat: Tensor) -> Tensor:
         generators = [torch.Generator(device).manual_seed(s + 2**33) for s in seeds]
@@ -179,8 +132,8 @@ def _objective_score(
         with torch.no_grad():
             for start, stop in pieces:
                 noise = _draw(layouts[stop - start], program.particles, generators)
-                count = torch.empty(stop - start, device=device)  # whose length tells the sizes of pieces apart
-                mean = accelerated(count, flat, *noise, *arguments.tensors(start, stop))
+                length = torch.empty(stop - start, device=device)  # which tells the sizes of pieces apart
+                mean = executable.only((length, flat, *noise, *arguments.tensors(start, stop)), next(left))
                 total = total + mean * ((stop - start) / rows)
         return total
 

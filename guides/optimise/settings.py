@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from guides.compile.executable import COMPILE_MODES
 from guides.errors import OptionError, check_known, check_whole
 from guides.objectives.base import Objective
-from guides.optimise.loop import COMPILE_MODES, Settings
+from guides.optimise.loop import Settings
 from guides.optimise.precision import products_in
 from guides.program.checks import check_batch_size
 from guides.program.data import Data

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
 from guides.compile.agreement import Judge
-from guides.compile.compilers import CompilerError
-from guides.compile.cuda_graphs import RecordedLoop
+from guides.compile.executable import Executable
 from guides.compile.failures import at_site
 from guides.compile.fallback import warn_slower
-from guides.compile.inductor import InductorLoop
-from guides.compile.loops import CompiledLoop, has_compiler
-from guides.compile.native.build import NativeLoop
-from guides.compile.native.expressions import Unsupported
-from guides.compile.tracing import Traced, said
+from guides.compile.loops import CompiledLoop
+from guides.compile.tracing import said
 from guides.optimise.batches import IndexStream
 from guides.optimise.optimisers import Optimiser
 from guides.optimise.precision import products_in
@@ -31,14 +23,8 @@ from guides.program.vectorise import Vectorised
 
 __all__ = ["ChunkRunner", "Inputs", "Replicates"]
 
-_COMPILED = ("auto", "native", "inductor")
-_GAIN = 0.7
-_UNTYPICAL = 2
-_MEASURED = 10
 _FIRST_CHECK = 50
 _FIRST_LOOK = 2000
-_LARGE = 2000  # operations of a graph
-_SECONDS_PER_NODE = 4e-3  # to write C++ for a large graph
 
 
 class Replicates:
@@ -142,10 +128,9 @@ Inputs = tuple[Tensor, ...]
 class ChunkRunner:
     """Run chunks of steps, as fast as ``mode`` allows.
 
-    :param mode: ``"eager"`` calls the model at every step; ``"trace"`` replays a graph of it; ``"native"`` and
-        ``"inductor"`` compile a loop over that graph, from C++ of our own or by PyTorch's Inductor; ``"auto"`` traces, and
-        compiles once the time left is worth it, by Inductor what our own cannot express. On a GPU these three record the
-        step as a CUDA graph.
+    :param mode: ``"eager"`` calls the model at every step; ``"trace"`` replays a graph of it; ``"native"`` compiles a loop
+        over that graph, and on a GPU records the step as a CUDA graph; ``"auto"`` traces, and compiles once the time left is
+        worth it.
     :param clip_norm: largest gradient norm per replicate.
     """
 
@@ -154,19 +139,16 @@ class ChunkRunner:
         self._optimiser = optimiser
         self._clip_norm = clip_norm
         self._frozen = replicates.program.frozen
-        self._mode = mode
         self._plain = False
         data = 1 + optimiser.moments
         fixed = frozenset(range(data, data + len(replicates.args))) if replicates.shared else frozenset()
-        self._step = Traced(self._one_step, "the model", enabled=mode != "eager", fixed=fixed)
-        self._loops: dict[int, CompiledLoop] = {}
-        self._candidates: dict[tuple[int, int], CompiledLoop] = {}
-        self._timings: dict[int, _Timing] = {}
+        judge = Judge(replicates.program.parameters.parts, optimises=True)
+        self._step = Executable(self._one_step, "the model", mode, fixed=fixed, judge=judge)
         self._next_check = 0
         self._next_look = _FIRST_LOOK
         self._looked = 0
+        self._used: CompiledLoop | None = None
         self._last: tuple[CompiledLoop, Inputs, Inputs, Inputs, int] | None = None
-        self._judge = Judge(replicates.program.parameters.parts, optimises=True)
 
     def _one_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Take flat, moments, data, the step's clock and inputs; return state and losses."""
@@ -203,7 +185,8 @@ class ChunkRunner:
                     what = "written by hand, in an autograd function without setup_context"
                     reason = f"a gradient{at_site(error)} is one that torch.func cannot take ({what})"
             found = self._plain_gradient(loss, flat)  # which raises what the model raises by itself
-            self._plain, self._step.enabled = True, False
+            self._plain = True
+            self._step.run_as_it_is()
             warn_slower(f"the model runs without acceleration: {reason}")
             return found
         return self._plain_gradient(loss, flat)
@@ -234,18 +217,19 @@ class ChunkRunner:
         losses: list[Tensor] = []
         done = 0
         while done < steps:
-            loop = self._loop(state, tensors, varying, done, left)
+            now = (*state, *tensors, *(v[:, done] for v in varying))
+            loop = self._step.loop(state, tensors, varying, now, steps - done + left, done)
             if loop is not None:
                 rest = tuple(v[:, done:] for v in varying) if done else varying
+                if loop is not self._used:
+                    self._used, self._looked = loop, first + done + 1  # the step before which it was compared
                 state, run = loop(state, tensors, rest)
                 losses.append(run)
                 self._last = loop, state, tensors, rest, first + steps
                 if first + steps >= self._next_look:
                     self.finish()
                 break
-            start = time.perf_counter()
-            *new, loss = self._step(*state, *tensors, *(v[:, done] for v in varying))
-            self._timings.setdefault(count, _Timing()).add(time.perf_counter() - start)
+            *new, loss = self._step(*now)
             state = tuple(s.detach() for s in new)
             losses.append(loss.detach().unsqueeze(1))
             done += 1
@@ -255,9 +239,8 @@ class ChunkRunner:
         """Compare graph and model again, at steps ever further apart: a branch may be taken late in a fit only."""
         if first >= self._next_check:
             self._next_check = 2 * first + _FIRST_CHECK
-            if first and not self._step.check(*state, *tensors, *(v[:, 0] for v in varying)):
-                self._mode = "eager"
-                self._loops.clear()
+            if first:
+                self._step.check(*state, *tensors, *(v[:, 0] for v in varying))
 
     def finish(self) -> None:
         """Compare the loop that ran last with its graph once more, near the state that it led to.
@@ -269,93 +252,6 @@ class ChunkRunner:
             return
         loop, state, tensors, varying, step = self._last
         self._last, self._next_look = None, 4 * step
-        try:
-            loop.check(state, tensors, varying, self._judge)
-        except RuntimeError as error:
-            since = f"its steps since step {self._looked}, when it was right, may be wrong: fit again with compile='trace'"
-            self._loops.clear()
-            self._stay_traced(error, f"; {since}")
+        since = f"; its steps since step {self._looked}, when it was right, may be wrong: fit again with compile='trace'"
+        self._step.check_again(loop, state, tensors, varying, since)
         self._looked = step
-
-    def _loop(self, state: Inputs, tensors: Inputs, varying: Inputs, done: int, left: int) -> CompiledLoop | None:
-        """Return the compiled loop for these replicates, compiling it if that pays.
-
-        :param varying: the steps of the chunk, of which ``done`` have been taken.
-        :param left: steps still to come after the chunk.
-        """
-        count, capacity = len(state[0]), varying[0].shape[1]
-        loop = self._loops.get(count)
-        if loop is not None and loop.capacity >= capacity:
-            return loop
-        if self._mode not in _COMPILED or state[0].device.type not in ("cpu", "cuda"):
-            return None
-        if (count, capacity) not in self._candidates:
-            graph = self._step.graph(*state, *tensors, *(v[:, 0] for v in varying))
-            if graph is None or not self._worth_a_look(graph, self._saved(count, capacity - done + left)):
-                return None
-            try:
-                self._candidates[count, capacity] = self._candidate(graph, state, tensors, varying)
-            except (Unsupported, CompilerError) as error:
-                self._stay_traced(error)
-                return None
-        loop = self._candidates[count, capacity]
-        worth = self._saved(count, capacity - done + left) > loop.seconds
-        if not (worth or self._mode != "auto" or loop.ready):
-            return None
-        try:
-            if not (loop.ready or has_compiler()):
-                raise RuntimeError("there is no C++ compiler (g++ or clang++)")
-            loop.check(state, tensors, tuple(v[:, done:] for v in varying), self._judge)
-        except Exception as error:  # compilers fail in many ways, and none of them may end a fit
-            self._stay_traced(error)
-            return None
-        self._loops[count] = loop
-        self._looked = int(varying[0][0, done, 1])
-        return loop
-
-    def _saved(self, count: int, steps: int) -> float:
-        """Return how many seconds a compiled loop would save in so many steps; 0 as long as a step's time is not known."""
-        timing = self._timings.get(count, _Timing())
-        return _GAIN * timing.best * steps if timing.settled else 0.0
-
-    def _worth_a_look(self, graph: GraphModule, saved: float) -> bool:
-        """Tell whether to find out what compiling would take, which for a large graph takes long itself."""
-        nodes = len(graph.graph.nodes)
-        return self._mode != "auto" or nodes <= _LARGE or saved > _SECONDS_PER_NODE * nodes
-
-    def _candidate(self, graph: GraphModule, state: Inputs, tensors: Inputs, varying: Inputs) -> CompiledLoop:
-        """Return a loop that could be compiled.
-
-        :raises Unsupported: if it is to be native and cannot.
-        :raises CompilerError: if the compiler does not answer.
-        """
-        if state[0].device.type == "cuda":
-            return RecordedLoop(graph, state, tensors, varying)
-        if self._mode != "inductor":
-            try:
-                return NativeLoop(graph, state, tensors, varying)
-            except Unsupported:
-                if self._mode == "native":
-                    raise
-        return InductorLoop(graph, state, tensors, varying)
-
-    def _stay_traced(self, error: Exception, more: str = "") -> None:
-        warn_slower(f"the model runs traced, not compiled: {said(error)}{more}")
-        self._mode = "trace"
-
-
-@dataclass
-class _Timing:
-    """How long a step takes: the shortest of those after the first ones, which trace and check."""
-
-    steps: int = 0
-    best: float = math.inf
-
-    def add(self, seconds: float) -> None:
-        self.steps += 1
-        if self.steps > _UNTYPICAL:
-            self.best = min(self.best, seconds)
-
-    @property
-    def settled(self) -> bool:
-        return self.steps >= _UNTYPICAL + _MEASURED

@@ -103,7 +103,7 @@ def test_our_engine_starts_where_stock_pyro_does(name, tmp_path):
 def test_every_contender_on_torch_learns_and_agrees(contender, tmp_path, monkeypatch):
     if contender in ("torch_compiled", "ours_step", "ours_loop", "ours_default"):
         monkeypatch.setattr(torch, "compile", lambda function: function)  # compiling takes too long for a test
-        monkeypatch.setattr("guides.optimise.step.has_compiler", lambda: False)
+        monkeypatch.setattr("guides.compile.executable.has_compiler", lambda: False)
     case = SMALL["bnn"]
     np.savez(tmp_path / "arrays.npz", **cases.draw(case))
     made = torch_side.open(case.spec, str(tmp_path / "arrays.npz"), contender)

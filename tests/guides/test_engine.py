@@ -12,7 +12,6 @@ from guide_models import GENERAL, line, network, regression
 
 import guides
 from guides.compile.agreement import Judge
-from guides.compile.inductor import InductorLoop
 from guides.compile.loops import has_compiler
 from guides.compile.native.build import NativeLoop
 from guides.optimise import memory
@@ -71,33 +70,25 @@ def test_losses_and_parameters_follow_the_reference(case, mode, data):
     follow(case, mode, data)
 
 
-COMPILED = ["native", pytest.param("inductor", marks=pytest.mark.slow)]
-LOOPS = {"native": NativeLoop, "inductor": InductorLoop}
-
-
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
-@pytest.mark.parametrize(
-    ("case", "mode"),
-    [(case, "native") for case in reference.CASES]
-    + [pytest.param(case, "inductor", marks=pytest.mark.slow) for case in ("mean_field", "full_rank")],
-)
-def test_compiled_losses_follow_the_reference(case, mode, data, monkeypatch):
+@pytest.mark.parametrize("case", reference.CASES)
+def test_compiled_losses_follow_the_reference(case, data, monkeypatch):
     """The first two steps trace and check the graph; a few steps check the loop, which then runs every chunk."""
     monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 10)
-    calls = count_compiled_chunks(monkeypatch, mode)
-    follow(case, mode, data, chunk=10)
+    calls = count_compiled_chunks(monkeypatch)
+    follow(case, "native", data, chunk=10)
     chunks = [steps for steps in calls if steps > 2]  # the check takes one or two
     assert len(chunks) == math.ceil(STEPS / 10)
 
 
-def count_compiled_chunks(monkeypatch, mode):
-    calls, run = [], LOOPS[mode].__call__
+def count_compiled_chunks(monkeypatch):
+    calls, run = [], NativeLoop.__call__
 
     def spy(self, *args):
         calls.append(args[2][0].shape[1])
         return run(self, *args)
 
-    monkeypatch.setattr(LOOPS[mode], "__call__", spy)
+    monkeypatch.setattr(NativeLoop, "__call__", spy)
     return calls
 
 
@@ -246,32 +237,30 @@ def test_a_branch_taken_late_in_the_fit_is_found(data):
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
-@pytest.mark.parametrize("mode", COMPILED)
-def test_a_compiled_loop_is_found_again_and_used_at_once(mode, data, monkeypatch, tmp_path):
+def test_a_compiled_loop_is_found_again_and_used_at_once(data, monkeypatch, tmp_path):
     monkeypatch.setenv("GUIDES_CACHE", str(tmp_path))
-    first = fit("mean_field", *data, compile=mode)
+    first = fit("mean_field", *data, compile="native")
     (library,) = tmp_path.iterdir()
-    monkeypatch.setattr(LOOPS[mode], "_compile", None)  # to compile again would fail, and warn
-    calls = count_compiled_chunks(monkeypatch, mode)
-    again = fit("mean_field", *data, compile="auto" if mode == "native" else mode)
+    monkeypatch.setattr(NativeLoop, "_compile", None)  # to compile again would fail, and warn
+    calls = count_compiled_chunks(monkeypatch)
+    again = fit("mean_field", *data, compile="auto")
     assert calls
     torch.testing.assert_close(again.losses, first.losses)
     monkeypatch.setattr(Judge, "difference", lambda *_: "nothing is right")
     with pytest.warns(guides.EagerFallbackWarning, match="other numbers"):
-        traced = fit("mean_field", *data, compile=mode)
+        traced = fit("mean_field", *data, compile="native")
     assert not library.exists()
     torch.testing.assert_close(traced.losses, first.losses, **CLOSE)
 
 
-@pytest.mark.parametrize("mode", LOOPS)
-def test_a_compiler_that_fails_leaves_the_fit_traced(mode, data, monkeypatch, tmp_path):
+def test_a_compiler_that_fails_leaves_the_fit_traced(data, monkeypatch, tmp_path):
     def broken(*_):
         raise OSError("no space left on device")
 
     monkeypatch.setenv("GUIDES_CACHE", str(tmp_path))
-    monkeypatch.setattr(LOOPS[mode], "_compile", broken)
+    monkeypatch.setattr(NativeLoop, "_compile", broken)
     with pytest.warns(guides.EagerFallbackWarning, match="no space left") as caught:
-        fitted = fit("mean_field", *data, compile=mode)
+        fitted = fit("mean_field", *data, compile="native")
     assert len(caught) == 1
     torch.testing.assert_close(fitted.losses, fit("mean_field", *data).losses, **CLOSE)
 
@@ -286,12 +275,11 @@ def test_what_a_killed_compiler_left_is_cleared_away(data, monkeypatch, tmp_path
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["compiling-now"]
 
 
-@pytest.mark.parametrize("mode", LOOPS)
-def test_no_compiler_is_said_once(mode, data, monkeypatch, tmp_path):
+def test_no_compiler_is_said_once(data, monkeypatch, tmp_path):
     monkeypatch.setenv("GUIDES_CACHE", str(tmp_path))
-    monkeypatch.setattr("guides.optimise.step.has_compiler", lambda: False)
+    monkeypatch.setattr("guides.compile.executable.has_compiler", lambda: False)
     with pytest.warns(guides.EagerFallbackWarning, match=r"no C\+\+ compiler") as caught:
-        fit("mean_field", *data, compile=mode)
+        fit("mean_field", *data, compile="native")
     assert len(caught) == 1
 
 
@@ -309,12 +297,11 @@ def test_a_network_traced_and_replicated_in_minibatches_is_the_eager_fit(data):
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
-@pytest.mark.parametrize("mode", COMPILED)
-def test_compiled_replicates_in_minibatches_are_the_single_eager_fits(mode, data, monkeypatch):
+def test_compiled_replicates_in_minibatches_are_the_single_eager_fits(data, monkeypatch):
     monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 10)
-    calls = count_compiled_chunks(monkeypatch, mode)
+    calls = count_compiled_chunks(monkeypatch)
     options = {"batch_size": 8, "clip_norm": 5.0, "schedule": "cosine"}
-    together = fit("mean_field", *data, replicates=3, compile=mode, **options)
+    together = fit("mean_field", *data, replicates=3, compile="native", **options)
     chunks = [steps for steps in calls if steps > 2]  # the check takes one or two
     assert len(chunks) == math.ceil(STEPS / 10)
     for r in (0, 2):

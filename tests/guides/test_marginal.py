@@ -14,11 +14,14 @@ import pytest
 import torch
 from guide_models import line, linear, linear_posterior
 from latent_models import LinearGaussian
+from torch import nn
 
 import guides
 import guides.evidence.importance_weights
 import guides.evidence.stream
 from guides import log_marginal
+from guides.compile.loops import has_compiler
+from guides.compile.native.build import NativeLoop
 from guides.evidence.importance_weights import Plan, WeightKernel
 from guides.evidence.stream import Sums
 from guides.program.data import Data
@@ -230,10 +233,22 @@ def test_same_seed_same_values_and_no_global_state(wrong):
     assert not list(pyro.get_param_store().keys())
 
 
-@pytest.mark.slow
-def test_compiled_weights_are_the_traced_ones(wrong):
-    traced, compiled = (log_marginal(wrong, NEW, num_samples=500, chunk=1000, compile=c) for c in ("trace", "inductor"))
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+def test_compiled_weights_are_the_traced_ones(monkeypatch):
+    calls, run = [], NativeLoop.__call__
+    monkeypatch.setattr(NativeLoop, "__call__", lambda self, *args: calls.append(1) or run(self, *args))
+    guide = ("amortized", {"encoder": nn.Linear(4, 6), "covariance": "full"})
+    posterior = guides.fit(PCA.model, guide, X, steps=3, compile="eager")
+    traced, compiled = (log_marginal(posterior, NEW, num_samples=500, chunk=1000, compile=c) for c in ("trace", "native"))
+    assert len(calls) > 25, "every chunk"
     torch.testing.assert_close(traced.values, compiled.values, rtol=0, atol=1e-3)
+
+
+def test_weights_that_cannot_be_compiled_are_traced_and_that_is_said(wrong):
+    with pytest.warns(guides.EagerFallbackWarning, match="linalg_inv"):
+        found = log_marginal(wrong, NEW, num_samples=20, chunk=100, compile="native")
+    traced = log_marginal(wrong, NEW, num_samples=20, chunk=100, compile="trace")
+    torch.testing.assert_close(found.values, traced.values)
 
 
 # -- cut short and continued -------------------------------------------------------------------------------------------

@@ -15,8 +15,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import guides
 import zoo
-from guides.compile.inductor import InductorLoop
-from guides.compile.native.expressions import Unsupported
 from guides.errors import EagerFallbackWarning
 from guides.program.noise import Noise, NoiseTape
 from guides.program.vectorise import Vectorised
@@ -432,30 +430,10 @@ def _sum_of(latents: int) -> Callable[[Tensor], None]:
     return model
 
 
-@pytest.mark.parametrize(("latents", "guide", "low", "high"), [(1, "mean_field", 15, 25), (8, "mixture", 150, 1000)])
-def test_inductors_time_is_judged_by_the_graph(
-    monkeypatch: pytest.MonkeyPatch, latents: int, guide: str, low: float, high: float
-) -> None:
-    asked: list[float] = []
-
-    class Judged(InductorLoop):
-        def __init__(self, *args: object) -> None:
-            super().__init__(*args)  # type: ignore[arg-type]
-            asked.append(self.seconds)
-
-    def unable(*args: object) -> None:
-        raise Unsupported("nothing")
-
-    monkeypatch.setattr("guides.optimise.step.NativeLoop", unable)
-    monkeypatch.setattr("guides.optimise.step.InductorLoop", Judged)
-    guides.fit(_sum_of(latents), guide, Y, steps=20)
-    assert low <= asked[0] <= high
-
-
 def test_a_large_graph_is_not_lowered_to_find_out_that_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     lowered: list[int] = []
-    monkeypatch.setattr("guides.optimise.step._LARGE", 50)
-    monkeypatch.setattr("guides.optimise.step.NativeLoop", lambda *_: lowered.append(1))
+    monkeypatch.setattr("guides.compile.executable._LARGE", 50)
+    monkeypatch.setattr("guides.compile.executable.NativeLoop", lambda *_: lowered.append(1))
     posterior = guides.fit(_sum_of(3), "mean_field", Y, steps=20)
     assert not lowered
     assert torch.isfinite(posterior.losses).all()

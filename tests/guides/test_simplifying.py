@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from guides.compile.simplify import simplified, with_constants_computed, with_small_pieces_added
+from guides.compile.simplify import simplified, with_constants_computed
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 
@@ -92,19 +92,3 @@ def test_a_graph_that_writes_is_left_alone():
 
     _, replayed = both(function, X)
     assert torch.equal(replayed(X), replayed(X))
-
-
-@pytest.mark.parametrize("dim", [0, 1, -1])
-def test_small_pieces_are_added_for_a_compiler(dim):
-    def function(x):
-        return torch.cat([x, x.exp(), -x], dim) * 2
-
-    graph = with_small_pieces_added(simplified(make_fx(function)(X)))
-    assert "aten.cat.default" not in operations(graph)
-    torch.testing.assert_close(graph(X), function(X), rtol=0, atol=0)
-
-
-def test_large_pieces_and_whole_numbers_are_put_together():
-    for x in (torch.zeros(100, 100), torch.arange(6)):
-        graph = with_small_pieces_added(simplified(make_fx(lambda x: torch.cat([x, x + 1]))(x)))
-        assert "aten.cat.default" in operations(graph)
