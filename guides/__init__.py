@@ -3,6 +3,7 @@
 Start with :func:`fit`; the registries :data:`families` and :data:`objectives` list what there is.
 """
 
+from guides.calibration import Calibration, calibrate
 from guides.comparison import Comparison, compare
 from guides.conjugate.cavi import cavi
 from guides.conjugate.structure import ConjugatePosterior, ConjugateStructure
@@ -78,6 +79,7 @@ __all__ = [
     "SIWAE",
     "Amortized",
     "AmortizedKumaraswamy",
+    "Calibration",
     "Compacted",
     "Comparison",
     "ConjugatePosterior",
@@ -126,6 +128,7 @@ __all__ = [
     "Structured",
     "UnsupportedModelError",
     "Warmup",
+    "calibrate",
     "cavi",
     "compare",
     "diagnose",

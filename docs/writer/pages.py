@@ -35,7 +35,7 @@ API = (
     ("Fit and compare", (guides.fit, guides.fit_many, guides.compare, guides.Comparison)),
     ("The result of a fit", (guides.Posterior, guides.Draws, guides.Site)),
     ("Closed-form coordinate ascent", (guides.cavi, guides.ConjugatePosterior, guides.ConjugateStructure)),
-    ("Can it be trusted?", (guides.diagnose, guides.Diagnosis)),
+    ("Can it be trusted?", (guides.diagnose, guides.Diagnosis, guides.calibrate, guides.Calibration)),
     (
         "Marginal likelihoods and gaps",
         (guides.log_marginal, guides.LogMarginal, guides.inference_gap, guides.InferenceGap),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from guides.errors import FailedDrawsWarning, OptionError
 from guides.families.laplace.fisher import over_data
 from guides.families.laplace.likelihoods import coordinates
 from guides.optimise.memory import CountElements
-from guides.program.data import Data
+from guides.program.data import Data, stack
 from guides.program.discrete.enumeration import add_values, with_values
 from guides.program.factors import FactorsOrNaN
 from guides.program.noise import NoiseTape
@@ -40,7 +40,7 @@ from guides.program.sites import (
 from guides.program.supports import stated_support
 from guides.program.vectorise import Gathered, over_draws
 
-__all__ = ["PARTS", "Draws", "Site", "sites", "take_draws"]
+__all__ = ["PARTS", "Draws", "Site", "draws_of_each", "sites", "take_draws"]
 
 _ELEMENTS_PER_CHUNK = 2**25
 _SEED_STRIDE = 7919
@@ -164,6 +164,32 @@ def take_draws(
         deterministic=merged.get("deterministic", {}),
         predictive=merged.get("predictive", {}),
     )
+
+
+def draws_of_each(
+    program: Program, flat: Tensor, datasets: Sequence[Data], num_samples: int, seed: int
+) -> dict[str, Tensor]:
+    """Draw from many fits, each with data of its own, all of them vectorised.
+
+    :param flat: parameters, one row for each data set, ``(R, size)``.
+    :param datasets: R data sets of equal shapes.
+    :param num_samples: draws S of each.
+    :returns: latent and deterministic sites, ``(R, S, *site shape)``; NaN where a matrix could not be factored.
+    """
+    stacked = stack(datasets)
+
+    def one(k: Tensor) -> dict[str, Any]:
+        r = k // num_samples
+        data = replace(datasets[0], args=tuple(a[r] if isinstance(a, Tensor) else a for a in stacked))
+        run = lambda: _one_draw(program, data, None, frozenset(), {}, predictive=False, score=True)  # noqa: E731
+        found = program.call(flat[r], run)
+        return {**found["latents"], **found["deterministic"]}
+
+    with isolated_store(), quiet(), torch.no_grad(), FactorsOrNaN():
+        chunk = _draws_at_once(one, seed)
+        with seeded(seed):
+            found = over_draws(one, len(flat) * num_samples, chunk, flat.device)
+    return {name: value.unflatten(0, (len(flat), num_samples)) for name, value in found.items()}
 
 
 def _report_failed(parts: dict[str, Any], count: int) -> None:
