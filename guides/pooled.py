@@ -49,6 +49,11 @@ class Pooled:
         return f"{self.of.family} x {len(self.weights)}"
 
     @property
+    def source(self) -> Posterior:
+        """The posterior with R replicates."""
+        return self.of
+
+    @property
     def replicates(self) -> int:
         """One: the replicates are parts of it."""
         return 1
@@ -109,9 +114,11 @@ class Pooled:
         seed: int | None = None,
         predictive: bool = False,
         log_likelihood: bool = True,
+        corrected: bool = False,
         model_kwargs: dict[str, Any] | None = None,
     ) -> Draws:
         """Return draws with one chain, C = 1; see :meth:`guides.Posterior.draws`."""
+        _check_raw(corrected)
         base = self.of.seed if seed is None else seed
         counts = self._counts(num_samples, base)
         parts = [
@@ -133,14 +140,24 @@ class Pooled:
             return whole
         return replace(whole, log_q=self._log_q(whole.latents, self.of._arguments(data, model_kwargs)).unsqueeze(0))
 
-    def sample(self, num_samples: int = 1000, seed: int | None = None) -> dict[str, Tensor]:
-        """Return draws of the latent sites, shape ``(S, *site shape)`` each."""
+    def sample(self, num_samples: int = 1000, seed: int | None = None, *, corrected: bool = False) -> dict[str, Tensor]:
+        """Return draws of the latent sites, shape ``(S, *site shape)`` each.
+
+        :raises OptionError: for ``corrected``, which restarts have without being pooled first.
+        """
+        _check_raw(corrected)
         return self._shared_out(num_samples, seed, lambda part, count, seed: part.sample(count, seed=seed))
 
     def predict(
-        self, *data: Any, num_samples: int = 1000, seed: int | None = None, model_kwargs: dict[str, Any] | None = None
+        self,
+        *data: Any,
+        num_samples: int = 1000,
+        seed: int | None = None,
+        corrected: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """Return draws of every observed and deterministic site for new inputs; see :meth:`guides.Posterior.predict`."""
+        _check_raw(corrected)
 
         def predict(part: Posterior, count: int, seed: int) -> dict[str, Tensor]:
             return part.predict(*data, num_samples=count, seed=seed, model_kwargs=model_kwargs)
@@ -148,9 +165,15 @@ class Pooled:
         return self._shared_out(num_samples, seed, predict)
 
     def log_likelihood(
-        self, *data: Any, num_samples: int = 1000, seed: int | None = None, model_kwargs: dict[str, Any] | None = None
+        self,
+        *data: Any,
+        num_samples: int = 1000,
+        seed: int | None = None,
+        corrected: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """Return the pointwise log-likelihood of ``data`` under each draw; see :meth:`guides.Posterior.log_likelihood`."""
+        _check_raw(corrected)
 
         def score(part: Posterior, count: int, seed: int) -> dict[str, Tensor]:
             return part.log_likelihood(*data, num_samples=count, seed=seed, model_kwargs=model_kwargs)
@@ -167,6 +190,12 @@ class Pooled:
         from guides.diagnostics import diagnose
 
         return diagnose(self, **options)
+
+    def to_arviz(self, **options: Any) -> Any:
+        """Return ``InferenceData`` or ``DataTree`` of one chain; see :func:`guides.to_arviz`."""
+        from guides.fitted.arviz_io import to_arviz
+
+        return to_arviz(self, **options)
 
     def _part(self, replicate: int) -> Posterior:
         row = slice(replicate, replicate + 1)
@@ -211,6 +240,14 @@ class Pooled:
         with isolated_store(), quiet(), torch.no_grad():
             each = over_draws(at, count, _DRAWS_AT_ONCE, self.of.device)["log_q"]
         return torch.logsumexp(each + self.weights.log().to(each), -1)
+
+
+def _check_raw(corrected: bool) -> None:
+    if corrected:
+        raise OptionError(
+            "corrected=True: draws of several restarts are weighed and pooled in one go: use "
+            "pooled.of.sample(corrected=True), and likewise for predictions and ArviZ"
+        )
 
 
 def pool_weights(posterior: Posterior, weights: str | Sequence[float], objectives: Tensor) -> Tensor:

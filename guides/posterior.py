@@ -126,6 +126,11 @@ class Posterior:
         return any(reason.startswith("interrupted") for reason in self.stop_reasons)
 
     @property
+    def source(self) -> Posterior:
+        """The posterior that was fitted: this one. Pooled replicates name what they were pooled of."""
+        return self
+
+    @property
     def data(self) -> tuple[Any, ...]:
         """Positional arguments of the training data."""
         return self.training.args

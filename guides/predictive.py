@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guides.errors import DataError, OptionError
+
 __all__ = [
     "ClassificationMetrics",
     "RegressionMetrics",
@@ -45,12 +47,12 @@ _WHOLE = 0.05
 
 def _check_draws(draws: Tensor, y: Tensor, name: str = "draws") -> None:
     if not draws.dim() or draws.shape[1:] != y.shape:
-        raise ValueError(
+        raise DataError(
             f"{name} has shape {tuple(draws.shape)}; expected (S, {', '.join(map(str, y.shape))}): draws first, then y's"
             " shape"
         )
     if not draws.shape[0] or not y.numel():
-        raise ValueError(f"{name} has shape {tuple(draws.shape)}; at least one draw and one point are needed")
+        raise DataError(f"{name} has shape {tuple(draws.shape)}; at least one draw and one point are needed")
 
 
 def log_predictive_density(log_likelihood: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ def mse(prediction: Tensor, y: Tensor) -> Tensor:
     """Return the mean squared error over all points, a scalar in squared units of ``y``.
 
     :param prediction: point predictions, such as the mean of the draws; the shape of ``y``.
-    :raises ValueError: if the shapes differ (broadcasting (N, 1) against (N,) would silently give nonsense).
+    :raises DataError: if the shapes differ (broadcasting (N, 1) against (N,) would silently give nonsense).
 
     Example::
 
@@ -81,7 +83,7 @@ def mse(prediction: Tensor, y: Tensor) -> Tensor:
         2.0
     """
     if prediction.shape != y.shape:
-        raise ValueError(f"prediction has shape {tuple(prediction.shape)}, y has {tuple(y.shape)}; they must be equal")
+        raise DataError(f"prediction has shape {tuple(prediction.shape)}, y has {tuple(y.shape)}; they must be equal")
     return (prediction - y).square().mean()
 
 
@@ -309,7 +311,7 @@ def regression_metrics(
     :param mean: (*batch) predictive mean where it is known better than by averaging ``draws``, such as the average of the
         noise-free site ``"f"``.
     :param target_sd: standard deviation that targets were divided by, to report original units too; 1 if they were not.
-    :raises ValueError: if shapes do not fit, there is no draw or no point, or ``target_sd`` is not positive.
+    :raises DataError: if shapes do not fit, there is no draw or no point, or ``target_sd`` is not positive.
 
     Example::
 
@@ -321,7 +323,7 @@ def regression_metrics(
     _check_draws(draws, y)
     _check_draws(log_likelihood, y, "log_likelihood")
     if not target_sd > 0:
-        raise ValueError(f"target_sd is {target_sd}; it must be positive")
+        raise OptionError(f"target_sd is {target_sd}; it must be positive")
     mean_squared = float(mse(draws.mean(0) if mean is None else mean, y))
     density = float(log_predictive_density(log_likelihood).mean())
     score = float(crps(draws, y).mean())
@@ -345,7 +347,7 @@ def regression_metrics(
 
 def _check_probabilities(probabilities: Tensor, labels: Tensor) -> None:
     if probabilities.dim() != 2 or labels.shape != probabilities.shape[:1]:
-        raise ValueError(
+        raise DataError(
             f"probabilities has shape {tuple(probabilities.shape)} and labels {tuple(labels.shape)}; expected (N, K) and"
             " (N,)."
             " For a binary target stack (1 - p, p)"
@@ -360,7 +362,7 @@ def class_probabilities(log_likelihoods: Sequence[Tensor]) -> Tensor:
     :param log_likelihoods: K tensors (S, N) in nats; entry c has every label set to c, from the same draws:
         ``[posterior.log_likelihood(x, torch.full((N,), c), seed=0)["y"] for c in range(K)]``.
     :returns: (N, K), rows sum to one.
-    :raises ValueError: for anything else, such as logits, or draws of a predicted site.
+    :raises DataError: for anything else, such as logits, or draws of a predicted site.
 
     Example::
 
@@ -371,18 +373,18 @@ def class_probabilities(log_likelihoods: Sequence[Tensor]) -> Tensor:
         "pass a list of K log-likelihoods (S, N), one for each label: posterior.log_likelihood(x, torch.full((N,), c), ...)"
     )
     if isinstance(log_likelihoods, Tensor):
-        raise ValueError(
+        raise DataError(
             f"log_likelihoods is one tensor of shape {tuple(log_likelihoods.shape)}; {what}. Of logits (S, N, K), such as a "
             "site of posterior.predict, take f.softmax(-1).mean(0); of logits (S, N), p = f.sigmoid().mean(0)"
         )
     shapes = sorted({tuple(value.shape) for value in log_likelihoods})
     if len(log_likelihoods) < 2 or len(shapes) > 1 or len(shapes[0]) != 2:
-        raise ValueError(f"log_likelihoods holds {len(log_likelihoods)} tensors of shapes {shapes}; {what}")
+        raise DataError(f"log_likelihoods holds {len(log_likelihoods)} tensors of shapes {shapes}; {what}")
     logs = torch.stack([log_predictive_density(value) for value in log_likelihoods], dim=-1)
     total = logs.logsumexp(-1).exp()
     if not bool(((total - 1.0).abs() < _WHOLE).all()):
         worst = float(total[(total - 1.0).abs().nan_to_num(torch.inf).argmax()])
-        raise ValueError(
+        raise DataError(
             f"the probabilities of the {len(log_likelihoods)} labels add up to {worst:.3g} at a point instead of 1; {what}, "
             "for all labels that there are, with the same seed so that they are of the same draws"
         )
@@ -500,7 +502,7 @@ def classification_metrics(probabilities: Tensor, labels: Tensor) -> Classificat
 
     :param probabilities: (N, K), rows sum to one.
     :param labels: (N,) class indices.
-    :raises ValueError: if shapes do not fit or there is no point.
+    :raises DataError: if shapes do not fit or there is no point.
 
     Example::
 
@@ -509,7 +511,7 @@ def classification_metrics(probabilities: Tensor, labels: Tensor) -> Classificat
     """
     _check_probabilities(probabilities, labels)
     if not labels.numel():
-        raise ValueError("labels is empty; at least one point is needed")
+        raise DataError("labels is empty; at least one point is needed")
     chosen = probabilities.gather(-1, labels.long().unsqueeze(-1)).squeeze(-1)
     return ClassificationMetrics(
         num_points=labels.numel(),

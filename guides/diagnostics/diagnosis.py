@@ -17,6 +17,7 @@ from guides.diagnostics.loo import Elpd, ElpdLOO
 from guides.diagnostics.pareto import ParetoK
 from guides.diagnostics.rhat import RHat
 from guides.diagnostics.row_weights import RowWeights, some_rows
+from guides.errors import OptionError
 from guides.program.guide import amortized_sites
 from guides.psis import MIN_DRAWS, pareto_k_threshold
 
@@ -195,7 +196,7 @@ def diagnose(
         'good'
     """
     if num_samples is not None and num_samples < MIN_DRAWS:
-        raise ValueError(
+        raise OptionError(
             f"num_samples is {num_samples}; diagnostics need at least {MIN_DRAWS} draws (1000 is a good number)"
         )
     names = list(diagnostics_registry) if only is None else list(only)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,10 +18,11 @@ from guides.diagnostics.finding import (
     diagnostics_registry,
     is_point_mass,
 )
-from guides.fitted.arviz_io import from_groups, import_arviz
 from guides.psis import CONSTANT, pareto_k_threshold, psis
 
 __all__ = ["Elpd", "ElpdLOO", "elpd_loo"]
+
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,8 @@ def elpd_loo(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
               \sum_n \log \frac{\sum_s w_{ns}\, p(y_n \mid z_s)}{\sum_s w_{ns}}, \qquad w_{ns} \propto 1 /
               p(y_n \mid z_s)
 
-    ``elpd`` is ``arviz.loo`` of the guide's draws taken as posterior draws, the number that can be compared between fits.
+    ``elpd`` is what ``arviz.loo`` gives of the guide's draws taken as posterior draws, the number to compare between
+    fits.
     ``corrected`` multiplies the weights by p(x, z) / q(z) before smoothing (Magnusson et al. 2019); it estimates what the
     exact posterior would score, and where its own k's allow it is the one to believe: draws from a guide whose tails are
     heavier than the posterior's make single 1 / p(y | z) explode, and those weights calm them.
@@ -155,39 +155,31 @@ def _points(posterior: PosteriorLike, draws: DrawsLike) -> dict[str, Tensor]:
 
 
 def _loo(log_likelihood: Tensor, log_weights: Tensor, threshold: float) -> Elpd:
-    result = _arviz_loo(log_likelihood)
-    pareto_k = torch.as_tensor(result["pareto_k"])
+    """Return PSIS-LOO of one site, from log-likelihoods ``(C, S, N)`` and log weights of the draws ``(C, S)``."""
     values = log_likelihood.flatten(0, 1).T  # (N, C S)
-    # ArviZ calls the k of equal weights, which have no tail, infinite.
-    pareto_k = torch.where(values.amax(-1).cpu() - values.amin(-1).cpu() < CONSTANT, 0.0, pareto_k)
-    corrected, corrected_bad = math.nan, 0
-    if torch.isfinite(log_weights).all():
-        smoothed, k = psis(log_weights.flatten() - values)
-        corrected = float((smoothed + values).logsumexp(-1).sum())
-        corrected_bad = int((k > threshold).sum())
+    weights = log_weights.flatten() if bool(torch.isfinite(log_weights).all()) else None
+    elpd, lppd, pareto_k, corrected, corrected_k = map(
+        torch.cat, zip(*(_points_loo(rows.contiguous(), weights) for rows in values.split(_ROWS_AT_ONCE)))
+    )
     return Elpd(
-        elpd=result["elpd"],
-        se=result["se"],
-        p_loo=result["p"],
+        elpd=float(elpd.sum()),
+        se=math.sqrt(len(elpd) * float(elpd.var(correction=0))),
+        p_loo=float((lppd - elpd).sum()),
         bad_k=int((pareto_k > threshold).sum()),
-        num_points=log_likelihood.shape[-1],
-        pareto_k=pareto_k,
-        corrected=corrected,
-        corrected_bad_k=corrected_bad,
+        num_points=len(elpd),
+        pareto_k=pareto_k.cpu(),
+        corrected=float(corrected.sum()),
+        corrected_bad_k=int((corrected_k > threshold).sum()),
     )
 
 
-def _arviz_loo(log_likelihood: Tensor) -> dict[str, Any]:
-    """Run ``arviz.loo``, whose result has other names in ArviZ 0.x and 1.x."""
-    groups = {"log_likelihood": {"y": log_likelihood.cpu().numpy()}}
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        # ArviZ warns of large k's (the finding counts them), of a single observation, and its Pareto fit may overflow.
-        warnings.simplefilter("ignore", UserWarning)
-        result = import_arviz().loo(from_groups(groups), pointwise=True, reff=1.0)
-    old = hasattr(result, "elpd_loo")
-    return {
-        "elpd": float(result.elpd_loo if old else result.elpd),
-        "se": float(result.se),
-        "p": float(result.p_loo if old else result.p),
-        "pareto_k": result.pareto_k.values.ravel().copy(),
-    }
+def _points_loo(values: Tensor, log_weights: Tensor | None) -> tuple[Tensor, ...]:
+    """Return per point: elpd, log predictive density, Pareto k, and elpd and k with draws weighted to the posterior."""
+    smoothed, k = psis(-values, tolerance=0.0)
+    elpd = (smoothed + values).logsumexp(-1)
+    lppd = values.logsumexp(-1) - math.log(values.shape[-1])
+    k = torch.where(values.amax(-1) - values.amin(-1) < CONSTANT, 0.0, k)  # equal weights have no tail
+    if log_weights is None:
+        return elpd, lppd, k, torch.full_like(elpd, math.nan), torch.zeros_like(k)
+    smoothed, corrected_k = psis(log_weights - values)
+    return elpd, lppd, k, (smoothed + values).logsumexp(-1), corrected_k

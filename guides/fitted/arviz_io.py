@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guides.errors import UnsupportedModelError
+from guides.errors import OptionError, UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +113,7 @@ def _dataset(
         arrays[name] = ((*leading, *own), value)
         for dim, size in zip(arrays[name][0], value.shape, strict=True):
             if sizes.setdefault(dim, size) != size:
-                raise ValueError(
+                raise OptionError(
                     f"dimension {dim!r} of {name!r} in group {group!r} has size {size}, elsewhere"
                     f" {sizes[dim]};"
                     f" pass dims={{{name!r}: [...]}} with another name"
@@ -121,7 +121,7 @@ def _dataset(
     labels = {dim: np.arange(size) for dim, size in sizes.items()}
     for dim in labels.keys() & coords.keys():
         if len(coords[dim]) != sizes[dim]:
-            raise ValueError(
+            raise OptionError(
                 f"coords[{dim!r}] has {len(coords[dim])} labels, but the dimension has size {sizes[dim]} in {group!r}"
             )
         labels[dim] = np.asarray(coords[dim])
@@ -268,25 +268,24 @@ def to_arviz(
     from guides.fitted.labels import labels_of
 
     wanted = _wanted(groups, prior_samples, predictions)
-    chosen = {"corrected": True} if corrected else {}  # replicates that are pooled know of no such draws
     point = bool(getattr(posterior.guide, "is_point_mass", False))
     if groups is None and point:
         wanted.discard("log_likelihood")
-    sites = posterior.sites
+    sites, source = posterior.sites, posterior.source
     inferred = {name: list(site.dims) for name, site in sites.items()}
     unknown = sorted(set(dims or {}) - set(inferred))
     if unknown:
-        raise ValueError(f"dims names {unknown[0]!r}, which is no site of the model; its sites are {sorted(inferred)}")
+        raise OptionError(f"dims names {unknown[0]!r}, which is no site of the model; its sites are {sorted(inferred)}")
     dims = {**inferred, **(dims or {})}
 
-    coords = {**labels_of(posterior), **(coords or {})}
+    coords = {**labels_of(source), **(coords or {})}
     collected: dict[str, dict[str, Any]] = {name: {} for name in GROUPS if name in wanted}
     if wanted & {"posterior", "posterior_predictive", "log_likelihood", "sample_stats"}:
         draws = _left_out_if_impossible(
             "posterior_predictive" in wanted,
             groups,
             "posterior_predictive",
-            lambda predictive: posterior.draws(num_samples, seed=seed, predictive=predictive, **chosen),
+            lambda predictive: posterior.draws(num_samples, seed=seed, predictive=predictive, corrected=corrected),
         )
         parts = {
             "posterior": {**draws.latents, **draws.deterministic},
@@ -298,11 +297,11 @@ def to_arviz(
             collected["log_likelihood"], labels = _points(draws, inferred, coords)
             coords = {**labels, **coords}
     if predictions is not None:
-        new = _arrays(posterior.predict(*predictions, num_samples=num_samples, seed=seed, **chosen))
+        new = _arrays(posterior.predict(*predictions, num_samples=num_samples, seed=seed, corrected=corrected))
         collected["predictions"] = new if posterior.replicates > 1 else {k: v[None] for k, v in new.items()}
     if wanted & {"prior", "prior_predictive"}:
         prior = _left_out_if_impossible(
-            True, groups, "prior", lambda drawn: _prior(posterior, prior_samples, seed) if drawn else {}
+            True, groups, "prior", lambda drawn: _prior(source, prior_samples, seed) if drawn else {}
         )
         for name, values in prior.items():
             if sites[name].kind == "conditioned":
@@ -311,10 +310,10 @@ def to_arviz(
             if group in wanted:
                 collected[group][name] = values[None]
     if wanted & {"observed_data", "constant_data"}:
-        observed, constant, constant_dims = _data(posterior)
+        observed, constant, constant_dims = _data(source)
         dims |= {name: value for name, value in constant_dims.items() if name not in dims}
         collected |= {k: v for k, v in (("observed_data", observed), ("constant_data", constant)) if k in wanted}
-    attrs = {"guide": posterior.family, "objective": posterior.objective}
+    attrs = {"guide": posterior.family, "objective": source.objective}
     if groups is None and point:
         attrs["log_likelihood"] = "left out: draws of a point mass are no posterior, to cross-validate by"
     return from_groups(collected, dims, coords, attrs)
@@ -335,7 +334,7 @@ def _wanted(groups: Collection[str] | None, prior_samples: int, predictions: tup
     wanted = set(GROUPS if groups is None else groups)
     unknown = sorted(wanted - set(GROUPS))
     if unknown:
-        raise ValueError(f"there is no group {unknown[0]!r}; choose from {', '.join(GROUPS)}")
+        raise OptionError(f"there is no group {unknown[0]!r}; choose from {', '.join(GROUPS)}")
     if predictions is None:
         wanted.discard("predictions")
     if prior_samples < 1:

@@ -180,6 +180,11 @@ def _multinomial(tape: NoiseTape, input: Tensor, num_samples: int, replacement: 
     return (ends.unsqueeze(-2) <= uniform.unsqueeze(-1)).sum(-1)
 
 
+def _binomial(tape: NoiseTape, count: Tensor, prob: Tensor, **kwargs: Any) -> Tensor:
+    """Not from the tape, as no gradient goes through it: under vmap torch warns where only one of the two is mapped."""
+    return torch.binomial(count + torch.zeros_like(prob), prob + torch.zeros_like(count), **kwargs)
+
+
 def _exponential_(tape: NoiseTape, self: Tensor, lambd: float = 1.0, **_: Any) -> Tensor:
     return _into(self, -torch.log1p(-tape._take_uniform(tuple(self.shape), self.dtype, self.device)) / lambd)
 
@@ -316,6 +321,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.uniform_: _uniform_,
     torch.bernoulli: _bernoulli,
     torch.multinomial: _multinomial,
+    torch.binomial: _binomial,
     torch.Tensor.multinomial: _multinomial,
     torch.Tensor.exponential_: _exponential_,
     torch.Tensor.cauchy_: _cauchy_,

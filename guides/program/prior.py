@@ -12,7 +12,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from guides.compile.tracing import said
-from guides.errors import FailedDrawsWarning, UnsupportedModelError
+from guides.errors import FailedDrawsWarning, OptionError, UnsupportedModelError
 from guides.program.buffers import buffers_kept
 from guides.program.factors import FactorsOrNaN
 from guides.program.noise import NoiseTape
@@ -59,7 +59,7 @@ def sample_prior(
         torch.Size([7])
     """
     if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
+        raise OptionError(f"num_samples is {num_samples}; it must be at least 1")
     prior = unobserved(model)
     shapes: dict[str, torch.Size | None] = {}
 
@@ -71,7 +71,7 @@ def sample_prior(
         for name in values.keys() | shapes.keys():
             found = values[name].shape if name in values else None
             if shapes.setdefault(name, found) != found or (found is None):
-                raise ValueError(
+                raise UnsupportedModelError(
                     f"site {name!r} does not have one shape in every run of the model (found {shapes[name]} and {found});"
                     " leave the prior out with prior_samples=0"
                 )

@@ -98,8 +98,8 @@ def test_gradients_of_rounding_size_are_no_difference():
     recorded = mutants.record("map", 0.0)
     state = recorded.state
     now = [v[:, 0] for v in recorded.varying]
-    for k in range(400):
-        now[0][:, 0] = 0.05 * (1 - k / 400)
+    for k in range(600):
+        now[0][:, 0] = 0.05 * (1 - k / 600)
         *state, _ = recorded.graph(*state, *recorded.shared, *now)
     now[0][:, 0] = 0.01
     start = (state[0], *(torch.zeros_like(s) for s in state[1:]))

@@ -508,6 +508,23 @@ def test_pooled_replicates_are_one_mixture(two_modes):
         guides.log_marginal(pooled)
 
 
+def test_pooled_replicates_say_where_corrected_draws_are(two_modes):
+    for take in ("draws", "predict", "log_likelihood", "sample"):
+        with pytest.raises(guides.OptionError, match=r"pooled\.of\.sample\(corrected=True\)"):
+            getattr(two_modes.pooled(), take)(corrected=True)
+    with pytest.raises(guides.OptionError, match=r"pooled\.of\.sample\(corrected=True\)"):
+        guides.to_arviz(two_modes.pooled(), corrected=True)
+
+
+def test_pooled_replicates_in_arviz(two_modes):
+    tree = two_modes.pooled().to_arviz(num_samples=20, prior_samples=3)
+    assert tree["posterior"]["z"].shape == (1, 20)
+    assert 0 < int((tree["posterior"]["z"] > 0).sum()) < 20
+    assert tree["posterior_predictive"]["y"].dims == ("chain", "draw", "data")
+    assert tree["prior"]["z"].shape == (1, 3)
+    assert tree["observed_data"]["y"].shape == (10,)
+
+
 def test_weights_of_pooled_replicates(two_modes):
     z = two_modes.pooled([3, 1]).sample(400)["z"]
     assert int((z < 0).sum()) == 300

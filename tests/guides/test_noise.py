@@ -118,3 +118,16 @@ def test_noise_of_several_generators_is_that_of_each():
     for r, seed in enumerate((4, 5)):
         alone = layout.draw((7, 2), torch.Generator().manual_seed(seed))
         assert torch.equal(each.normals[r], alone.normals) and torch.equal(each.uniforms[r], alone.uniforms)
+
+
+def test_binomials_are_drawn_under_vmap_whichever_of_their_arguments_is_mapped():
+    for mapped in (0, 1):
+        values = [torch.full((5,), 9.0), torch.full((5,), 0.5)]
+
+        def draw(value, mapped=mapped, values=values):
+            with NoiseTape():
+                return torch.binomial(*(value if k == mapped else other for k, other in enumerate(values)))
+
+        drawn = torch.vmap(draw, randomness="different")(values[mapped].expand(200, 5))
+        assert drawn.shape == (200, 5)
+        assert bool((drawn.std(0) > 1).all())

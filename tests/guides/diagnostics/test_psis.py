@@ -1,13 +1,16 @@
 """The arithmetic against Pyro's and ArviZ's, and against distributions whose tail is known."""
 
 import math
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from pyro.ops.stats import fit_generalized_pareto as pyro_fit
 
-from guides.fitted.arviz_io import import_arviz
+from guides.diagnostics.loo import elpd_loo
+from guides.fitted.arviz_io import from_groups, import_arviz
 from guides.psis import (
     fit_generalized_pareto,
     float_tolerance,
@@ -54,6 +57,26 @@ def test_smoothed_weights_and_k_agree_with_arviz():
         theirs, k_theirs = array_stats.psislw(log_weights.numpy())
     np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-6)
     np.testing.assert_allclose(k.numpy(), k_theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])
+def test_leaving_one_out_is_what_arviz_makes_of_the_same_draws(spread):
+    torch.manual_seed(3)
+    values = spread * torch.randn(2, 500, 30, dtype=torch.double) * torch.rand(30, dtype=torch.double) - 1
+    draws = SimpleNamespace(
+        log_p=torch.randn(2, 500), log_q=torch.zeros(2, 500), log_likelihood={"y": values}, counted={"y": torch.ones(30) > 0}
+    )
+    found = elpd_loo(SimpleNamespace(guide=None, sites={}), draws).sites["y"]
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", UserWarning)  # of large k's
+        theirs = import_arviz().loo(from_groups({"log_likelihood": {"y": values.numpy()}}), pointwise=True, reff=1.0)
+    old = hasattr(theirs, "elpd_loo")
+    assert found.elpd == pytest.approx(float(theirs.elpd_loo if old else theirs.elpd), rel=1e-8)
+    assert found.p_loo == pytest.approx(float(theirs.p_loo if old else theirs.p), rel=1e-8)
+    assert found.se == pytest.approx(float(theirs.se), rel=1e-8)
+    told = found.pareto_k != 0  # that of a point which all draws score alike is noise, and called 0 here
+    assert spread == 0.01 or bool(told.all())
+    np.testing.assert_allclose(found.pareto_k[told], theirs.pareto_k.values.ravel()[told], rtol=1e-8)
 
 
 def test_k_is_the_tail_index_of_the_weights():
