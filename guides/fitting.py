@@ -37,6 +37,7 @@ from guides.program.buffers import buffers_kept
 from guides.program.checks import check_model, check_values, scale_of
 from guides.program.data import Data, forms_from
 from guides.program.factors import FactorsOrNaN
+from guides.program.guide import as_guide
 from guides.program.inputs import read, read_like
 from guides.program.keywords import check_names, keywords_of
 from guides.program.moving_supports import check_same_supports
@@ -309,7 +310,7 @@ def _fit(
                 check_values(model, data, settings.batch_size)
                 checked = data
             made = make()
-            if settings.steps == 0 and not (isinstance(made, Family) and made.may_stand_still):
+            if settings.steps == 0 and not as_guide(made).may_stand_still:
                 raise OptionError("steps must be at least 1, not 0; only 'laplace' and 'map' mean something without any")
             if isinstance(made, nn.Module) and device.type != "cpu":
                 made.to(device)  # an encoder is where its author made it
@@ -517,7 +518,7 @@ def guide_factory(model: Model, guide: Any) -> tuple[Callable[[], Callable[..., 
         return (
             (lambda: replanted(guide, model) if again else guide),
             name,
-            dict(getattr(guide, "constructor_options", {})),
+            dict(as_guide(guide).constructor_options),
         )
 
     def make() -> Callable[..., Any]:
@@ -602,7 +603,7 @@ def restore(content: dict[str, Any], model: Model, guide: Any) -> Posterior:
         program = Program.build(model, make(), objective, training, batch_size=batch_size, seed=content["seed"])
     except (DataError, GuideMismatchError, DiscreteLatentError, MinibatchScaleError) as error:
         raise DataError(f"the saved posterior is of {_saved_model(content)}, which this is not: {error}") from error
-    finished = program.guide.finished_guide() if isinstance(program.guide, Family) else None
+    finished = as_guide(program.guide).finished_guide()
     if finished is not None:
         program = Program.build(model, finished, objective, training, batch_size=None, seed=0)
     here_sites = _latent_shapes(program)

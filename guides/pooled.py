@@ -14,6 +14,7 @@ from guides.errors import DataError, OptionError, UnsupportedModelError, check_k
 from guides.fitted.draws import Draws, Site
 from guides.fitted.own_sites import trace_at
 from guides.program.data import Data
+from guides.program.guide import as_guide
 from guides.program.parameters import isolated_store
 from guides.program.program import Program, quiet
 from guides.program.vectorise import over_draws
@@ -227,7 +228,7 @@ class Pooled:
         missing = [name for name in program.latents if name not in latents]
         if missing:
             raise DataError(f"the draws lack latent site {missing[0]!r}, so the pooled density is not defined")
-        density = getattr(program.guide, "log_density", lambda trace: trace.log_prob_sum())
+        density = as_guide(program.guide).log_density
 
         def at(number: Tensor) -> dict[str, Tensor]:
             values: dict[str, Any] = {n: v[0].index_select(0, number.reshape(1)).squeeze(0) for n, v in latents.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from guides.evidence.offsets import OffsetLayout, Refine
 from guides.optimise.optimisers import adam
 from guides.posterior import Posterior
 from guides.program.data import Data
+from guides.program.guide import as_guide
 from guides.program.noise import Noise, NoiseTape
 from guides.program.parameters import isolated_store
 from guides.program.program import Program, quiet, seeded
@@ -203,7 +204,7 @@ class _Search:
         self._over_draws = Vectorised("draws")
         tensors = kernel.rows_of(torch.zeros(kernel.plan.rows, dtype=torch.long, device=kernel.device))
         # A guide that refines what its encoder says is no starting point: its refinements depend on the draw.
-        self._start = getattr(program.guide, "unrefined", nullcontext)
+        self._start = as_guide(program.guide).unrefined
         _, guide_trace = kernel.draw(tensors, NoiseTape(), self._start())
         self._layout = OffsetLayout(guide_trace, program.latents)
         self._step = Executable(self._one_step, "the search for the best approximation", "trace")

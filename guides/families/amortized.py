@@ -148,7 +148,7 @@ class Amortized(Family):
         if others:
             self.rest = self._make_rest()
             self.num_strata = self.rest.num_strata
-            self.is_point_mass = self.rest.is_point_mass  # type: ignore[misc]
+            self.is_point_mass = self.rest.is_point_mass
         with torch.no_grad():
             self._make_heads(encoder_inputs)
 
@@ -310,8 +310,7 @@ class Amortized(Family):
 
     def around_model(self, guide_trace: Trace) -> AbstractContextManager[Any]:
         """Return the context that the guide of the global latents runs the model in."""
-        around = getattr(self._global_guide, "around_model", None)
-        return nullcontext() if around is None else around(guide_trace)
+        return nullcontext() if self._global_guide is None else self._global_guide.around_model(guide_trace)
 
     def site_values(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return given values of the local latents, and what stands for those of the global ones."""

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import pyro.distributions as dist
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from guides.errors import OptionError
+from guides.program.guide import Guide
 from guides.program.marks import continuous_part
 from guides.program.plates import FillPlates, SizePlates, WithoutLoops
 from guides.program.sites import Computed, nodes
@@ -129,19 +130,11 @@ def check_scale(init_scale: Any) -> float:
 _QUANTILE_DRAWS = 1000
 
 
-class Family(AutoGuide):
+class Family(Guide, AutoGuide):
     """A family of approximate posteriors: a Pyro autoguide that ``guides.fit`` knows how to finish.
 
-    :cvar is_point_mass: the guide has no density (MAP, ensembles of points), so importance weights mean nothing.
-    :cvar allows_no_latents: the guide means something for a model that has parameters and no latent site.
-    :cvar may_stand_still: the guide means something at the values that it starts from, without any step.
-    :cvar num_strata: components that a step draws one by one instead of at random.
+    What it may say of itself, such as that it has no density, is in :class:`guides.program.guide.Guide`.
     """
-
-    is_point_mass: ClassVar[bool] = False
-    allows_no_latents: ClassVar[bool] = False
-    may_stand_still: ClassVar[bool] = False
-    num_strata: int = 1
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Family:
         """Remember the options that the guide is made with, so that a saved posterior can make it again."""

@@ -24,7 +24,8 @@ from guides.families.encoders.component_heads import (
     of_component,
     spread_out,
 )
-from guides.families.encoders.stick_heads import LayerHead, MixtureLayer, log_fractions, mean_log_fractions
+from guides.families.encoders.stick_heads import LayerHead, log_fractions, mean_log_fractions
+from guides.program.guide import MixtureLayer, MixtureLayers
 from guides.program.local_sites import check_rows_alone
 from guides.program.sites import nodes
 from guides.program.supports import has_elements_in
@@ -216,9 +217,10 @@ class DeepMixtureAmortized(Amortized):
         index: Tensor = pyro.sample(self._choice_site(number), ComponentChoice(logits=log_weights), infer=infer)
         return index
 
-    def mixture_layers(self, guide_trace: Trace) -> list[MixtureLayer]:
+    def mixture_layers(self, guide_trace: Trace) -> MixtureLayers:
         """Return what a trace of this guide drew, layer by layer, bottom first."""
-        return [self._layer(number, names, nodes(guide_trace)) for number, names in enumerate(self.layers)]
+        layers = (self._layer(number, names, nodes(guide_trace)) for number, names in enumerate(self.layers))
+        return MixtureLayers(tuple(layers), self.row_plate)
 
     def _layer(self, number: int, names: list[str], trace: dict[str, Any]) -> MixtureLayer:
         *sticks, code = names
@@ -236,5 +238,5 @@ class DeepMixtureAmortized(Amortized):
 
     def log_stratum_weight(self, guide_trace: Trace) -> Tensor:
         r"""Return the logarithm of the weight of the path that a trace drew, times the number of paths, ``(rows,)``."""
-        weights = torch.stack([layer.log_drawn for layer in self.mixture_layers(guide_trace)])
+        weights = torch.stack([layer.log_drawn for layer in self.mixture_layers(guide_trace).layers])
         return weights.sum(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -56,7 +56,7 @@ class Dropout(FlatFamily):
         torch.Size([20, 4])
     """
 
-    is_point_mass: ClassVar[bool] = True
+    is_point_mass: bool = True
 
     def __init__(
         self, model: Callable[..., Any], rate: float = 0.05, init_loc_fn: str | Callable[..., Any] = "spread"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -54,7 +54,7 @@ class Ensemble(FlatFamily):
         True
     """
 
-    is_point_mass: ClassVar[bool] = True
+    is_point_mass: bool = True
 
     def __init__(
         self,

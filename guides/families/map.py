@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pyro.infer.autoguide import AutoDelta
@@ -49,9 +49,9 @@ class MAP(Family, AutoDelta):
         True
     """
 
-    is_point_mass: ClassVar[bool] = True
-    may_stand_still: ClassVar[bool] = True
-    allows_no_latents: ClassVar[bool] = True
+    is_point_mass: bool = True
+    may_stand_still: bool = True
+    allows_no_latents: bool = True
 
     def __init__(
         self,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
@@ -21,6 +22,7 @@ from torch.distributions import Normal, constraints
 from guides.distributions.mixtures import MixtureDensity, chosen, weight_entropy
 from guides.errors import GuideMismatchError, OptionError, UnsupportedModelError
 from guides.families.base import Family, Finished, FitContext, FlatFamily, check_scale, init_function
+from guides.program.guide import Components
 from guides.program.marks import continuous_part
 from guides.program.sites import nodes
 from guides.registries import families
@@ -252,19 +254,21 @@ class Mixture(FlatFamily):
         trace.add_node(member.latent_site, **{**site, "name": member.latent_site, "fn": self.density(guide_trace).chosen})
         return trace
 
+    def mixture_components(self, guide_trace: Trace) -> Components:
+        """Return the mixture that a trace of this guide drew from, and the component that was drawn from."""
+        sites = tuple(name for name, _ in self.latent_sites())
+        density, draw = self.density(guide_trace), self.flat_draw(guide_trace)
+        return Components(density, draw, partial(self.component_factors, guide_trace), sites, self.latent_site)
+
     def component_factors(self, guide_trace: Trace) -> dict[str, tuple[Normal, Tensor]]:
         """Return, per site, the chosen component's normal factor and its draw, if the family has independent factors."""
-        member = self._member[0]
-        if not hasattr(member, "unconstrained_factors"):
-            return {}
-        found: dict[str, tuple[Normal, Tensor]] = member.unconstrained_factors(self._of_component(guide_trace))
-        return found
+        member: FlatFamily = self._member[0]
+        return member.unconstrained_factors(self._of_component(guide_trace))
 
     def around_model(self, guide_trace: Trace) -> AbstractContextManager[Any]:
         """Return the context in which the model multiplies by weights drawn from the chosen component."""
-        around = getattr(self._member[0], "around_model", None)
-        found: AbstractContextManager[Any] = nullcontext() if around is None else around(self._of_component(guide_trace))
-        return found
+        member: FlatFamily = self._member[0]
+        return member.around_model(self._of_component(guide_trace))
 
     def finish(self, context: FitContext) -> Finished:
         """Report the weights; the optimum is the posterior."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
@@ -13,7 +14,7 @@ import torch
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Independent, Normal
 
 from guides.distributions.mixtures import MixtureDensity
 from guides.errors import OptionError, check_known
@@ -29,6 +30,7 @@ from guides.families.encoders.component_heads import (
     of_component,
     spread_out,
 )
+from guides.program.guide import Components
 from guides.program.local_sites import LocalSite, check_rows_alone
 from guides.program.sites import nodes
 from guides.registries import families
@@ -268,10 +270,16 @@ class MixtureAmortized(Amortized):
         index = nodes(guide_trace)[self._choice_site]["value"]
         return of_component(self.density(guide_trace).log_weights, index) + math.log(self.num_strata)
 
+    def mixture_components(self, guide_trace: Trace) -> Components:
+        """Return the mixtures that a trace of this guide drew from, and the component that each row was drawn from."""
+        factors = partial(self.component_factors, guide_trace)
+        density, draw = self.density(guide_trace), self.flat_draw(guide_trace)
+        return Components(density, draw, factors, tuple(self._sites), self.latent_site, self.row_plate)
+
     def component_factors(self, guide_trace: Trace) -> dict[str, tuple[Normal, Tensor]]:
         """Return, per site, the drawn component's normal factor of every row and its draw, if components have such."""
         chosen = self.density(guide_trace).chosen
-        base = getattr(chosen, "base_dist", None)
+        base = chosen.base_dist if isinstance(chosen, Independent) else None
         if not isinstance(base, Normal):
             return {}
         flat, found = self.flat_draw(guide_trace), {}

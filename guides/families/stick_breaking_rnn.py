@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from guides.errors import OptionError, check_known
+from guides.errors import OptionError, UnsupportedModelError, check_known
 from guides.families.encoders.component_heads import ComponentHead, RowMixture
 from guides.families.mixture_amortized import MixtureAmortized
-from guides.program.local_sites import LocalSite
 from guides.registries import families
 
 __all__ = ["StickBreakingRNN"]
@@ -121,11 +120,6 @@ class StickBreakingRNN(MixtureAmortized):
         self.cell, self.hidden, self.epsilon, self.skip = cell, hidden, float(epsilon), skip
         self._logit = math.log(init_fraction / (1 - init_fraction))
 
-    @property
-    def local_sites(self) -> dict[str, LocalSite]:
-        """The latents of rows, by name."""
-        return self._sites
-
     def _make_heads(self, inputs: list[Any]) -> None:
         (features,) = self._features(inputs)
         where: dict[str, Any] = {"device": features.device, "dtype": features.dtype}
@@ -198,6 +192,20 @@ class StickBreakingRNN(MixtureAmortized):
         factors = None if factor[0] is None else torch.cat(factor, 1)
         covariance = "diagonal" if factors is None else self.head_options.covariance
         return RowMixture(torch.stack(log_weights, 1), torch.cat(loc, 1), torch.cat(scale, 1), factors, covariance)
+
+    def present_components(self, *args: Any, **kwargs: Any) -> RowMixture:
+        """Return :meth:`compact_mixture` for objectives, which cut the data by it.
+
+        :raises UnsupportedModelError: if the model would take some rows for all of them.
+        """
+        if self.prototype_trace is None:
+            self(*args, **kwargs)
+        if any(site.whole is not None for site in self._sites.values()):
+            raise UnsupportedModelError(
+                f"plate {self.row_plate!r} is one of all the data of which the model is given some rows, so a part of the "
+                'rows would be weighed as if it were all of them; use pyro.plate("data", len(x))'
+            )
+        return self.compact_mixture(*args, **kwargs)
 
     def compact_mixture(self, *args: Any, **kwargs: Any) -> RowMixture:
         """Return the mixtures as :meth:`mixture` does, with every step run on the rows alone that are not done.

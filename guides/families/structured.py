@@ -104,8 +104,7 @@ class Structured(Family, AutoGuideList):
         """Return the context in which every group changes how the model's arithmetic is carried out on its draws."""
         stack = ExitStack()
         for part in self._parts():
-            if hasattr(part, "around_model"):
-                stack.enter_context(part.around_model(guide_trace))
+            stack.enter_context(part.around_model(guide_trace))
         return stack
 
 

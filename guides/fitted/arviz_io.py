@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guides.errors import OptionError, UnsupportedModelError
+from guides.program.guide import is_point_mass
 
 if TYPE_CHECKING:
     import torch
@@ -268,7 +269,7 @@ def to_arviz(
     from guides.fitted.labels import labels_of
 
     wanted = _wanted(groups, prior_samples, predictions)
-    point = bool(getattr(posterior.guide, "is_point_mass", False))
+    point = is_point_mass(posterior.guide)
     if groups is None and point:
         wanted.discard("log_likelihood")
     sites, source = posterior.sites, posterior.source

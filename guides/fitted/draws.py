@@ -22,6 +22,7 @@ from guides.optimise.memory import CountElements
 from guides.program.data import Data, stack
 from guides.program.discrete.enumeration import add_values, with_values
 from guides.program.factors import FactorsOrNaN
+from guides.program.guide import as_guide
 from guides.program.noise import NoiseTape
 from guides.program.parameters import isolated_store
 from guides.program.prior import unobserved
@@ -281,14 +282,13 @@ def _one_draw(
         out["latents"] |= {n: v for n, v in discrete.items() if n not in fresh}
         if score:
             model_trace = poutine.trace(replayed).get_trace(*data.args, **data.kwargs)
-            density = getattr(guide, "log_density", lambda trace: trace.log_prob_sum())
             out["log_p"] = torch.as_tensor(model_trace.log_prob_sum())
             # Latents drawn from the prior instead have no density under the guide.
-            out["log_q"] = torch.as_tensor(density(guide_trace)) * (math.nan if fresh or held else 1.0)
+            out["log_q"] = torch.as_tensor(as_guide(guide).log_density(guide_trace)) * (math.nan if fresh or held else 1.0)
             out["log_likelihood"] = {n: pointwise(s) for n, s in nodes(model_trace).items() if is_observed(s)}
             values = model_trace if not discrete else poutine.trace(simulated).get_trace(*data.args, **data.kwargs)
             out["deterministic"] = _deterministic(values)
-        if getattr(guide, "linearised", False) and not fresh and not discrete and not held:
+        if as_guide(guide).linearised and not fresh and not discrete and not held:
             out.update(_linearised(program, guide_trace, data, predictive=predictive, score=score))
         elif predictive:
             trace = poutine.trace(unobserved(simulated)).get_trace(*data.args, **data.kwargs)

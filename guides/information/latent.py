@@ -15,9 +15,9 @@ from guides.errors import OptionError, UnsupportedModelError
 from guides.information.aggregate import aggregate, row_densities, unit_densities
 from guides.information.measure import Measure, Unit, per_nat
 from guides.information.units import UnitVariance, unit_variances
-from guides.objectives.base import joint_traces
 from guides.program.data import Data
 from guides.program.guide import amortized_sites
+from guides.program.joint import joint_traces
 from guides.program.parameters import isolated_store
 from guides.program.program import quiet, seeded
 from guides.program.rows import outermost_plate

@@ -1,6 +1,6 @@
 """Objectives, one file each; importing this package registers them."""
 
-from guides.objectives.base import Estimate, Objective
+from guides.objectives.base import Objective
 from guides.objectives.compacted import Compacted
 from guides.objectives.dlgmm import DLGMMELBO
 from guides.objectives.elbo import ELBO
@@ -11,6 +11,7 @@ from guides.objectives.schedules import Cyclical, Warmup
 from guides.objectives.score_function import ScoreFunction
 from guides.objectives.selbo import SELBO
 from guides.objectives.siwae import SIWAE
+from guides.program.objective import Estimate
 
 __all__ = [
     "DLGMMELBO",

@@ -4,145 +4,24 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from pyro import poutine
-from pyro.distributions import Delta, MaskedDistribution
 from pyro.infer.elbo import ELBO as PyroELBO
 from pyro.infer.util import torch_item
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.errors import DiscreteLatentError, OptionError, UnsupportedModelError
-from guides.objectives.guide_sums import GuideSums
-from guides.program.guide import marks_strata
-from guides.program.parameters import detached_parameters
-from guides.program.rows import evaluate_densities
+from guides.errors import DiscreteLatentError, OptionError
+from guides.program.discrete.guide_sums import GuideSums
+from guides.program.joint import joint_traces
+from guides.program.objective import Estimate
 from guides.program.sites import is_latent, nodes
+from guides.program.strata import Stratum, unweighed
 from guides.program.supports import is_discrete
 
-__all__ = ["OWN_MODULE", "Estimate", "Objective", "Stratum", "frozen_guide_trace", "joint_traces", "unweighed"]
-
-
-OWN_MODULE = "guides.objective"
-"""The name by which an objective registers a module that it trains along for itself; no part of the posterior."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One stochastic estimate of an objective.
-
-    :ivar value: scalar, in nats: what to report.
-    :ivar surrogate: scalar: what to differentiate. Its gradient estimates that of the objective; its number means nothing.
-    """
-
-    value: Tensor
-    surrogate: Tensor
-
-
-class Stratum(Messenger):
-    """Fix the stratum that a stratified guide would otherwise choose at random.
-
-    A guide with several components marks the site that chooses one with ``infer={"stratum": True}``; drawing every
-    component once instead of a random one removes that part of the gradient's variance. Where several sites choose, so that
-    a stratum is a path, each says which digit of the stratum's number it is: ``{"stratum": (place, base)}`` stands for
-    ``index // place % base``. ``{"stratum": "drawn"}`` marks one that is drawn at random even so.
-
-    In a list of guides, or in a function that calls guides, nobody has said so: the choices become digits in the order in
-    which they are met, and :attr:`count`, after a run, is the number of their combinations.
-
-    :param index: scalar integer tensor, the stratum to use.
-    :param guide: the guide as a whole, if it does not mark the sites itself.
-    :ivar weighed: the choices met so whose components have weights of their own.
-    """
-
-    def __init__(self, index: Tensor, guide: Callable[..., Any] | None = None) -> None:
-        super().__init__()
-        self._index = index
-        self._guide = guide
-        self._marked = guide is None or marks_strata(guide)
-        self._digits: dict[str, tuple[int, int]] = {}
-        self.weighed: list[str] = []
-
-    @property
-    def count(self) -> int:
-        """Number of strata of the guide, known after it has run once."""
-        return int(getattr(self._guide, "num_strata", 1)) if self._marked else math.prod(b for _, b in self._digits.values())
-
-    def _pyro_sample(self, msg: Any) -> None:
-        digit = msg["infer"].get("stratum")
-        if digit and not self._marked:
-            digit = self._met(msg)
-        if digit and digit != "drawn":
-            msg["value"] = self._index if digit is True else self._index // digit[0] % digit[1]
-            msg["done"] = True
-            msg["mask"] = False  # a choice that is not made at random has no density
-
-    def _met(self, msg: Any) -> tuple[int, int]:
-        """Return the digit of a choice that a part of the guide makes, by name, as a guide may be run again."""
-        name, choice, masked = msg["name"], msg["fn"], isinstance(msg["fn"], MaskedDistribution)
-        while isinstance(choice, MaskedDistribution):
-            choice = choice.base_dist
-        if msg["infer"]["stratum"] is not True or choice.batch_shape:
-            raise UnsupportedModelError(
-                f"site {name!r} chooses a component for every row, in a mixture that is a part of a guide; fit it alone"
-            )
-        if name not in self._digits:
-            self._digits[name] = self.count, choice.logits.shape[-1]
-            self.weighed += [] if masked else [name]
-        msg["infer"] = {**msg["infer"], "strata": self._digits[name][1]}
-        return self._digits[name]
-
-
-def joint_traces(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    intercept: bool = True,
-) -> tuple[Trace, Trace]:
-    """Run guide, then model on the guide's draws, and return the traces of both.
-
-    A guide may change how the model's arithmetic is carried out on its draws (local reparameterisation does) by a method
-    ``around_model(guide_trace)`` that returns a context manager.
-
-    :param intercept: let the guide do so. Such arithmetic has the right mean of the log joint, but the log joint is then not
-        that of any one draw, as importance weights have to be.
-    """
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    around: Callable[[Trace], AbstractContextManager[Any]] = getattr(guide, "around_model", lambda _: nullcontext())
-    with around(guide_trace) if intercept else nullcontext():
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return model_trace, guide_trace
-
-
-def frozen_guide_trace(
-    guide: Callable[..., Any], guide_trace: Trace, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Trace:
-    """Run the guide again on the draws of ``guide_trace``, with its parameters as constants.
-
-    The log densities of the new trace depend on parameters through the draws alone.
-    """
-    drawn = Trace()
-    for name, site in nodes(guide_trace).items():
-        # Points, such as the parts of a flat vector, are left out: the guide makes them again from the draws.
-        if site["type"] == "sample" and not isinstance(site["fn"], Delta):
-            drawn.add_node(name, **site)
-    with detached_parameters(guide):
-        return evaluate_densities(poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*args, **kwargs))
-
-
-def unweighed(sites: Iterable[str], objective: object) -> str:
-    """Return the words in which an objective that gives all components of a part of a guide the same weight is refused."""
-    return (
-        f"the guide has a mixture among its parts ({', '.join(map(repr, sites))}), whose components only 'elbo', and "
-        f"'selbo' without warmup, weigh; {type(objective).__name__} does not"
-    )
+__all__ = ["Objective"]
 
 
 class Objective(PyroELBO):
@@ -163,6 +42,9 @@ class Objective(PyroELBO):
 
     weighs_choices: ClassVar[bool] = False
     """The value and its gradient are right for guides that hold mixtures among other parts."""
+
+    warmup: int = 0
+    """Steps in which every component of a mixture is fitted by itself."""
 
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__(num_particles=num_particles)

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from guides.errors import OptionError, UnsupportedModelError
-from guides.objectives.base import Estimate, Objective, Stratum
+from guides.objectives.base import Objective
 from guides.objectives.entropy_bound import EntropyBoundELBO
 from guides.objectives.selbo import SELBO
 from guides.objectives.siwae import SIWAE
+from guides.program.guide import as_guide
+from guides.program.objective import Estimate
+from guides.program.strata import Stratum
 
 __all__ = ["Compacted"]
 
@@ -91,19 +94,12 @@ class Compacted(Objective):
 
         :param step: the number of the optimisation step, from 1; schedules are at their end without it.
         """
-        if getattr(guide, "prototype_trace", True) is None:
-            guide(*args, **kwargs)
-        if not hasattr(guide, "compact_mixture"):
+        mixture = as_guide(guide).present_components(*args, **kwargs)
+        if mixture is None:
             raise UnsupportedModelError(
                 f"Compacted is for guides whose rows differ in their number of components, such as 'stick_breaking_rnn', "
                 f"not {type(guide).__name__}"
             )
-        if any(site.whole is not None for site in guide.local_sites.values()):
-            raise UnsupportedModelError(
-                f"plate {guide.row_plate!r} is one of all the data of which the model is given some rows, so a part of the "
-                'rows would be weighed as if it were all of them; use pyro.plate("data", len(x))'
-            )
-        mixture = guide.compact_mixture(*args, **kwargs)
         rows, count = mixture.log_weights.shape
         present = [(mixture.log_weights[:, k] > -math.inf).nonzero().squeeze(-1) for k in range(count)]
         draws = []

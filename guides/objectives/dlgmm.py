@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from guides.errors import check_known
-from guides.objectives.base import joint_traces
-from guides.objectives.components import has_layers
 from guides.objectives.layers import WEIGHTS, layer_terms
 from guides.objectives.selbo import SELBO
+from guides.program.guide import as_guide
+from guides.program.joint import joint_traces
 from guides.registries import objectives
 
 __all__ = ["DLGMMELBO"]
@@ -84,9 +84,10 @@ class DLGMMELBO(SELBO):
         kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
         """Return what one path contributes to the bound of every row, its weight included."""
-        if not has_layers(guide):
-            return super().particle(model, guide, args, kwargs)
         model_trace, guide_trace = joint_traces(model, guide, args, kwargs)
-        terms = layer_terms(guide, model_trace, guide_trace, guide_trace, self.kl, self.weights)
+        layers = as_guide(guide).mixture_layers(guide_trace)
+        if layers is None:
+            return self.of_traces(guide, model_trace, guide_trace)
+        terms = layer_terms(layers, model_trace, guide_trace, self.kl, self.weights)
         nothing = torch.zeros_like(terms["kl"])
         return {"alone": terms["log_likelihood"] - terms["kl"], "excess": nothing, "log_weight": nothing}

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from guides.errors import OptionError
-from guides.objectives.base import Estimate, Objective, frozen_guide_trace, joint_traces
-from guides.objectives.components import choices, component_terms, has_layers, is_mixture, stratum_log_weight, weighed
+from guides.objectives.base import Objective
+from guides.objectives.components import component_terms, weighed
 from guides.objectives.divergence import check_kl, divergences, log_likelihood
-from guides.objectives.guide_sums import GuideSums
 from guides.objectives.layers import layer_terms
 from guides.objectives.schedules import Schedule, check_weight, weight_at
+from guides.program.discrete.guide_sums import GuideSums
+from guides.program.guide import as_guide
+from guides.program.joint import frozen_guide_trace, joint_traces
+from guides.program.objective import Estimate
+from guides.program.strata import choices, stratum_log_weight
 from guides.registries import objectives
 
 __all__ = ["ELBO"]
@@ -134,15 +138,14 @@ class ELBO(Objective):
             return {"log_likelihood": likelihood, "kl": torch.stack(kl)}
         model_trace, guide_trace = joint_traces(model, guide, args, kwargs)
         densities = guide_trace if self.estimator == "pathwise" else frozen_guide_trace(guide, guide_trace, args, kwargs)
-        factors = {}
-        if self.kl == "closed_form" and hasattr(guide, "unconstrained_factors"):
-            factors = guide.unconstrained_factors(guide_trace)
+        asked = as_guide(guide)
+        factors = asked.unconstrained_factors(guide_trace) if self.kl == "closed_form" else {}
         likelihood = log_likelihood(model_trace)
-        mixed = is_mixture(guide) or has_layers(guide)
-        closed_form, sized = self.kl == "closed_form" and not mixed, self.free_bits > 0
+        mixture, layers = asked.mixture_components(densities), asked.mixture_layers(guide_trace)
+        closed_form, sized = self.kl == "closed_form" and mixture is None and layers is None, self.free_bits > 0
         kl, sizes = divergences(model_trace, densities, factors, closed_form, per_dimension=sized)
-        if is_mixture(guide):
-            terms = component_terms(guide, model_trace, densities, self.kl)
+        if mixture is not None:
+            terms = component_terms(mixture, model_trace, densities, self.kl)
             total = terms["energy"] + terms["entropy"] - terms["excess"]
             log_weight, likelihood = stratum_log_weight(guide, guide_trace), terms["log_likelihood"]
             kl = [weighed(log_weight, likelihood - total).sum()]
@@ -150,8 +153,8 @@ class ELBO(Objective):
         elif choices(guide, guide_trace):
             log_weight = stratum_log_weight(guide, guide_trace)
             kl, likelihood = [weighed(log_weight, k) for k in kl], weighed(log_weight, likelihood)
-        elif has_layers(guide):
-            terms = layer_terms(guide, model_trace, guide_trace, densities, self.kl, "drawn")
+        elif layers is not None:
+            terms = layer_terms(layers, model_trace, densities, self.kl, "drawn")
             kl, likelihood = [terms["kl"].sum()], terms["log_likelihood"].sum()
         found = {"log_likelihood": likelihood, "kl": torch.cat([k.reshape(-1) for k in kl])}
         if sizes:

@@ -10,11 +10,15 @@ from torch import Tensor
 
 from guides.distributions.mixtures import BOUNDS, MixtureDensity, entropy_bound, pairs_of, weight_entropy
 from guides.errors import OptionError, check_known
-from guides.objectives.base import Estimate, Objective, joint_traces
-from guides.objectives.components import as_scaled, check_warmup, component_terms, is_mixture, stratum_log_weight, weighed
+from guides.objectives.base import Objective
+from guides.objectives.components import as_scaled, check_warmup, component_terms, weighed
 from guides.objectives.divergence import check_kl
 from guides.objectives.layers import check_no_layers
+from guides.program.guide import as_guide
+from guides.program.joint import joint_traces
+from guides.program.objective import Estimate
 from guides.program.rows import row_log_weights
+from guides.program.strata import stratum_log_weight
 from guides.registries import objectives
 
 __all__ = ["EntropyBoundELBO"]
@@ -87,23 +91,23 @@ class EntropyBoundELBO(Objective):
         kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
         """Return one component's energy, bound by itself and weight, and the bound on the entropy, which all draws share."""
-        check_no_layers(guide, "entropy_bound")
         model_trace, guide_trace = joint_traces(model, guide, args, kwargs)
-        if not is_mixture(guide):
+        check_no_layers(guide, guide_trace, "entropy_bound")
+        mixture = as_guide(guide).mixture_components(guide_trace)
+        if mixture is None:
             rows, scale = row_log_weights(model_trace, guide_trace)
             nothing = torch.zeros_like(rows)
             alone = scale * rows
             return {"energy": alone, "alone": alone, "log_weight": nothing, "entropy": nothing, "weight_entropy": nothing}
-        terms = component_terms(guide, model_trace, guide_trace, self.kl)
+        terms = component_terms(mixture, model_trace, guide_trace, self.kl)
         energy = terms["energy"]
-        mixture: MixtureDensity = guide.density(guide_trace)  # type: ignore[attr-defined]
-        entropy = self.entropy(mixture).to(energy.dtype)
+        entropy = self.entropy(mixture.density).to(energy.dtype)
         return {
             "energy": energy,
             "alone": energy + terms["entropy"],
             "log_weight": stratum_log_weight(guide, guide_trace),
-            "entropy": as_scaled(guide, guide_trace, entropy),
-            "weight_entropy": as_scaled(guide, guide_trace, weight_entropy(mixture.log_weights)),
+            "entropy": as_scaled(mixture, guide_trace, entropy),
+            "weight_entropy": as_scaled(mixture, guide_trace, weight_entropy(mixture.density.log_weights)),
         }
 
     def entropy(self, mixture: MixtureDensity) -> Tensor:

@@ -12,8 +12,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from guides.errors import OptionError
-from guides.objectives.base import Estimate, Objective, frozen_guide_trace, joint_traces
+from guides.objectives.base import Objective
 from guides.objectives.components import check_no_mixture
+from guides.program.joint import frozen_guide_trace, joint_traces
+from guides.program.objective import Estimate
 from guides.program.parameters import detached_parameters
 from guides.program.rows import evaluate_densities, row_log_densities, row_log_weights
 from guides.program.sites import nodes
@@ -88,10 +90,12 @@ class IWAE(Objective):
         """Return the log weights of one draw, ``(rows,)`` or ``(1,)``, and their scale; for DReG, the log joint at the draw
         as a constant too.
         """
-        check_no_mixture(guide, "iwae")
         if self.gradient == "reparameterised":
-            return log_weights(*joint_traces(model, guide, args, kwargs, intercept=False))
+            model_trace, guide_trace = joint_traces(model, guide, args, kwargs, intercept=False)
+            check_no_mixture(guide, guide_trace, "iwae")
+            return log_weights(model_trace, guide_trace)
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        check_no_mixture(guide, guide_trace, "iwae")
         densities = frozen_guide_trace(guide, guide_trace, args, kwargs)
         with detached_parameters(model):
             of_draw = evaluate_densities(poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs))

@@ -9,8 +9,9 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from guides.errors import OptionError, check_known
-from guides.objectives.components import has_layers, of_site, weighed
+from guides.objectives.components import of_site, weighed
 from guides.objectives.divergence import site_kl
+from guides.program.guide import MixtureLayers, as_guide
 from guides.program.sites import density_sites, is_latent
 
 __all__ = ["WEIGHTS", "check_no_layers", "layer_terms"]
@@ -18,34 +19,31 @@ __all__ = ["WEIGHTS", "check_no_layers", "layer_terms"]
 WEIGHTS = ("mean", "drawn")
 
 
-def check_no_layers(guide: Any, objective: str) -> None:
+def check_no_layers(guide: Any, guide_trace: Trace, objective: str) -> None:
     """Refuse layers of mixtures for an objective that takes weights to be numbers and not draws.
 
     :raises OptionError: naming the objective to use instead.
     """
-    if has_layers(guide):
+    if as_guide(guide).mixture_layers(guide_trace) is not None:
         raise OptionError(
             f"objective {objective!r} knows one mixture whose weights are no draws; use 'dlgmm' for guide "
             f"{type(guide).__name__}"
         )
 
 
-def layer_terms(
-    guide: Any, model_trace: Trace, guide_trace: Trace, densities: Trace, kl: str, weights: str
-) -> dict[str, Tensor]:
+def layer_terms(mixture: MixtureLayers, model_trace: Trace, densities: Trace, kl: str, weights: str) -> dict[str, Tensor]:
     r"""Return what one path contributes to log-likelihood and divergence of every row, weighed, in nats.
 
     The mean over all paths, or the expectation over those that are drawn at random, is that of the guide; all have the
     scales of a minibatch. See :class:`guides.DLGMMELBO` for the formula.
 
-    :param guide: a guide with ``mixture_layers``.
     :param densities: the trace to take the guide's densities from: that of its draw, or one with constant parameters.
     :param kl: ``"closed_form"`` takes the divergence of the fractions without their draws where torch has one.
     :param weights: ``"mean"`` or ``"drawn"``.
     :returns: ``log_likelihood`` and ``kl``, each ``(rows,)``.
     """
     check_known("weights", weights, WEIGHTS)
-    layers, plate = guide.mixture_layers(guide_trace), guide.row_plate
+    layers, plate = mixture.layers, mixture.row_plate
     prior, posterior = density_sites(model_trace), density_sites(densities)
     like = torch.zeros_like(layers[0].log_drawn)
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from guides.errors import OptionError
-from guides.objectives.base import Estimate, Objective, joint_traces
+from guides.objectives.base import Objective
 from guides.objectives.components import check_no_mixture
 from guides.objectives.iwae import log_weights
+from guides.program.joint import joint_traces
+from guides.program.objective import Estimate
 from guides.registries import objectives
 
 __all__ = ["Renyi"]
@@ -67,8 +69,9 @@ class Renyi(Objective):
         kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
         """Return the log weights of one draw, ``(rows,)`` or ``(1,)``, and their scale."""
-        check_no_mixture(guide, "renyi")
-        return log_weights(*joint_traces(model, guide, args, kwargs, intercept=False))
+        model_trace, guide_trace = joint_traces(model, guide, args, kwargs, intercept=False)
+        check_no_mixture(guide, guide_trace, "renyi")
+        return log_weights(model_trace, guide_trace)
 
     def combine(self, particles: dict[str, Tensor], step: Tensor) -> Estimate:
         """Take the power mean of the weights, and sum over rows."""

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from guides.errors import DataError, OptionError
-from guides.objectives.base import OWN_MODULE, Estimate, Objective, joint_traces
+from guides.objectives.base import Objective
 from guides.objectives.components import check_no_mixture
+from guides.program.joint import joint_traces
+from guides.program.objective import OWN_MODULE, Estimate
 from guides.program.rows import log_density, outermost_plate
 from guides.program.sites import density_sites, is_latent
 from guides.registries import objectives
@@ -88,8 +90,8 @@ class ScoreFunction(Objective):
         kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
         """Return the log weight of one draw and, for each site without ``rsample``, its log density and learning signal."""
-        check_no_mixture(guide, "score_function")
         model_trace, guide_trace = joint_traces(model, guide, args, kwargs)
+        check_no_mixture(guide, guide_trace, "score_function")
         log_p, log_q = density_sites(model_trace), density_sites(guide_trace)
         scored = {n: s for n, s in log_q.items() if _is_scored(s)}
         terms = [log_density(s, None, scaled=True) for s in log_p.values()]

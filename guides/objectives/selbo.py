@@ -6,12 +6,17 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.objectives.base import Estimate, Objective, joint_traces
-from guides.objectives.components import check_warmup, component_terms, is_mixture, stratum_log_weight, weighed
+from guides.objectives.base import Objective
+from guides.objectives.components import check_warmup, component_terms, weighed
 from guides.objectives.divergence import check_kl
+from guides.program.guide import as_guide
+from guides.program.joint import joint_traces
+from guides.program.objective import Estimate
 from guides.program.rows import row_log_weights
+from guides.program.strata import stratum_log_weight
 from guides.registries import objectives
 
 __all__ = ["SELBO"]
@@ -70,12 +75,16 @@ class SELBO(Objective):
         kwargs: dict[str, Any],
     ) -> dict[str, Tensor]:
         """Return one component's bound by itself, what the mixture's density adds, and the component's weight."""
-        model_trace, guide_trace = joint_traces(model, guide, args, kwargs)
+        return self.of_traces(guide, *joint_traces(model, guide, args, kwargs))
+
+    def of_traces(self, guide: Callable[..., Any], model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
+        """Return what :meth:`particle` does, of traces of model and guide."""
         log_weight = stratum_log_weight(guide, guide_trace)
-        if not is_mixture(guide):
+        mixture = as_guide(guide).mixture_components(guide_trace)
+        if mixture is None:
             rows, scale = row_log_weights(model_trace, guide_trace)
             return {"alone": scale * rows, "excess": torch.zeros_like(rows), "log_weight": log_weight.expand_as(rows)}
-        terms = component_terms(guide, model_trace, guide_trace, self.kl)
+        terms = component_terms(mixture, model_trace, guide_trace, self.kl)
         return {"alone": terms["energy"] + terms["entropy"], "excess": terms["excess"], "log_weight": log_weight}
 
     def combine(self, particles: dict[str, Tensor], step: Tensor) -> Estimate:

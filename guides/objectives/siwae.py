@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from guides.errors import UnsupportedModelError
-from guides.objectives.base import Estimate, Objective, joint_traces
-from guides.objectives.components import stratum_log_weight
+from guides.objectives.base import Objective
+from guides.program.joint import joint_traces
+from guides.program.objective import Estimate
 from guides.program.rows import row_log_weights
+from guides.program.strata import stratum_log_weight
 from guides.registries import objectives
 
 __all__ = ["SIWAE"]

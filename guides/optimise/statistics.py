@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from guides.errors import OptionError, UnsupportedModelError
-from guides.objectives.base import joint_traces
 from guides.optimise.batches import IndexStream
 from guides.program.data import Data
+from guides.program.joint import joint_traces
 from guides.program.owning import is_owned
 from guides.program.parameters import isolated_store
 from guides.program.program import Program, quiet, seeded

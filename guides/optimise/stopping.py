@@ -12,11 +12,11 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from guides.errors import NonFiniteLossError
-from guides.objectives.base import Stratum
 from guides.optimise.state import State
 from guides.optimise.step import ChunkRunner, Inputs, Replicates
 from guides.program.factors import FactorsOrNaN
 from guides.program.noise import Noise
+from guides.program.strata import Stratum
 
 __all__ = ["Chunk", "early_stopping", "rewind"]
 

@@ -28,7 +28,7 @@ from guides.errors import (
     UnsupportedModelError,
 )
 from guides.program.data import Data
-from guides.program.guide import amortized_sites
+from guides.program.guide import amortized_sites, as_guide
 from guides.program.marks import is_marked
 from guides.program.prepare import FillMissing
 from guides.program.sites import is_latent, is_observed, is_point, nodes, role
@@ -304,7 +304,7 @@ def check_some(guide: Callable[..., Any], latents: Sequence[str]) -> None:
 
     :raises GuideMismatchError: if there is no latent site that is not summed out.
     """
-    if not latents and isinstance(guide, AutoGuide) and not getattr(guide, "allows_no_latents", False):
+    if not latents and isinstance(guide, AutoGuide) and not as_guide(guide).allows_no_latents:
         raise GuideMismatchError(
             "the model has no latent sample site that is not summed out, so there is no posterior to approximate; is every "
             "site observed? The parameters of a model without latents are fitted by maximum likelihood with the guide 'map'"

@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from guides.program.data import Data
+from guides.program.guide import as_guide
 from guides.program.noise import Noise
 from guides.program.parameters import isolated_store
 from guides.program.program import Program, quiet, seeded
@@ -61,7 +62,7 @@ def program_parts(program: Program) -> dict[str, str]:
     settings = {k: v for k, v in vars(objective).items() if k[0] != "_"}
     return {
         "the guide": type(guide).__name__,
-        "the guide's options": digest(getattr(guide, "constructor_options", {})),
+        "the guide's options": digest(as_guide(guide).constructor_options),
         "the objective": type(objective).__name__,
         "the objective's settings": digest(settings),
         "the parameters' names and shapes": digest(list(zip(layout.names, layout.shapes))),

@@ -74,7 +74,7 @@ def detached_parameters(function: Callable[..., Any]) -> Iterator[None]:
         yield
 
 
-def reachable_modules(*functions: Callable[..., Any]) -> list[nn.Module]:
+def reachable_modules(*functions: Any) -> list[nn.Module]:
     """Return all modules that calling the functions can reach, each once."""
     return _unique(m for f in functions for root in _reachable_modules(f) for m in root.modules())
 
@@ -144,7 +144,7 @@ class ParameterLayout:
     normalisers: tuple[nn.Module, ...] = ()
 
     @classmethod
-    def discover(cls, store: ParamStoreDict, *functions: Callable[..., Any]) -> ParameterLayout:
+    def discover(cls, store: ParamStoreDict, *functions: Any) -> ParameterLayout:
         """Read the layout off a parameter store that one run of ``functions`` has filled.
 
         :raises UnsupportedModelError: if ``pyro.module`` registered a module that cannot be found from ``functions``.

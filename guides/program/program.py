@@ -17,9 +17,6 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from guides.errors import UnsupportedModelError
-from guides.objectives.base import OWN_MODULE, Estimate, Objective, Stratum, joint_traces
-from guides.objectives.components import check_parts, choices, stratum_log_weight
-from guides.objectives.guide_sums import GuideSums
 from guides.program.buffers import buffers_kept, check_still, evaluating
 from guides.program.checks import (
     Following,
@@ -33,16 +30,20 @@ from guides.program.checks import (
 )
 from guides.program.data import Data
 from guides.program.discrete.enumeration import Enumerated, enumerated
+from guides.program.discrete.guide_sums import GuideSums
 from guides.program.functions import followable
-from guides.program.guide import amortized_sites
+from guides.program.guide import amortized_sites, as_guide
+from guides.program.joint import joint_traces
 from guides.program.left_out import check_observed
 from guides.program.marks import is_marked
 from guides.program.moving_supports import check_supports
 from guides.program.noise import Noise, NoiseLayout, NoiseTape
+from guides.program.objective import OWN_MODULE, Estimate, ObjectiveLike
 from guides.program.owning import copy_of, pack, unpack
 from guides.program.parameters import ParameterLayout, isolated_store, reachable_modules
 from guides.program.prepare import PreparedModel, bears_gaps, prepare
 from guides.program.sites import counted, is_latent, is_observed, nodes, pointwise, role
+from guides.program.strata import Stratum, check_parts, choices, stratum_log_weight
 from guides.program.subsampling import OwnPlates, check_rows_have_latents, own_plates
 from guides.program.supports import without_false_alarms
 from guides.program.validation import Unvalidated
@@ -74,7 +75,7 @@ def setup_rows(batch_size: int) -> int:
 
 
 def _noise(
-    model: Callable[..., Any], guide: Callable[..., Any], objective: Objective, data: Data
+    model: Callable[..., Any], guide: Callable[..., Any], objective: ObjectiveLike, data: Data
 ) -> tuple[NoiseLayout, int]:
     """Return what one particle consumes, and how many strata the guide has."""
     with NoiseTape() as tape, Stratum(torch.tensor(0), guide) as stratum:
@@ -119,7 +120,7 @@ class Program:
 
     model: PreparedModel | Enumerated
     guide: Callable[..., Any]
-    objective: Objective
+    objective: ObjectiveLike
     parameters: ParameterLayout
     noise: NoiseLayout
     follows: Following
@@ -136,7 +137,7 @@ class Program:
         cls,
         model: Callable[..., Any],
         guide: Callable[..., Any],
-        objective: Objective,
+        objective: ObjectiveLike,
         data: Data,
         *,
         batch_size: int | None,
@@ -287,7 +288,7 @@ class Program:
 
         A guide with ``trains_model = False`` chooses the model's own parameters itself, after the optimisation.
         """
-        if getattr(self.guide, "trains_model", True):
+        if as_guide(self.guide).trains_model:
             return None
         prefix = f"{self.guide._pyro_name}."  # type: ignore[attr-defined]
         parts = [
@@ -406,11 +407,11 @@ def _guide_trace(guide: Callable[..., Any], data: Data) -> Trace:
 def _with_sums(
     model: PreparedModel | Enumerated,
     guide: Callable[..., Any],
-    objective: Objective,
+    objective: ObjectiveLike,
     guide_trace: Trace,
     sums: GuideSums,
     data: Data,
-) -> tuple[PreparedModel | Enumerated, Objective]:
+) -> tuple[PreparedModel | Enumerated, ObjectiveLike]:
     """Return model and objective for a guide that marks discrete draws of its own, having checked that they can be summed.
 
     :raises UnsupportedModelError: if they cannot.

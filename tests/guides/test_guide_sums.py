@@ -13,8 +13,8 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 
 import guides
-from guides.objectives.guide_sums import GuideSums
 from guides.program.discrete.enumeration import Enumerated
+from guides.program.discrete.guide_sums import GuideSums
 
 WEIGHTS, CENTRES = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([-2.0, 0.0, 3.0])
 X = torch.tensor([-1.0, 0.5, 2.0, 1.5])

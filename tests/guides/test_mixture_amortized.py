@@ -27,10 +27,10 @@ from torch import nn
 import guides
 from guides.distributions.mixtures import MixtureDensity
 from guides.families.encoders.component_heads import WEIGHTS, log_weights_of
-from guides.objectives.base import Stratum
 from guides.program.data import Data
 from guides.program.parameters import isolated_store
 from guides.program.program import Program, quiet
+from guides.program.strata import Stratum
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-3}
 OBJECTIVES = ("elbo", "selbo", "entropy_bound", "siwae")

@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 import guides
 from guides.compile.loops import has_compiler
-from guides.objectives.base import frozen_guide_trace
+from guides.program.joint import frozen_guide_trace
 from guides.program.rows import log_density
 
 

@@ -11,8 +11,8 @@ from pyro.infer import SVI
 from torch import nn
 
 import guides
-from guides.objectives.base import Stratum
 from guides.program.noise import Noise, NoiseTape
+from guides.program.strata import Stratum
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-3}
 SLOPES = skewed_loadings()

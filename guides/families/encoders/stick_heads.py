@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,26 +10,10 @@ from torch import Tensor, nn
 
 from guides.distributions.kumaraswamy import Kumaraswamy
 
-__all__ = ["LayerHead", "MixtureLayer", "log_fractions", "mean_log_fractions"]
+__all__ = ["LayerHead", "log_fractions", "mean_log_fractions"]
 
 _CONCENTRATIONS = 0.1, 100.0
 _SCALES = 1e-3, 1e3
-
-
-@dataclass(frozen=True)
-class MixtureLayer:
-    r"""What a trace of the guide says about one layer. With :math:`r_k` the probability that component k was drawn with:
-
-    :ivar code: name of the site of the codes.
-    :ivar sticks: name of the site of the fractions; ``None`` for one component.
-    :ivar log_drawn: :math:`\log (\pi_k / r_k)` of the drawn component and the drawn weights, shape ``(rows,)``.
-    :ivar log_mean: :math:`\log (\mathbb{E}_q \pi_k / r_k)`, the same with the weights' mean.
-    """
-
-    code: str
-    sticks: str | None
-    log_drawn: Tensor
-    log_mean: Tensor
 
 
 class LayerHead(nn.Module):

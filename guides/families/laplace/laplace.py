@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -122,8 +122,8 @@ class Laplace(FlatFamily):
         tensor(True)
     """
 
-    is_point_mass: ClassVar[bool] = True
-    may_stand_still: ClassVar[bool] = True
+    is_point_mass: bool = True
+    may_stand_still: bool = True
 
     def __init__(
         self,
@@ -150,14 +150,10 @@ class Laplace(FlatFamily):
         self.predictive = predictive
         self.floor = floor
         self.marginal_likelihood = marginal_likelihood
+        self.trains_model = not marginal_likelihood  # else they are chosen at the mode, by the evidence
         self._takes_start = starts_where_told(init_loc_fn)
         self._moved: dict[str, Tensor] = {}
         self._held: Tensor | None = None
-
-    @property
-    def trains_model(self) -> bool:
-        """Whether the model's own parameters are optimised together with the mode."""
-        return not self.marginal_likelihood
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
