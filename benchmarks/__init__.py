@@ -5,7 +5,8 @@ guides that are read together. Both are registered where they are defined, one f
 :mod:`benchmarks.suites`.
 """
 
-from benchmarks.protocol.task import SUITES, TASKS, Curve, Override, Split, Suite, Task
+from benchmarks.protocol.split import Curve, Split
+from benchmarks.protocol.task import SUITES, TASKS, Override, Suite, Task
 
 from benchmarks import suites, tasks  # isort: skip  # noqa: F401  (fill the registries)
 

@@ -14,8 +14,21 @@ from typing import Any
 
 import click
 
+import guides
+import zoo
 from _posterior_zoo_registry import Registry, UnknownNameError
+from benchmarks import SUITES, TASKS
+from benchmarks.reporting.pictures import records as drawing
+from benchmarks.reporting.report import build, compared, sections
+from benchmarks.reporting.summary import write
+from benchmarks.running import runner
+from benchmarks.running.provenance import ROOT
 from benchmarks.running.store import ResultsFolder, ResultsFolderError, read_folders
+from benchmarks.running.workers import WorkerError
+from benchmarks.speed import command
+from benchmarks.speed import compiled as trying
+from benchmarks.speed.sides import Failure
+from guides import diagnostics
 
 __all__ = ["main"]
 
@@ -125,11 +138,6 @@ def list_(kind: str | None) -> None:
 
 def _registry(kind: str) -> Mapping[str, Any]:
     """Return the registry of a kind."""
-    import guides
-    import zoo
-    from benchmarks import SUITES, TASKS
-    from guides import diagnostics
-
     found: dict[str, Callable[[], Mapping[str, Any]]] = {
         "models": lambda: zoo.models,
         "datasets": lambda: zoo.datasets.registry,
@@ -211,10 +219,6 @@ def run(
 
     Data that is not embedded is searched in the folder that ZOO_DATA names, then in the cache, then downloaded.
     """
-    from benchmarks.reporting.report import build, sections
-    from benchmarks.running import runner
-    from benchmarks.running.workers import WorkerError
-
     if epochs is not None and epochs < 1:
         raise _UsageError(f"--epochs {epochs}: give a number of 1 or more")
     overrides = {"epochs": epochs, "steps": None} if epochs else {}
@@ -277,8 +281,6 @@ def compare(folders: tuple[Path, ...], metric_name: str | None, markdown: bool) 
       python -m benchmarks compare results/quick
       python -m benchmarks compare results/uci results/mine --metric rmse
     """
-    from benchmarks.reporting.report import compared
-
     try:
         table = compared(read_folders(folders), metric_name)
     except ValueError as error:
@@ -295,8 +297,6 @@ def report(folder: Path) -> None:
     Example:
       python -m benchmarks report results/quick
     """
-    from benchmarks.reporting.report import build
-
     click.echo(build(folder))
 
 
@@ -313,8 +313,6 @@ def results(folder: Path, out: Path) -> None:
     Example:
       python -m benchmarks results results/uci --out docs/results/uci.json
     """
-    from benchmarks.reporting.summary import write
-
     write(folder, out)
     click.echo(out)
 
@@ -333,8 +331,6 @@ def pictures(out: Path, source: Path | None, quiet: bool) -> None:
       python -m benchmarks pictures
       python -m benchmarks pictures --from results/quick --out docs/pictures
     """
-    from benchmarks.pictures import pictures as drawing
-    from benchmarks.running import runner
 
     def draw(folder: Path) -> Iterable[Path]:
         return drawing.write(read_folders([folder])[0][2], folder, out, drawing.README)
@@ -409,9 +405,6 @@ def speed(
     NumPyro is an extra: pip install '.[speed]'. Without it, its rows say so. For numbers worth quoting, let nothing
     else run.
     """
-    from benchmarks.speed import command
-    from benchmarks.speed.sides import Failure
-
     if publish and quick:
         raise _UsageError("--publish with --quick: publish a run that took its time")
     try:
@@ -452,9 +445,6 @@ def compiled(guide_names: tuple[str, ...] | None, publish: bool) -> None:
       python -m benchmarks compiled --guides mean_field
       python -m benchmarks compiled --publish && python -m docs.writer
     """
-    from benchmarks.running.provenance import ROOT
-    from benchmarks.speed import compiled as trying
-
     records = []
     for record in trying.try_all(guide_names or trying.GUIDES):
         records.append(record)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from guides.diagnostics import Diagnosis, diagnose
 from guides.diagnostics.diagnosis import DRAWS
 from guides.errors import OptionError
-from guides.fitting import fit, guide_factory
+from guides.families.choose import guide_factory
+from guides.fitting import fit
 from guides.posterior import Posterior
 from guides.program.guide import amortized_sites, is_point_mass
 from guides.program.keywords import check_names, keywords_of

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Never
 
@@ -14,42 +12,38 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from _posterior_zoo_registry import UnknownNameError
 from guides.errors import (
     DataError,
-    DiscreteLatentError,
-    GuideMismatchError,
-    InterruptedFitWarning,
-    MinibatchScaleError,
     NonFiniteLossError,
-    NonFiniteLossWarning,
     OptionError,
     check_whole,
 )
 from guides.families.base import Family, FitContext
+from guides.families.choose import Model, guide_factory
+from guides.fitted.run import Run, finishes, warn_of
 from guides.objectives.base import Objective
-from guides.optimise.loop import Settings, Trained, train
-from guides.optimise.settings import FitOptions, make_objective
-from guides.optimise.statistics import check_statistics, gather_statistics, hand_over_statistics
-from guides.posterior import Posterior, Run
+from guides.objectives.choose import make_objective
+from guides.optimise.loop import train
+from guides.optimise.settings import Settings
+from guides.optimise.statistics import check_statistics, hand_over_statistics
+from guides.posterior import Posterior
 from guides.program.alone import undivided
 from guides.program.buffers import buffers_kept
 from guides.program.checks import check_model, check_values, scale_of
-from guides.program.data import Data, forms_from
+from guides.program.data import Data
 from guides.program.factors import FactorsOrNaN
 from guides.program.guide import as_guide
 from guides.program.inputs import read, read_like
 from guides.program.keywords import check_names, keywords_of
 from guides.program.moving_supports import check_same_supports
-from guides.program.owning import is_owned, replanted
+from guides.program.owning import is_owned
 from guides.program.parameters import isolated_store, reachable_modules
 from guides.program.program import Program, seeded, setup_rows
-from guides.program.sites import nodes
-from guides.registries import families, objectives
+from guides.registries import families
 
-__all__ = ["continue_fit", "fit", "fit_alike", "fit_many", "guide_factory", "read_once", "restore"]
+__all__ = ["fit", "fit_alike", "fit_many", "read_once"]
 
-Model = Callable[..., Any]
+_OF_OBJECTIVE: dict[str, Any] = {"objective": "elbo", "num_particles": None}
 
 
 def fit(
@@ -159,8 +153,9 @@ def fit(
         training, held_out = training.split(validation, seed)
     elif validation is not None:
         held_out = _validation(model, validation, training, model_kwargs, where)
-    options = FitOptions(
-        objective=objective,
+    settings = Settings.of(
+        training,
+        held_out is not None,
         steps=steps,
         epochs=epochs,
         batch_size=batch_size,
@@ -168,17 +163,17 @@ def fit(
         optimizer=optimizer,
         schedule=schedule,
         clip_norm=clip_norm,
-        num_particles=num_particles,
         patience=patience,
         compile=compile,
         precision=precision,
         progress=progress,
     )
+    chosen = make_objective(objective, num_particles)
     seeds = [seed + r for r in range(replicates)]
     many = [training] * replicates
     validations = None if held_out is None else [held_out] * replicates
     with undivided("guides.fit"):
-        return _fit(model, guide, many, validations, seeds, options, where, checkpoint)
+        return _fit(model, guide, chosen, many, validations, seeds, settings, where, checkpoint)
 
 
 def fit_many(
@@ -218,7 +213,7 @@ def fit_many(
         >>> [p.replicates for p in posteriors]
         [1, 1]
     """
-    check_names("fit_many", options, [f.name for f in fields(FitOptions)])
+    check_names("fit_many", options, [*_OF_OBJECTIVE, *keywords_of(Settings.of)])
     if not datasets:
         raise DataError("datasets is empty; pass at least one tuple of model arguments")
     where = _device(device)
@@ -236,9 +231,11 @@ def fit_many(
         raise OptionError(f"{len(seeds)} seeds for {len(datasets)} data sets; pass one each")
     for seed in seeds:
         check_whole("every seed", seed)
-    chosen = FitOptions(**options)
+    objective, num_particles = (options.pop(name, default) for name, default in _OF_OBJECTIVE.items())
+    settings = Settings.of(training[0], held_out is not None, **options)
+    chosen = make_objective(objective, num_particles)
     with undivided("guides.fit_many"):
-        joint = _fit(model, guide, training, held_out, seeds, chosen, where, checkpoint)
+        joint = _fit(model, guide, chosen, training, held_out, seeds, settings, where, checkpoint)
     parts = [joint.replicate(r) for r in range(len(training))]
     return [replace(p, training=d, seed=s) for p, d, s in zip(parts, training, seeds)]
 
@@ -270,34 +267,35 @@ def fit_alike(
     :param seed: of the first data set; the others have the seeds after it.
     :returns: one posterior, whose replicate r belongs to data set r of ``posterior.run``.
     """
-    check_names("fit_many", options, [f.name for f in fields(FitOptions)])
+    check_names("fit_many", options, [*_OF_OBJECTIVE, *keywords_of(Settings.of)])
     where = _device(device)
-    chosen = FitOptions(**options)
+    objective, num_particles = (options.pop(name, default) for name, default in _OF_OBJECTIVE.items())
     first = read_once(model, guide, datasets[0], model_kwargs, where)
     with undivided("guides.fit_many"):
         training = [first, *(read_like(model, first, d, model_kwargs, where) for d in datasets[1:])]
         seeds = list(range(seed, seed + len(training)))
-        return _fit(model, guide, training, None, seeds, chosen, where, None, one_start=True)
+        settings = Settings.of(first, **options)
+        chosen = make_objective(objective, num_particles)
+        return _fit(model, guide, chosen, training, None, seeds, settings, where, None, one_start=True)
 
 
 def _fit(
     model: Model,
     guide: Any,
+    objective: Objective,
     datasets: list[Data],
     validations: list[Data] | None,
     seeds: list[int],
-    options: FitOptions,
+    settings: Settings,
     device: torch.device,
     checkpoint: str | Path | None,
     one_start: bool = False,
 ) -> Posterior:
     start = time.perf_counter()
     first = datasets[0]
-    settings = options.settings(first, validations is not None)
     if isinstance(model, nn.Module) and device.type != "cpu":
         model.to(device)
     make, family, family_options = guide_factory(model, guide)
-    objective = make_objective(options.objective, options.num_particles)
     program, checked = None, None
     starts: list[Tensor] = []
     for data, seed in zip(datasets, seeds):
@@ -323,11 +321,10 @@ def _fit(
         raise OptionError("neither model nor guide has parameters to optimise")
     if validations:
         _check_validates(program)
-    finishes = isinstance(program.guide, Family) and type(program.guide).finish is not Family.finish
-    check_statistics(program, len(seeds), finishes)
+    check_statistics(program, len(seeds), finishes(program))
     if isinstance(program.guide, Family):
         enough = program.guide.begin(FitContext(program, starts[0], first, seeds[0]))
-        if enough is not None and options.steps is None and options.epochs is None:
+        if enough is not None and settings.by_default:
             settings = replace(settings, steps=enough)
     initial = torch.stack(starts).to(device)
     setup = time.perf_counter()
@@ -346,106 +343,14 @@ def _fit(
     trained.stop_reasons = tuple(
         reason + scale_of(d) if "not finite" in reason else reason for reason, d in zip(trained.stop_reasons, datasets)
     )
-    _warn_of(trained, settings, stacklevel=4)
+    warn_of(trained, settings, stacklevel=4)
     run = Run(program, datasets, validations, seeds, settings, trained.resume)
-    posterior = _conclude(run, trained, family, family_options, setup - start, setup)
+    posterior = Posterior.concluded(run, trained, family, family_options, setup=setup - start, began=setup)
     if len(seeds) == 1:
         posterior.program.parameters.write_back(posterior.flat[0], spared=is_owned)
-    owning = _with_statistics(posterior.owning(), run)
+    owning = posterior.owning().with_statistics(run)
     hand_over_statistics(owning.program, posterior.program)
     return owning
-
-
-def _with_statistics(posterior: Posterior, run: Run) -> Posterior:
-    """Return a posterior that has its own modules, whose running statistics are those at its parameters."""
-    gather_statistics(posterior.program, posterior.flat[0], run.datasets[0], run.settings.batch_size, run.seeds[0])
-    return posterior
-
-
-def _warn_of(trained: Trained, settings: Settings, stacklevel: int) -> None:
-    for r, reason in enumerate(trained.stop_reasons):
-        if "not finite" in reason:
-            which = f"replicate {r}: " if len(trained.stop_reasons) > 1 else ""
-            warnings.warn(f"{which}{reason}", NonFiniteLossWarning, stacklevel=stacklevel)
-    if trained.interrupted:
-        done = f"{int(trained.steps.max())} of {settings.steps} steps"
-        what = f"the fit was interrupted after {done}; this is its state then"
-        warnings.warn(what, InterruptedFitWarning, stacklevel=stacklevel)
-
-
-def _conclude(run: Run, trained: Trained, family: str, options: dict[str, Any], setup: float, began: float) -> Posterior:
-    """Return the posterior that a training ends in.
-
-    :param setup: seconds before it; ``began``: when it did.
-    """
-    end = time.perf_counter()
-    objective = run.program.objective
-    program, trained.flat = run.program.without_objective(trained.flat)
-    program, flat, info = _finish(program, trained, run.datasets, run.seeds)
-    return Posterior(
-        family=family,
-        options=options,
-        losses=trained.losses,
-        objective=next((n for n, o in objectives.items() if o is type(objective)), type(objective).__name__),
-        steps=int(trained.steps.max()),
-        seed=run.seeds[0],
-        stop_reasons=trained.stop_reasons,
-        seconds={"setup": setup, "train": end - began, "finish": time.perf_counter() - end},
-        info=info,
-        validation=trained.validation,
-        program=program,
-        flat=flat,
-        training=run.datasets[0],
-        run=run,
-    )
-
-
-def continue_fit(
-    posterior: Posterior, steps: int, lr: float | None, schedule: str | Callable[[float], float], progress: bool | None
-) -> Posterior:
-    """Train on; see :meth:`guides.Posterior.continue_`."""
-    check_whole("steps", steps, least=1)
-    run = posterior.run
-    if run is None:
-        raise OptionError(
-            "this posterior was read from a file, which keeps no state of the optimiser; start a new fit from it: "
-            "guides.fit(model, posterior.guide, *data)"
-        )
-    before = run.resume.state.step
-    fresh = FitOptions(lr=run.settings.lr if lr is None else lr, schedule=schedule, steps=steps, progress=progress)
-    asked = fresh.settings(run.datasets[0], validated=False)
-    settings = replace(
-        run.settings, steps=before + steps, begun=before, lr=asked.lr, schedule=schedule, progress=asked.progress
-    )
-    began = time.perf_counter()
-    with undivided("posterior.continue_"):
-        trained = train(
-            run.program,
-            run.resume.state.flat,
-            run.datasets,
-            run.seeds,
-            settings,
-            validations=run.validations,
-            resume=run.resume,
-        )
-        _warn_of(trained, settings, stacklevel=4)
-        again = replace(run, settings=settings, resume=trained.resume)
-        longer = _conclude(again, trained, posterior.family, posterior.options, 0.0, began)
-        return _with_statistics(longer.owning(), again)
-
-
-def _finish(
-    program: Program, trained: Trained, datasets: list[Data], seeds: list[int]
-) -> tuple[Program, Tensor, tuple[dict[str, Any], ...]]:
-    """Let the family turn each replicate's optimum into a posterior, if it wants to."""
-    guide = program.guide
-    if not isinstance(guide, Family) or type(guide).finish is Family.finish:
-        return program, trained.flat, tuple({} for _ in seeds)
-    finished = [
-        guide.finish(FitContext(program, flat, data, seed)) for flat, data, seed in zip(trained.flat, datasets, seeds)
-    ]
-    done = Program.build(program.model, finished[0].guide, program.objective, datasets[0], batch_size=None, seed=0)
-    return done, torch.stack([done.parameters.flatten(f.parameters) for f in finished]), tuple(f.info for f in finished)
 
 
 def _read(
@@ -495,43 +400,6 @@ def _is_guide(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict)
 
 
-def guide_factory(model: Model, guide: Any) -> tuple[Callable[[], Callable[..., Any]], str, dict[str, Any]]:
-    """Return a function that makes a new guide, the family's name and its options."""
-    if guide is None:
-        guide = getattr(model, "natural_guide", None)
-        if guide is None:
-            raise OptionError(
-                f"no guide was given and the model has no natural_guide; pass one of {', '.join(families)} after the model"
-            )
-    if isinstance(guide, Mapping):
-        guide = ("structured", {"sites": dict(guide)})
-    options: dict[str, Any] = {}
-    if isinstance(guide, tuple):
-        guide, options = guide
-    if isinstance(guide, str):
-        family, name = families[guide], guide
-    elif isinstance(guide, type):
-        family, name = guide, next((n for n, f in families.items() if f is guide), guide.__name__)
-    else:
-        name = next((n for n, f in families.items() if f is type(guide)), getattr(guide, "__name__", type(guide).__name__))
-        again = isinstance(guide, nn.Module) and is_owned(guide)  # it starts from a posterior, which must not move
-        return (
-            (lambda: replanted(guide, model) if again else guide),
-            name,
-            dict(as_guide(guide).constructor_options),
-        )
-
-    def make() -> Callable[..., Any]:
-        try:
-            inspect.signature(family).bind(model, **options)
-        except TypeError as error:
-            known = ", ".join(list(inspect.signature(family).parameters)[1:])
-            raise OptionError(f"guide {name!r}: {error}; its options are {known}") from None
-        return family(model, **options)
-
-    return make, name, dict(options)
-
-
 def _check_validates(program: Program) -> None:
     """Check that the model says something about rows it was not fitted to.
 
@@ -570,67 +438,3 @@ def _device(device: str | torch.device) -> torch.device:
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise OptionError("device='cuda' but no CUDA device was found; use device='auto' or 'cpu'")
     return chosen
-
-
-def _latent_shapes(program: Program) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(nodes(program.prototype)[name]["value"].shape) for name in program.latents}
-
-
-def _saved_model(content: dict[str, Any]) -> str:
-    listed = ", ".join(f"{n} {tuple(s)}" for n, s in content.get("sites", {}).items())
-    return f"a model with the latent sites {listed}" if listed else "another model"
-
-
-def restore(content: dict[str, Any], model: Model, guide: Any) -> Posterior:
-    """Rebuild a posterior from what :meth:`guides.Posterior.save` wrote."""
-    training = replace(Data.of(content["args"], content["kwargs"]), forms=forms_from(content.get("forms", {})))
-    spec = guide if guide is not None else (content["family"], content["options"])
-    if guide is None and content["family"] not in families:
-        raise OptionError(f"the saved guide {content['family']!r} is not in the registry; pass it as guide=")
-    if guide is None and content.get("modules"):
-        names = ", ".join(map(repr, content["modules"]))
-        raise OptionError(
-            f"the options {names} of guide {content['family']!r} hold modules, which are saved without their code; pass "
-            f'guide=("{content["family"]}", {{...}}) with all its options. Modules then get the saved parameters'
-        )
-    make, family, options = guide_factory(model, spec)
-    try:
-        objective = make_objective(content["objective"], None)
-    except UnknownNameError as error:
-        raise OptionError(f"the saved posterior cannot be used without its objective: {error}") from error
-    batch_size = content.get("batch_size")
-    try:
-        program = Program.build(model, make(), objective, training, batch_size=batch_size, seed=content["seed"])
-    except (DataError, GuideMismatchError, DiscreteLatentError, MinibatchScaleError) as error:
-        raise DataError(f"the saved posterior is of {_saved_model(content)}, which this is not: {error}") from error
-    finished = as_guide(program.guide).finished_guide()
-    if finished is not None:
-        program = Program.build(model, finished, objective, training, batch_size=None, seed=0)
-    here_sites = _latent_shapes(program)
-    if content.get("sites", here_sites) != here_sites:
-        listed = ", ".join(f"{n} {s}" for n, s in here_sites.items())
-        raise DataError(
-            f"the saved parameters are not those of this model: they are of {_saved_model(content)}, this one has {listed}"
-        )
-    layout = program.parameters
-    if layout.names != tuple(content["names"]) or layout.size != content["flat"].shape[-1]:
-        saved, here = ", ".join(content["names"]), ", ".join(layout.names)
-        raise DataError(f"the saved parameters ({saved}) are not those of this model and guide ({here})")
-    if len(content["flat"]) == 1:
-        layout.write_back(content["flat"][0], spared=is_owned)
-    return Posterior(
-        family=family,
-        options=options,
-        losses=content["losses"],
-        objective=content["objective"],
-        steps=content["steps"],
-        seed=content["seed"],
-        stop_reasons=tuple(content["stop_reasons"]),
-        seconds=content["seconds"],
-        info=tuple(content["info"]),
-        validation=content["validation"],
-        program=program,
-        flat=content["flat"],
-        training=training,
-        run=None,
-    ).owning()

@@ -5,23 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from guides.diagnostics import Diagnosis, diagnose
 from guides.errors import DataError, OptionError, UnsupportedModelError, check_known
+from guides.fitted.arviz_io import to_arviz
 from guides.fitted.draws import Draws, Site
+from guides.fitted.fitted import FittedGuide
 from guides.fitted.own_sites import trace_at
 from guides.program.data import Data
 from guides.program.guide import as_guide
 from guides.program.parameters import isolated_store
 from guides.program.program import Program, quiet
 from guides.program.vectorise import over_draws
-
-if TYPE_CHECKING:
-    from guides.diagnostics import Diagnosis
-    from guides.posterior import Posterior
 
 __all__ = ["Pooled", "pool_weights"]
 
@@ -41,7 +40,7 @@ class Pooled:
     :ivar weights: :math:`w_r`, shape ``(R,)``, adding to one.
     """
 
-    of: Posterior
+    of: FittedGuide
     weights: Tensor
 
     @property
@@ -160,7 +159,7 @@ class Pooled:
         """Return draws of every observed and deterministic site for new inputs; see :meth:`guides.Posterior.predict`."""
         _check_raw(corrected)
 
-        def predict(part: Posterior, count: int, seed: int) -> dict[str, Tensor]:
+        def predict(part: FittedGuide, count: int, seed: int) -> dict[str, Tensor]:
             return part.predict(*data, num_samples=count, seed=seed, model_kwargs=model_kwargs)
 
         return self._shared_out(num_samples, seed, predict)
@@ -176,7 +175,7 @@ class Pooled:
         """Return the pointwise log-likelihood of ``data`` under each draw; see :meth:`guides.Posterior.log_likelihood`."""
         _check_raw(corrected)
 
-        def score(part: Posterior, count: int, seed: int) -> dict[str, Tensor]:
+        def score(part: FittedGuide, count: int, seed: int) -> dict[str, Tensor]:
             return part.log_likelihood(*data, num_samples=count, seed=seed, model_kwargs=model_kwargs)
 
         return self._shared_out(num_samples, seed, score)
@@ -188,17 +187,13 @@ class Pooled:
 
     def diagnose(self, **options: Any) -> Diagnosis:
         """Say whether the mixture can be trusted; see :func:`guides.diagnose`."""
-        from guides.diagnostics import diagnose
-
         return diagnose(self, **options)
 
     def to_arviz(self, **options: Any) -> Any:
         """Return ``InferenceData`` or ``DataTree`` of one chain; see :func:`guides.to_arviz`."""
-        from guides.fitted.arviz_io import to_arviz
-
         return to_arviz(self, **options)
 
-    def _part(self, replicate: int) -> Posterior:
+    def _part(self, replicate: int) -> FittedGuide:
         row = slice(replicate, replicate + 1)
         return replace(self.of, flat=self.of.flat[row])
 
@@ -251,7 +246,7 @@ def _check_raw(corrected: bool) -> None:
         )
 
 
-def pool_weights(posterior: Posterior, weights: str | Sequence[float], objectives: Tensor) -> Tensor:
+def pool_weights(posterior: FittedGuide, weights: str | Sequence[float], objectives: Tensor) -> Tensor:
     """Return the weights of replicates.
 
     :param objectives: of each replicate at the end, in nats, shape ``(R,)``.

@@ -1,73 +1,52 @@
-"""The result of a fit: parameters, history, and draws."""
+"""The result of a fit: a fitted guide with its judges, its file, and more training."""
 
 from __future__ import annotations
 
-import copy
-import math
 import os
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from _posterior_zoo_registry import UnknownNameError
 from guides.checkpoint_file import write_whole
-from guides.errors import DataError, OptionError
-from guides.fitted.draws import PARTS, Draws, Site, sites, take_draws
-from guides.fitted.own_sites import trace_at
+from guides.diagnostics import Diagnosis, diagnose
+from guides.errors import (
+    DataError,
+    DiscreteLatentError,
+    GuideMismatchError,
+    MinibatchScaleError,
+    OptionError,
+    check_whole,
+)
+from guides.families.choose import Model, guide_factory
+from guides.fitted.arviz_io import to_arviz
+from guides.fitted.fitted import FittedGuide, holds_module
+from guides.fitted.run import warn_of
 from guides.fitted.saved import checked
-from guides.optimise.loop import Settings
-from guides.optimise.state import Resume
+from guides.objectives.choose import make_objective
+from guides.optimise.loop import train
+from guides.optimise.settings import Settings
 from guides.pooled import Pooled, pool_weights
-from guides.program.data import Data, plain_forms
-from guides.program.inputs import read_like
-from guides.program.owning import is_owned, owned
-from guides.program.parameters import isolated_store
-from guides.program.program import Program, quiet, seeded
+from guides.program.alone import undivided
+from guides.program.data import Data, forms_from, plain_forms
+from guides.program.guide import as_guide
+from guides.program.owning import is_owned
+from guides.program.program import Program
 from guides.program.sites import nodes
-from guides.program.words import describe, in_words
+from guides.registries import families
 
-if TYPE_CHECKING:
-    from guides.diagnostics import Diagnosis
-
-__all__ = ["Posterior", "Run"]
+__all__ = ["Posterior"]
 
 _FORMAT = 1
-_LAST_STEPS = 100
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a posterior keeps of the training that it came from, to train on: everything that the training was given, and the
-    state that it ended in.
-
-    :ivar program: as it was trained, with what the objective learns for itself, before the family made a posterior of it.
-    """
-
-    program: Program
-    datasets: list[Data]
-    validations: list[Data] | None
-    seeds: list[int]
-    settings: Settings
-    resume: Resume
-
-    def row(self, index: int) -> Run:
-        """Return that of one replicate."""
-        row = slice(index, index + 1)
-        validations = None if self.validations is None else self.validations[row]
-        return replace(
-            self,
-            datasets=self.datasets[row],
-            validations=validations,
-            seeds=self.seeds[row],
-            resume=self.resume.rows(row),
-        )
-
-
-@dataclass(frozen=True)
-class Posterior:
+class Posterior(FittedGuide):
     """An approximate posterior fitted to data. Frozen: methods return new objects and leave all global state alone.
 
     With ``replicates=R`` it holds R independent fits; results then have a leading dimension R.
@@ -90,103 +69,6 @@ class Posterior:
         nats, shape ``(R, epochs)``.
     """
 
-    family: str
-    options: dict[str, Any]
-    losses: Tensor
-    objective: str
-    steps: int
-    seed: int
-    stop_reasons: tuple[str, ...]
-    seconds: dict[str, float]
-    info: tuple[dict[str, Any], ...]
-    validation: Tensor
-    program: Program = field(repr=False)
-    flat: Tensor = field(repr=False)
-    training: Data = field(repr=False)
-    run: Run | None = field(repr=False)
-
-    @property
-    def model(self) -> Callable[..., Any]:
-        """The trained Pyro model: ``posterior.model.generate(10)`` is that of the posterior; the best of R replicates'."""
-        return self.program.model.model
-
-    @property
-    def guide(self) -> Callable[..., Any]:
-        """The guide, as an object that stock Pyro can use, with the parameters of the best replicate."""
-        return self.program.guide
-
-    @property
-    def replicates(self) -> int:
-        """Number of independent fits R."""
-        return self.flat.shape[0]
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C ended the fit; ``stop_reasons`` says at which step."""
-        return any(reason.startswith("interrupted") for reason in self.stop_reasons)
-
-    @property
-    def source(self) -> Posterior:
-        """The posterior that was fitted: this one. Pooled replicates name what they were pooled of."""
-        return self
-
-    @property
-    def data(self) -> tuple[Any, ...]:
-        """Positional arguments of the training data."""
-        return self.training.args
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.flat.device
-
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """Parameters of model and guide by name, as both see them; leading dimension R if R > 1."""
-        flat = self.flat if self.replicates > 1 else self.flat[0]
-        return {k: v.detach() for k, v in self.program.parameters.constrained(flat).items()}
-
-    @property
-    def sites(self) -> dict[str, Site]:
-        """The latent, observed and deterministic sites of the model."""
-        return sites(self.program)
-
-    def replicate(self, index: int) -> Posterior:
-        """Return one of the R fits as a posterior of its own.
-
-        :raises IndexError: if there is no such replicate.
-        """
-        if not 0 <= index < self.replicates:
-            raise IndexError(f"replicate {index} of {self.replicates}; use 0 to {self.replicates - 1}")
-        row = slice(index, index + 1)
-        return replace(
-            self,
-            flat=self.flat[row].clone(),
-            losses=self.losses[row],
-            validation=self.validation[row],
-            stop_reasons=self.stop_reasons[row],
-            info=self.info[row],
-            seed=self.seed + index,
-            run=None if self.run is None else self.run.row(index),
-        ).owning()
-
-    def owning(self) -> Posterior:
-        """Return the same posterior with a model and guide of its own, which hold its parameters (those of the best
-        replicate)."""
-        memo = {id(a): a for a in (*self.training.args, *self.training.kwargs.values()) if isinstance(a, Tensor)}
-        program = owned(self.program, memo)
-        program.parameters.write_back(self.flat[self._best], spared=lambda module: not is_owned(module))
-        options = {k: copy.deepcopy(v, memo) if _holds_module(v) else v for k, v in self.options.items()}
-        run = self.run
-        if run is not None:
-            run = replace(run, program=program if run.program is self.program else owned(run.program, memo))
-        return replace(self, program=program, options=options, run=run)
-
-    def best(self) -> Posterior:
-        """Return the replicate with the best validation score, or else with the lowest loss over the last tenth of the steps
-        (at most 100)."""
-        return self.replicate(self._best)
-
     def continue_(
         self,
         steps: int,
@@ -206,9 +88,34 @@ class Posterior:
         :param schedule: over the added steps, whatever it was before: as for :func:`guides.fit`.
         :raises OptionError: for a posterior that :meth:`load` read, as a file keeps no state of the optimiser.
         """
-        from guides.fitting import continue_fit
-
-        return continue_fit(self, steps, lr, schedule, progress)
+        check_whole("steps", steps, least=1)
+        run = self.run
+        if run is None:
+            raise OptionError(
+                "this posterior was read from a file, which keeps no state of the optimiser; start a new fit from it: "
+                "guides.fit(model, posterior.guide, *data)"
+            )
+        before = run.resume.state.step
+        rate = run.settings.lr if lr is None else lr
+        fresh = Settings.of(run.datasets[0], lr=rate, schedule=schedule, steps=steps, progress=progress)
+        settings = replace(
+            run.settings, steps=before + steps, begun=before, lr=rate, schedule=schedule, progress=fresh.progress
+        )
+        began = time.perf_counter()
+        with undivided("posterior.continue_"):
+            trained = train(
+                run.program,
+                run.resume.state.flat,
+                run.datasets,
+                run.seeds,
+                settings,
+                validations=run.validations,
+                resume=run.resume,
+            )
+            warn_of(trained, settings, stacklevel=3)
+            again = replace(run, settings=settings, resume=trained.resume)
+            longer = Posterior.concluded(again, trained, self.family, self.options, setup=0.0, began=began)
+            return longer.owning().with_statistics(again)
 
     def pooled(self, weights: str | Sequence[float] = "equal") -> Pooled:
         """Return the mixture of the replicates as one posterior that draws and predicts across them.
@@ -219,176 +126,12 @@ class Posterior:
         """
         return Pooled(self, pool_weights(self, weights, -self._last_losses))
 
-    def median(self, num_samples: int = 1000, seed: int | None = None) -> dict[str, Tensor]:
-        """Return the median of every element of the latent sites over draws, shape of the site, or ``(R, ...)``."""
-        axis = min(self.replicates - 1, 1)
-        return {n: v[(slice(None),) * axis + (0,)] for n, v in self.quantiles([0.5], num_samples, seed).items()}
-
-    def quantiles(
-        self, quantiles: Sequence[float] | Tensor, num_samples: int = 1000, seed: int | None = None
-    ) -> dict[str, Tensor]:
-        """Return quantiles of every element of the latent sites over draws, shape ``(Q, *site shape)``, or ``(R, Q, ...)``.
-
-        :param quantiles: probabilities, Q of them.
-        """
-        drawn = self.sample(num_samples, seed)
-        axis = min(self.replicates - 1, 1)
-        q = torch.as_tensor(quantiles, dtype=torch.double, device=self.device)
-        if q.dim() != 1 or not bool(((q >= 0) & (q <= 1)).all()):
-            raise OptionError(f"quantiles must be a sequence of probabilities between 0 and 1, not {quantiles!r}")
-        return {n: _quantiles(v, q, axis) for n, v in drawn.items()}
-
-    def summary(self, num_samples: int = 1000, seed: int | None = None) -> dict[str, dict[str, Tensor]]:
-        """Return mean, standard deviation, median, 5 % and 95 % quantiles of every latent site over draws.
-
-        By site and then by ``"mean"``, ``"std"``, ``"median"``, ``"5.0%"`` and ``"95.0%"``, as in Pyro's summary of an MCMC
-        run; of the site's shape each, with a leading dimension R if R > 1.
-        """
-        axis = min(self.replicates - 1, 1)
-        q = torch.tensor([0.05, 0.5, 0.95], dtype=torch.double, device=self.device)
-        found = {}
-        for name, value in self.sample(num_samples, seed).items():
-            low, middle, high = _quantiles(value, q, axis).unbind(axis)
-            real = value.to(middle.dtype)
-            spread = real.std(axis) if num_samples > 1 else torch.full_like(middle, math.nan)
-            found[name] = {"mean": real.mean(axis), "std": spread, "median": middle, "5.0%": low, "95.0%": high}
-        return found
-
-    @property
-    def _best(self) -> int:
-        """The replicate with the best validation score, or else the lowest loss at the end."""
-        if self.validation.shape[1]:
-            return int(self.validation.nan_to_num(-math.inf, posinf=-math.inf).amax(1).argmax())
-        return int(self._last_losses.argmin())
-
-    @property
-    def _last_losses(self) -> Tensor:
-        """The mean loss of each replicate over its last steps, shape ``(R,)``."""
-        last = max(1, min(_LAST_STEPS, self.losses.shape[1] // 10))
-        return torch.stack([_mean_of_last(row, last) for row in self.losses])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return dict(vars(copy.deepcopy(self)))  # Pyro's guides do not survive being pickled
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Posterior:
-        copied = object.__new__(type(self))
-        for name in ("program", *vars(self)):  # the program first: others hold some of its modules
-            if name not in vars(copied):
-                vars(copied)[name] = copy.deepcopy(getattr(self, name), memo)
-        return copied
-
-    def draws(
-        self,
-        num_samples: int = 1000,
-        *data: Any,
-        seed: int | None = None,
-        predictive: bool = False,
-        log_likelihood: bool = True,
-        corrected: bool = False,
-        model_kwargs: dict[str, Any] | None = None,
-    ) -> Draws:
-        """Draw from the posterior and evaluate model and guide at the draws.
-
-        :param num_samples: draws S per replicate.
-        :param data: arguments to evaluate the model on; the training data by default.
-        :param seed: the same seed gives the same draws; by default the seed of the fit.
-        :param predictive: also draw the observed sites afresh.
-        :param log_likelihood: keep it, one number per draw and data point.
-        :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
-            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.fitted.resampled`.
-        """
-        keep = PARTS if log_likelihood else PARTS - {"log_likelihood"}
-        new = self._arguments(data, model_kwargs)
-        return self._draws(num_samples, new, seed, predictive=predictive, score=True, keep=keep, corrected=corrected)
-
-    def sample(self, num_samples: int = 1000, seed: int | None = None, *, corrected: bool = False) -> dict[str, Tensor]:
-        """Return draws of the latent sites, shape ``(S, *site shape)`` each, or ``(R, S, ...)``.
-
-        :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
-            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.fitted.resampled`.
-        :raises OptionError: for ``corrected`` where a guide's draws have no weights.
-        """
-        keep = {"latents"}
-        draws = self._draws(num_samples, self.training, seed, predictive=False, score=False, keep=keep, corrected=corrected)
-        return self._squeeze(draws.latents)
-
-    def predict(
-        self,
-        *data: Any,
-        num_samples: int = 1000,
-        seed: int | None = None,
-        corrected: bool = False,
-        model_kwargs: dict[str, Any] | None = None,
-    ) -> dict[str, Tensor]:
-        """Return draws of every observed and deterministic site for new inputs, shape ``(S, ...)``, or ``(R, S, ...)``.
-
-        Observations among ``data`` are ignored, so they may be left out if the model has a default for them. Latents with
-        one value per data point come from the guide if it computes them from the data and all that it needs is given.
-        Otherwise they are drawn from the prior if the number of data points differs from the training data's.
-
-        :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
-            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.fitted.resampled`.
-        """
-        new = self._arguments(data, model_kwargs)
-        keep = {"deterministic", "predictive"}
-        draws = self._draws(num_samples, new, seed, predictive=True, score=False, keep=keep, corrected=corrected)
-        return self._squeeze({**draws.deterministic, **draws.predictive})
-
-    def log_likelihood(
-        self,
-        *data: Any,
-        num_samples: int = 1000,
-        seed: int | None = None,
-        corrected: bool = False,
-        model_kwargs: dict[str, Any] | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the pointwise log-likelihood of ``data`` under each draw in nats, by observed site, ``(S, N)`` or ``(R, S,
-        N)``.
-
-        :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
-            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.fitted.resampled`.
-        :raises DataError: if no site is observed, as when the targets were left out.
-        """
-        new = self._arguments(data, model_kwargs)
-        keep = {"log_likelihood"}
-        draws = self._draws(num_samples, new, seed, predictive=False, score=True, keep=keep, corrected=corrected)
-        if not draws.log_likelihood:
-            raise DataError("no site of the model is observed on these data; pass the observations too")
-        return self._squeeze(draws.log_likelihood)
-
-    def log_prob(self, latents: dict[str, Tensor]) -> Tensor:
-        """Return log q in nats at given values of all latent sites, shape ``()`` or ``(R,)``.
-
-        :param latents: one value per latent site, of the site's shape, in its support.
-        :raises DataError: if a site is missing or has another shape.
-        :raises UnsupportedModelError: if the guide makes the latents from sites of its own in a way that is not known.
-        """
-        for name in self.program.latents:
-            want = self.sites[name].shape
-            if name not in latents:
-                raise DataError(f"log_prob needs a value for latent site {name!r}; sites: {', '.join(self.program.latents)}")
-            if tuple(latents[name].shape) != want:
-                raise DataError(f"latent site {name!r} has shape {want}, the value has {tuple(latents[name].shape)}")
-        values: dict[str, Any] = {name: latents[name] for name in self.program.latents}
-        results, args, kwargs = [], self.training.args, self.training.kwargs
-        with isolated_store(), quiet(), seeded(self.seed), torch.no_grad():
-            for flat in self.flat:
-                # Inside the call, as a flow's density is a network's, which reads its parameters when it is asked.
-                run = lambda: trace_at(self.guide, values, args, kwargs).log_prob_sum()  # noqa: E731
-                results.append(self.program.call(flat, run))
-        stacked = torch.stack(results)
-        return stacked if self.replicates > 1 else stacked[0]
-
     def diagnose(self, **options: Any) -> Diagnosis:
         """Say whether the fit can be trusted; see :func:`guides.diagnose`."""
-        from guides.diagnostics import diagnose
-
         return diagnose(self, **options)
 
     def to_arviz(self, **options: Any) -> Any:
         """Return ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (ArviZ 1.x); see :func:`guides.to_arviz`."""
-        from guides.fitted.arviz_io import to_arviz
-
         return to_arviz(self, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -402,8 +145,8 @@ class Posterior:
         content = {
             "format": _FORMAT,
             "family": self.family,
-            "options": {k: v for k, v in self.options.items() if not _holds_module(v)},
-            "modules": [k for k, v in self.options.items() if _holds_module(v)],
+            "options": {k: v for k, v in self.options.items() if not holds_module(v)},
+            "modules": [k for k, v in self.options.items() if holds_module(v)],
             "batch_size": self.program.batch_size,
             "objective": self.objective,
             "steps": self.steps,
@@ -445,8 +188,6 @@ class Posterior:
         :raises OptionError: if the guide is needed and not given.
         :raises DataError: if the file is not one of ours or does not fit ``model``.
         """
-        from guides.fitting import restore
-
         try:
             content = torch.load(path, weights_only=True)
         except FileNotFoundError:
@@ -455,119 +196,68 @@ class Posterior:
             raise DataError(f"{path} is not a saved posterior, or is damaged: {error}") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise DataError(f"{path} is not a posterior saved by this version (format {_FORMAT})")
-        return restore(checked(content, path), model, guide)
-
-    def _arguments(self, data: tuple[Any, ...], model_kwargs: dict[str, Any] | None) -> Data:
-        if not data and model_kwargs is None:
-            return self.training
-        new = read_like(self.model, self.training, data, model_kwargs, self.device)
-        odd = self._unlike_training(new)
-        if odd is not None:
-            raise DataError(odd)
-        return new
-
-    def _squeeze(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return values if self.replicates > 1 else {k: v[0] for k, v in values.items()}
-
-    def _draws(
-        self,
-        num_samples: int,
-        data: Data,
-        seed: int | None,
-        *,
-        predictive: bool,
-        score: bool,
-        keep: Set[str] = PARTS,
-        corrected: bool = False,
-    ) -> Draws:
-        if num_samples < 1:
-            raise OptionError(f"num_samples must be at least 1, not {num_samples}")
-        latents = log_q = None
-        if corrected:
-            from guides.fitted.resampled import resampled  # which stands on diagnostics, and some of those on posteriors
-
-            latents, log_q = resampled(self, num_samples, seed)
-        same_rows = data.size == self.training.size
-        base = self.seed if seed is None else seed
-        try:
-            draws = take_draws(
-                self.program,
-                self.flat,
-                num_samples,
-                data,
-                base,
-                same_rows=same_rows,
-                predictive=predictive,
-                score=score,
-                keep=frozenset(keep),
-                training=None if data is self.training else self.training,
-                latents=latents,
-            )
-            return draws if log_q is None else replace(draws, log_q=log_q)
-        except (RuntimeError, ValueError, IndexError) as error:
-            shapes = [
-                (i, new, old)
-                for i, (new, old) in enumerate(zip(data.args, self.training.args))
-                if _shape(new) != _shape(old)
-            ]
-            if not shapes or type(error).__module__ == DataError.__module__:
-                raise
-            i, new, old = shapes[0]
-            raise DataError(
-                f"argument {i} has shape {describe(new)}, the training data's was {describe(old)}, and the model cannot "
-                f"be run on it: {in_words(error)}"
-            ) from error
-
-    def _unlike_training(self, data: Data) -> str | None:
-        """Return what is unlike the training data in an argument of a shape that broadcasts where it should not.
-
-        The first dimension, the data points, may have any size. So may the middle ones of an argument of three or more, such
-        as the steps of a series, but for 1, which would be repeated.
-        """
-        for i, (new, old) in enumerate(zip(data.args, self.training.args)):
-            if not (isinstance(new, Tensor) and isinstance(old, Tensor)):
-                continue
-            want = ("rows", *old.shape[1:]) if i in self.training.rows else tuple(old.shape)
-            said = f"argument {i} has shape {tuple(new.shape)}, the training data's was ({', '.join(map(str, want))})"
-            if new.dim() != old.dim():
-                return f"{said}; give it {old.dim()} dimensions{_reshaped(new, old)}"
-            if new.dim() > 1 and new.shape[-1] != old.shape[-1]:
-                return f"{said}; give it {old.shape[-1]} columns, the same as in training"
-            if any(a != b and 1 in (a, b) for a, b in zip(new.shape[1:], old.shape[1:])):
-                return f"{said}; a dimension of size 1 would be repeated"
-        return None
+        return _restored(checked(content, path), model, guide)
 
 
-def _quantiles(draws: Tensor, q: Tensor, axis: int) -> Tensor:
-    """Return quantiles over dimension ``axis``, which stand there; of numbers of draws that torch's own cannot take too."""
-    kind = draws.dtype if draws.is_floating_point() else torch.get_default_dtype()
-    ordered = draws.to(kind).sort(axis).values
-    place = q.to(kind) * (ordered.shape[axis] - 1)
-    low, high = (ordered.index_select(axis, p.long()) for p in (place.floor(), place.ceil()))
-    between = (place - place.floor()).reshape(-1, *[1] * (ordered.dim() - axis - 1))
-    return torch.lerp(low, high, between.expand_as(low))
+def _latent_shapes(program: Program) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(nodes(program.prototype)[name]["value"].shape) for name in program.latents}
 
 
-def _mean_of_last(losses: Tensor, count: int) -> Tensor:
-    """Return the mean of the last losses that there are; infinity if there are none."""
-    finite = losses[torch.isfinite(losses)]
-    return finite[-count:].mean() if len(finite) else losses.new_tensor(math.inf)
+def _saved_model(content: dict[str, Any]) -> str:
+    listed = ", ".join(f"{n} {tuple(s)}" for n, s in content.get("sites", {}).items())
+    return f"a model with the latent sites {listed}" if listed else "another model"
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
-
-
-def _reshaped(new: Tensor, old: Tensor) -> str:
-    if new.dim() == 1 and old.dim() == 2:
-        return f": x[None, :] for one row of {old.shape[1]}" if len(new) == old.shape[1] else ", (rows, columns)"
-    return ""
-
-
-def _holds_module(value: Any) -> bool:
-    """Tell whether an option of a guide is a module, or a sequence or mapping with one in it."""
-    if isinstance(value, list | tuple):
-        return any(map(_holds_module, value))
-    if isinstance(value, dict):
-        return any(map(_holds_module, value.values()))
-    return isinstance(value, nn.Module)
+def _restored(content: dict[str, Any], model: Model, guide: Any) -> Posterior:
+    """Rebuild a posterior from what :meth:`guides.Posterior.save` wrote."""
+    training = replace(Data.of(content["args"], content["kwargs"]), forms=forms_from(content.get("forms", {})))
+    spec = guide if guide is not None else (content["family"], content["options"])
+    if guide is None and content["family"] not in families:
+        raise OptionError(f"the saved guide {content['family']!r} is not in the registry; pass it as guide=")
+    if guide is None and content.get("modules"):
+        names = ", ".join(map(repr, content["modules"]))
+        raise OptionError(
+            f"the options {names} of guide {content['family']!r} hold modules, which are saved without their code; pass "
+            f'guide=("{content["family"]}", {{...}}) with all its options. Modules then get the saved parameters'
+        )
+    make, family, options = guide_factory(model, spec)
+    try:
+        objective = make_objective(content["objective"], None)
+    except UnknownNameError as error:
+        raise OptionError(f"the saved posterior cannot be used without its objective: {error}") from error
+    batch_size = content.get("batch_size")
+    try:
+        program = Program.build(model, make(), objective, training, batch_size=batch_size, seed=content["seed"])
+    except (DataError, GuideMismatchError, DiscreteLatentError, MinibatchScaleError) as error:
+        raise DataError(f"the saved posterior is of {_saved_model(content)}, which this is not: {error}") from error
+    finished = as_guide(program.guide).finished_guide()
+    if finished is not None:
+        program = Program.build(model, finished, objective, training, batch_size=None, seed=0)
+    here_sites = _latent_shapes(program)
+    if content.get("sites", here_sites) != here_sites:
+        listed = ", ".join(f"{n} {s}" for n, s in here_sites.items())
+        raise DataError(
+            f"the saved parameters are not those of this model: they are of {_saved_model(content)}, this one has {listed}"
+        )
+    layout = program.parameters
+    if layout.names != tuple(content["names"]) or layout.size != content["flat"].shape[-1]:
+        saved, here = ", ".join(content["names"]), ", ".join(layout.names)
+        raise DataError(f"the saved parameters ({saved}) are not those of this model and guide ({here})")
+    if len(content["flat"]) == 1:
+        layout.write_back(content["flat"][0], spared=is_owned)
+    return Posterior(
+        family=family,
+        options=options,
+        losses=content["losses"],
+        objective=content["objective"],
+        steps=content["steps"],
+        seed=content["seed"],
+        stop_reasons=tuple(content["stop_reasons"]),
+        seconds=content["seconds"],
+        info=tuple(content["info"]),
+        validation=content["validation"],
+        program=program,
+        flat=content["flat"],
+        training=training,
+        run=None,
+    ).owning()

@@ -7,8 +7,6 @@ import importlib
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,56 +16,14 @@ import guides.diagnostics
 import zoo
 import zoo.datasets
 from docs.writer.pages import KINDS, ROOT, documented
+from tests.architecture import LEAF, MODULES, TREES, cycle, folders, graph, hidden, imports, loose, probes, without_inits
 
-LEAF = "_posterior_zoo_registry"
-PACKAGES = ("benchmarks", "guides", LEAF, "zoo")
 ALLOWED = {
     "benchmarks": {"benchmarks", "guides", LEAF, "zoo"},
     "guides": {"guides", LEAF},
     LEAF: set(),
     "zoo": {LEAF, "zoo"},
 }
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-FILES = (path for name in PACKAGES for path in (sorted((ROOT / name).rglob("*.py")) or [ROOT / f"{name}.py"]))
-MODULES = {module_name(path): path for path in FILES}
-
-
-def resolve(name: str) -> str | None:
-    """Return our module that an import of ``name`` loads last, or None if it is not ours."""
-    while name:
-        if name in MODULES:
-            return name
-        name = name.rpartition(".")[0]
-    return None
-
-
-def imports(tree: ast.AST, module: str, *, at_import: bool) -> Iterator[str]:
-    """Yield our modules that a module's code imports; with ``at_import`` only those that importing it loads."""
-    for node in ast.iter_child_nodes(tree):
-        if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if at_import and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
-        if isinstance(node, ast.Import):
-            yield from filter(None, (resolve(alias.name) for alias in node.names))
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parent = module.split(".") if MODULES[module].name == "__init__.py" else module.split(".")[:-1]
-                base = ".".join([*parent[: len(parent) - node.level + 1], *filter(None, [node.module])])
-            yield from filter(None, (resolve(f"{base}.{alias.name}") for alias in node.names))
-        yield from imports(node, module, at_import=at_import)
-
-
-def graph(*, at_import: bool) -> dict[str, set[str]]:
-    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
-    return {name: set(imports(tree, name, at_import=at_import)) - {name} for name, tree in trees.items()}
 
 
 def back_edges(edges: dict[str, set[str]]) -> list[str]:
@@ -79,49 +35,58 @@ def back_edges(edges: dict[str, set[str]]) -> list[str]:
     ]
 
 
-def cycle(edges: dict[str, set[str]]) -> list[str] | None:
-    """Return modules that import each other in a ring, or None."""
-    done: set[str] = set()
-
-    def visit(module: str, path: list[str]) -> list[str] | None:
-        if module in path:
-            return [*path[path.index(module) :], module]
-        if module in done:
-            return None
-        for target in sorted(edges[module]):
-            if found := visit(target, [*path, module]):
-                return found
-        done.add(module)
-        return None
-
-    for module in sorted(edges):
-        if found := visit(module, []):
-            return found
-    return None
-
-
 def test_imports_follow_the_layers_even_inside_functions():
-    assert not back_edges(graph(at_import=False))
+    assert not back_edges(graph())
 
 
-def test_no_modules_import_each_other_in_a_ring():
-    assert cycle(graph(at_import=True)) is None
+def test_no_files_and_no_folders_import_each_other_in_a_ring():
+    assert cycle(without_inits(graph())) is None
+    assert cycle(folders(graph())) is None
+
+
+def test_no_import_is_hidden():
+    """Inside functions and for type checkers alone: an arrow that a reader does not see. Those allowed have a reason."""
+    assert {f"{m} -> {t}" for m, tree in TREES.items() for t in hidden(tree, m)} == set()
+
+
+def test_the_compiler_knows_no_pyro():
+    """compile/ turns pure functions of tensors into what runs them: it imports neither Pyro nor what stands above it."""
+    for module, tree in TREES.items():
+        if module.startswith("guides.compile"):
+            assert {t for t in imports(tree, module) if not t.startswith("guides.compile")} <= {
+                "guides.errors",
+                "guides.checkpoint_file",
+            }
+            named = [
+                n.names[0].name if isinstance(n, ast.Import) else n.module or ""
+                for n in ast.walk(tree)
+                if isinstance(n, ast.Import | ast.ImportFrom)
+            ]
+            assert not [name for name in named if name.split(".")[0] == "pyro"], module
+
+
+def test_guides_are_asked_by_the_protocol_alone():
+    assert not probes()
+
+
+def test_the_layout_stays_within_its_limits():
+    assert len(loose("guides")) <= 10, loose("guides")
+    assert len(loose("benchmarks")) <= 4, loose("benchmarks")
 
 
 def test_the_walk_sees_what_it_should():
     code = "import zoo.mlp\nfrom guides import fitting\nfrom guides.optimise.loop import train\nimport torch\n"
-    found = set(imports(ast.parse(code), LEAF, at_import=True))
-    assert found == {"zoo.mlp", "guides.fitting", "guides.optimise.loop"}
-    hidden = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import zoo\ndef f():\n    import guides\n"
-    assert not list(imports(ast.parse(hidden), LEAF, at_import=True))
-    assert set(imports(ast.parse(hidden), LEAF, at_import=False)) == {"zoo", "guides"}
+    assert imports(ast.parse(code), LEAF) == {"zoo.mlp", "guides.fitting", "guides.optimise.loop"}
+    assert not hidden(ast.parse(code), LEAF)
+    secret = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import zoo\ndef f():\n    import guides\n"
+    assert hidden(ast.parse(secret), LEAF) == ["guides", "zoo"]
+    assert imports(ast.parse(secret), LEAF) == {"zoo", "guides"}
     inside = "from . import loop\nfrom .. import fitting\n"
-    assert set(imports(ast.parse(inside), "guides.optimise.step", at_import=True)) == {
-        "guides.optimise.loop",
-        "guides.fitting",
-    }
+    assert imports(ast.parse(inside), "guides.optimise.step") == {"guides.optimise.loop", "guides.fitting"}
     assert back_edges({"zoo.mlp": {"guides.fitting"}}) == ["zoo.mlp imports guides.fitting"]
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    arrows = {"guides.optimise.step": {"guides.program.data"}, "guides.program.data": {"guides.optimise.step"}}
+    assert cycle(folders(arrows)) == ["guides.optimise", "guides.program", "guides.optimise"]
 
 
 def test_importing_does_nothing_else():

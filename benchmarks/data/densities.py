@@ -17,6 +17,7 @@ import zoo
 __all__ = [
     "PLANAR",
     "REFERENCES",
+    "SHOWN",
     "PlanarDensity",
     "Reference",
     "TwoMeans",
@@ -25,10 +26,14 @@ __all__ = [
     "energy_distance",
     "latents",
     "mode_masses",
+    "plane",
     "ring",
     "two_means_data",
     "two_moons",
 ]
+
+SHOWN = 48  # points of a picture's plane along each axis
+_EXTENT = 4.5
 
 PRIOR = 2.0
 """Standard deviation of the normal that starts are drawn from, where a density is all that is given."""
@@ -247,3 +252,9 @@ def energy_distance(draws: Tensor, reference: Tensor, most: int = 2000) -> float
     x, y = (part[:most].double() / scale for part in (draws, reference))
     own = [torch.cdist(part, part).sum() / (len(part) * (len(part) - 1)) for part in (x, y)]
     return float(2 * torch.cdist(x, y).mean() - own[0] - own[1])
+
+
+def plane() -> Tensor:
+    """Return the points that pictures of the plane are drawn from, shape ``(SHOWN**2, 2)``."""
+    axis = torch.linspace(-_EXTENT, _EXTENT, SHOWN)
+    return torch.cartesian_prod(axis, axis)

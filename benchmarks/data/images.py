@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import zoo
-from benchmarks.protocol.task import Split
+from benchmarks.protocol.split import Split
 from zoo import datasets
 from zoo.networks import GaussianNetwork, JointNetwork, mlp
 from zoo.pixels import DiscretizedLogisticPixels

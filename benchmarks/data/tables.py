@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import zoo
-from benchmarks.protocol.task import Curve, Split
+from benchmarks.protocol.split import Curve, Split
 from zoo import datasets
 
 __all__ = ["curve", "network", "published_split", "random_split"]

@@ -10,8 +10,7 @@ from torch.nn.functional import pad
 
 from benchmarks.evaluation.images import generation, spread, with_parameters
 from benchmarks.evaluation.latent_modes import ascend, count_modes
-from benchmarks.evaluation.predictions import Evaluation
-from benchmarks.protocol.task import Split
+from benchmarks.protocol.split import Evaluation, Split
 from guides.distributions.mixtures import weight_entropy
 from guides.families.encoders.component_heads import RowMixture
 from guides.families.mixture import DEAD

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 import guides
-from benchmarks.evaluation.predictions import Evaluation
-from benchmarks.protocol.task import Split
+from benchmarks.protocol.split import Evaluation, Split
 from guides.program.parameters import isolated_store
 from zoo.datasets.completion import UNKNOWN
 

@@ -4,46 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.protocol.task import Curve, Split
+from benchmarks.protocol.split import Curve, Evaluation, Split
 from guides import diagnostics, predictive
 
-__all__ = ["Evaluation", "Evaluator", "classification", "fit_only", "kept_inference_data", "regression", "trust"]
+__all__ = ["classification", "fit_only", "kept_inference_data", "regression", "trust"]
 
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 QUANTILES = (0.025, 0.25, 0.5, 0.75, 0.975)
 BAND_SAMPLES = 4000
 MOST_KEPT_VALUES = 400_000
 FEWEST_KEPT_DRAWS = 20
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluator found.
-
-    :param metrics: numbers by metric name (see :mod:`benchmarks.reporting.metrics`).
-    :param curves: what the report draws, JSON-ready, by kind: ``"bands"``, ``"calibration"``.
-    :param verdict: level and summary, of ``diagnose`` or, where every data point has a posterior of its own, of those.
-    :param images: what image models drew, by kind, grey levels in [0, 1], shape ``(..., height, width)``; kept in a file of
-        their own.
-    """
-
-    metrics: dict[str, float]
-    curves: dict[str, Any] = field(default_factory=dict)
-    verdict: dict[str, str] = field(default_factory=dict)
-    images: dict[str, Tensor] = field(default_factory=dict)
-
-
-class Evaluator(Protocol):
-    """How a task turns a posterior into numbers; a module-level function or a partial of one."""
-
-    def __call__(self, posterior: Any, split: Split, *, num_samples: int, seed: int) -> Evaluation:
-        """Evaluate ``posterior`` on the held-out part of ``split``."""
 
 
 def trust(posterior: Any, *, num_samples: int, seed: int) -> Evaluation:

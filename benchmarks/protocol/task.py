@@ -2,70 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 import guides
 from _posterior_zoo_registry import Registry
 from benchmarks.protocol.describe import describe, fingerprint
-from guides.optimise.settings import FitOptions
+from benchmarks.protocol.labels import parse_guide, sort_options, takes_encoder
+from benchmarks.protocol.split import Evaluator, Split
 
-if TYPE_CHECKING:
-    from benchmarks.evaluation.predictions import Evaluator
-
-__all__ = ["SUITES", "TASKS", "Curve", "Override", "Setting", "Split", "Suite", "Task", "parse_guide"]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Where and on what to draw predictive bands of a task with one input.
-
-    :param inputs: what the model is called with, shape ``(G, 1)``, standardised as the training inputs are.
-    :param x: the same inputs in original units, shape ``(G,)``.
-    :param points: training inputs and targets in original units, each of shape ``(N,)``.
-    :param truth: the noise-free curve at ``x``, shape ``(G,)``, where it is known.
-    """
-
-    inputs: Tensor
-    x: Tensor
-    points: tuple[Tensor, Tensor]
-    truth: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Split:
-    """The data of one cell, standardised as the protocol says.
-
-    :param train: what the model is called with, e.g. ``(x, y)`` of shapes ``(N, D)`` and ``(N,)``.
-    :param test: the same for held-out points; ``None`` where a task has none.
-    :param validation: the same for early stopping, taken from the training part only; ``None`` for none.
-    :param target_scale: what one unit of ``y`` is in the original target's units (its standard deviation over the
-        training part), so that ``rmse * target_scale`` and ``log_likelihood - log(target_scale)`` are in original units.
-    :param target_shift: the original target's value where ``y`` is 0.
-    :param curve: what the report draws predictive bands on; ``None`` for no picture.
-    :param labels: classes of the test points that no model sees, shape ``(N,)``, for what is said class by class.
-    """
-
-    train: tuple[Tensor, ...]
-    test: tuple[Tensor, ...] | None = None
-    validation: tuple[Tensor, ...] | None = None
-    target_scale: float = 1.0
-    target_shift: float = 0.0
-    curve: Curve | None = None
-    labels: Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[Any, ...]:
-        """Shapes of everything a fit sees: splits that agree here can be fitted in one vectorised run."""
-
-        def shapes(data: tuple[Tensor, ...] | None) -> tuple[tuple[int, ...], ...] | None:
-            return None if data is None else tuple(tuple(part.shape) for part in data)
-
-        return shapes(self.train), shapes(self.validation)
+__all__ = ["SUITES", "TASKS", "Override", "Setting", "Suite", "Task"]
 
 
 @dataclass(frozen=True)
@@ -130,68 +79,6 @@ class Setting:
         build = self.build_objective or guides.objectives[self.fit.get("objective", "elbo")]
         made = build(**particles, **self.objective)
         return {key: value for key, value in self.fit.items() if key != "num_particles"} | {"objective": made}
-
-
-def takes_encoder(family: str) -> bool:
-    """Tell whether a guide computes the latents of a data point from that data point, by an encoder that it is given."""
-    return "encoder" in inspect.signature(guides.families[family]).parameters
-
-
-def sort_options(
-    family: str,
-    options: Mapping[str, Any],
-    fit: Mapping[str, Any],
-    build_objective: Callable[..., guides.Objective] | None = None,
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Sort the options of a label by who takes them: the guide, ``guides.fit``, the objective.
-
-    The guide comes first, so that an option that it knows is never taken from it; what nobody knows is left to it too, as
-    its constructor then names those that it has.
-
-    :param build_objective: builds the objective where it is not the registered one that ``options`` or ``fit`` name.
-
-    Example::
-
-        >>> sort_options("mean_field", {"init_scale": 0.1, "num_particles": 5}, {})
-        ({'init_scale': 0.1}, {'num_particles': 5}, {})
-    """
-    own = inspect.signature(guides.families[family]).parameters
-    of_fit = {entry.name for entry in fields(FitOptions)}
-    build = build_objective or guides.objectives[options.get("objective", fit.get("objective", "elbo"))]
-    of_objective = inspect.signature(build).parameters
-    sorted_: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
-    for key, value in options.items():
-        place = 0 if key in own else 1 if key in of_fit else 2 if key in of_objective else 0
-        sorted_[place][key] = value
-    return sorted_
-
-
-def parse_guide(label: str) -> tuple[str, dict[str, Any]]:
-    """Split ``name:key=value:key=value`` into the guide's registry name and its options.
-
-    Values are read as Python literals where they are, as words where they are not. Options of ``guides.fit`` and of the
-    objective may stand among the guide's own: ``amortized:objective=iwae:num_particles=5``.
-
-    :raises ValueError: if an option has no ``=``.
-
-    Example::
-
-        >>> parse_guide("laplace:curvature=kron:floor=1e-6")
-        ('laplace', {'curvature': 'kron', 'floor': 1e-06})
-    """
-    import ast
-
-    name, *pairs = label.split(":")
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator or not key:
-            raise ValueError(f"guide {label!r}: option {pair!r} should read key=value, as in laplace:curvature=kron")
-        try:
-            options[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            options[key] = text
-    return name, options
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.pictures import drawing, pictures
 from benchmarks.protocol.task import SUITES, TASKS, Suite, Task
 from benchmarks.reporting.metrics import METRICS, metric
+from benchmarks.reporting.pictures import drawing
+from benchmarks.reporting.pictures import records as pictures
 from benchmarks.reporting.published import published
 from benchmarks.reporting.tables import Entry, Section, Table, comparison, estimate, plain, standings, values
 from benchmarks.running.store import Record, read_folders, write_atomically

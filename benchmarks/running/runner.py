@@ -19,7 +19,8 @@ from tqdm import tqdm
 import guides
 from _posterior_zoo_registry import Registry, UnknownNameError
 from benchmarks.evaluation import predictions as evaluation
-from benchmarks.protocol.task import SUITES, TASKS, Setting, Split, Suite, Task
+from benchmarks.protocol.split import Split
+from benchmarks.protocol.task import SUITES, TASKS, Setting, Suite, Task
 from benchmarks.running import provenance
 from benchmarks.running.netcdf import netcdf
 from benchmarks.running.store import Cell, Record, ResultsFolder, write_atomically, write_images

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pictures.drawing import MARKERS, PALETTE, STYLE
+from benchmarks.reporting.pictures.drawing import MARKERS, PALETTE, STYLE
 from benchmarks.running.store import write_atomically
 from benchmarks.speed.contenders import CONTENDERS
 from benchmarks.speed.scaling import AXES, GROWING

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import zoo
 from benchmarks.evaluation import predictions as evaluation
-from benchmarks.evaluation.predictions import Evaluation
-from benchmarks.protocol.task import TASKS, Split, Task
+from benchmarks.protocol.split import Evaluation, Split
+from benchmarks.protocol.task import TASKS, Task
 
 __all__ = ["evaluate", "exact", "exact_quantiles", "load", "model"]
 

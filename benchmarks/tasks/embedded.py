@@ -7,7 +7,8 @@ from functools import partial
 import zoo
 from benchmarks.data import tables as data
 from benchmarks.evaluation import predictions as evaluation
-from benchmarks.protocol.task import TASKS, Override, Split, Task
+from benchmarks.protocol.split import Split
+from benchmarks.protocol.task import TASKS, Override, Task
 from benchmarks.tasks.curves import LAPLACE, METRICS
 
 __all__ = ["logistic"]

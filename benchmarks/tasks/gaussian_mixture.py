@@ -10,8 +10,8 @@ import torch
 
 import guides
 import zoo
-from benchmarks.evaluation.predictions import Evaluation
-from benchmarks.protocol.task import TASKS, Override, Split, Task
+from benchmarks.protocol.split import Evaluation, Split
+from benchmarks.protocol.task import TASKS, Override, Task
 
 __all__ = ["evaluate", "load", "model"]
 

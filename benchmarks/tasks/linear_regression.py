@@ -10,7 +10,8 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 import zoo
 from benchmarks.evaluation import predictions as evaluation
-from benchmarks.protocol.task import TASKS, Override, Split, Task
+from benchmarks.protocol.split import Split
+from benchmarks.protocol.task import TASKS, Override, Task
 
 __all__ = ["evaluate", "load", "model"]
 

@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.data import densities
-from benchmarks.evaluation.predictions import Evaluation
-from benchmarks.protocol.task import TASKS, Override, Split, Task
+from benchmarks.protocol.split import Evaluation, Split
+from benchmarks.protocol.task import TASKS, Override, Task
 
 __all__ = ["GUIDES", "METRICS", "evaluate", "load", "log_density_on", "model"]
 
 METRICS = ("evidence_gap", "energy_distance", "mode_mass_error", "modes_found")
 FOUND = 0.2
 """A mode counts as found if the guide gives it at least this share of its mass."""
-SHOWN = 48
-EXTENT = 4.5
 
 
 def load(index: int, *, density: str) -> Split:
@@ -52,15 +50,9 @@ def evaluate(posterior: Any, split: Split, *, num_samples: int, seed: int, densi
     if values.shape[-1] == 2:
         shown: dict[str, Any] = {"draws": [[round(v, 3) for v in row] for row in values[:300].tolist()]}
         if "evidence_gap" in metrics:
-            shown["log_density"] = [round(v, 2) for v in log_density_on(plane(), posterior, order[0]).tolist()]
+            shown["log_density"] = [round(v, 2) for v in log_density_on(densities.plane(), posterior, order[0]).tolist()]
         curves["plane"] = shown
     return Evaluation(metrics, curves)
-
-
-def plane() -> Tensor:
-    """Return the points that pictures of the plane are drawn from, shape ``(SHOWN**2, 2)``."""
-    axis = torch.linspace(-EXTENT, EXTENT, SHOWN)
-    return torch.cartesian_prod(axis, axis)
 
 
 def log_density_on(points: Tensor, posterior: Any, site: str) -> Tensor:

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cli import main
 from benchmarks.protocol.task import SUITES, TASKS
 from benchmarks.reporting.metrics import metric
+from benchmarks.reporting.pictures.records import PICTURES, README
 from benchmarks.reporting.tables import Estimate, markdown_table
 
 __all__ = ["commands", "pictures", "results"]
@@ -18,8 +20,6 @@ __all__ = ["commands", "pictures", "results"]
 def commands() -> str:
     """Return a table of the commands of ``python -m benchmarks``."""
     import click
-
-    from benchmarks.cli import main
 
     rows = []
     for name, command in sorted(main.commands.items()):
@@ -31,8 +31,6 @@ def commands() -> str:
 
 def pictures(root: Path) -> str:
     """Return the README's pictures, those that are drawn, with their captions."""
-    from benchmarks.pictures.pictures import PICTURES, README
-
     parts = []
     for picture in PICTURES:
         path = Path("docs/pictures") / f"{picture.name}.png"

@@ -18,6 +18,7 @@ from guides.diagnostics.finding import (
     diagnostics_registry,
     is_point_mass,
 )
+from guides.program.guide import amortized_sites
 from guides.psis import importance_ess, pareto_k_threshold, psis
 
 __all__ = [
@@ -161,7 +162,7 @@ def corrected_moments(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
         return undefined
     smoothed, k_hat = psis(draws.log_p - draws.log_q)
     # Labels have no moments. Functions of the latents have, but for those of rows that an encoder looks at one by one.
-    values = draws.latents if getattr(posterior.guide, "amortized", ()) else {**draws.latents, **draws.deterministic}
+    values = draws.latents if amortized_sites(posterior.guide) else {**draws.latents, **draws.deterministic}
     sites = {name: _moments(value, smoothed) for name, value in values.items() if value.is_floating_point()}
     worst = max(sites, key=lambda name: sites[name].shift, default=None)
     trustworthy = bool((k_hat <= pareto_k_threshold(smoothed.shape[-1])).all())

@@ -18,8 +18,8 @@ from guides.errors import OptionError, UnsupportedModelError
 from guides.evidence.importance_weights import WeightKernel, rows_apart
 from guides.evidence.marginal import rows_to_evaluate
 from guides.evidence.offsets import OffsetLayout, Refine
+from guides.fitted.fitted import FittedGuide
 from guides.optimise.optimisers import adam
-from guides.posterior import Posterior
 from guides.program.data import Data
 from guides.program.guide import as_guide
 from guides.program.noise import Noise, NoiseTape
@@ -97,7 +97,7 @@ class InferenceGap:
 
 
 def inference_gap(
-    posterior: Posterior,
+    posterior: FittedGuide,
     *data: Any,
     num_samples: int = 1000,
     steps: int = 300,
@@ -175,7 +175,7 @@ def inference_gap(
     return InferenceGap(**joined, num_samples=num_samples, steps=steps)
 
 
-def _checked(posterior: Posterior, data: tuple[Any, ...], counts: dict[str, int | None], lr: float) -> Data:
+def _checked(posterior: FittedGuide, data: tuple[Any, ...], counts: dict[str, int | None], lr: float) -> Data:
     for name, value in counts.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise OptionError(f"{name} must be a whole number of at least 1, not {value!r}")

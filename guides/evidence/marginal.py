@@ -16,7 +16,7 @@ from guides.compile.executable import COMPILE_MODES
 from guides.errors import DataError, OptionError, UnsupportedModelError, check_known
 from guides.evidence.importance_weights import WeightKernel, rows_apart
 from guides.evidence.stream import StreamCheckpoint, WeightStream
-from guides.posterior import Posterior
+from guides.fitted.fitted import FittedGuide
 from guides.program.checks import check_values
 from guides.program.data import Data
 from guides.program.fingerprint import arguments, digest, operations, program_parts
@@ -109,7 +109,7 @@ class LogMarginal:
 
 
 def log_marginal(
-    posterior: Posterior,
+    posterior: FittedGuide,
     *data: Any,
     num_samples: int = 1000,
     chunk: int | None = None,
@@ -209,7 +209,7 @@ def log_marginal(
 
 
 def _checked(
-    posterior: Posterior, data: tuple[Any, ...], num_samples: int, chunk: int | None, split: str | None, compile: str
+    posterior: FittedGuide, data: tuple[Any, ...], num_samples: int, chunk: int | None, split: str | None, compile: str
 ) -> Data:
     """Return the rows to evaluate, after all checks."""
     for name, value in (("num_samples", num_samples), ("chunk", chunk)):
@@ -232,7 +232,7 @@ def _checked(
     return rows
 
 
-def rows_to_evaluate(posterior: Posterior, data: tuple[Any, ...]) -> Data:
+def rows_to_evaluate(posterior: FittedGuide, data: tuple[Any, ...]) -> Data:
     """Return new rows, on which the model was seen to run, or the training data if there are none.
 
     :raises DataError: for values that are not finite, or outside the support of an observed site.
@@ -246,7 +246,7 @@ def rows_to_evaluate(posterior: Posterior, data: tuple[Any, ...]) -> Data:
     return rows
 
 
-def _check_training_rows(posterior: Posterior, rows: Data) -> None:
+def _check_training_rows(posterior: FittedGuide, rows: Data) -> None:
     """Check that a guide which cannot follow new rows is given those that it was fitted to."""
     program, training = posterior.program, posterior.training
     if rows is training or (rows.size == training.size and torch.equal(row_keys(rows), row_keys(training))):
@@ -265,7 +265,7 @@ def _check_training_rows(posterior: Posterior, rows: Data) -> None:
     )
 
 
-def _check_held_out(posterior: Posterior, rows: Data) -> None:
+def _check_held_out(posterior: FittedGuide, rows: Data) -> None:
     """Check that at least half of the rows are none that the posterior was fitted to."""
     seen = rows.size
     if rows is not posterior.training:
@@ -277,7 +277,7 @@ def _check_held_out(posterior: Posterior, rows: Data) -> None:
         )
 
 
-def _fingerprint(posterior: Posterior, rows: Data, run: WeightStream, denominator: str) -> dict[str, Any]:
+def _fingerprint(posterior: FittedGuide, rows: Data, run: WeightStream, denominator: str) -> dict[str, Any]:
     kernel, program = run.kernel, posterior.program
     some = rows.head(min(rows.size, _ROWS_FOR_CHECKPOINT)) if rows_apart(program) else rows
     layout = program.noise_for(some)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -21,15 +21,13 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from guides.errors import OptionError
+from guides.program.data import Data
 from guides.program.guide import Guide
 from guides.program.marks import continuous_part
 from guides.program.plates import FillPlates, SizePlates, WithoutLoops
+from guides.program.program import Program
 from guides.program.sites import Computed, nodes
 from guides.program.supports import PlainSupports, is_unconstrained, unconstraining
-
-if TYPE_CHECKING:
-    from guides.program.data import Data
-    from guides.program.program import Program
 
 __all__ = [
     "START",

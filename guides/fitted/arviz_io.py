@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guides.errors import OptionError, UnsupportedModelError
+from guides.fitted.labels import labels_of
 from guides.program.guide import is_point_mass
+from guides.program.inputs import named_arguments
+from guides.program.prior import run_once, sample_prior
 
 if TYPE_CHECKING:
     import torch
@@ -266,8 +269,6 @@ def to_arviz(
         >>> tree["posterior"]["theta"].dims
         ('chain', 'draw', 'school')
     """
-    from guides.fitted.labels import labels_of
-
     wanted = _wanted(groups, prior_samples, predictions)
     point = is_point_mass(posterior.guide)
     if groups is None and point:
@@ -370,9 +371,6 @@ def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray],
     """Return the observed values, the other tensor arguments, and names for the dimensions of the latter."""
     import torch
 
-    from guides.program.inputs import named_arguments
-    from guides.program.prior import run_once
-
     args, kwargs = posterior.data, posterior.training.kwargs
     nodes = run_once(posterior.program.visible, args, kwargs, _with_parameters(posterior))
     sites = posterior.sites
@@ -400,8 +398,6 @@ def _with_parameters(posterior: Any) -> Callable[[Callable[[], Any]], Any]:
 
 
 def _prior(posterior: Any, num_samples: int, seed: int | None) -> dict[str, np.ndarray]:
-    from guides.program.prior import sample_prior
-
     draws = sample_prior(
         posterior.program.visible,
         *posterior.data,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
 from guides.errors import OptionError, UnsupportedModelError
+from guides.fitted.fitted import FittedGuide
 from guides.information.aggregate import aggregate, row_densities, unit_densities
 from guides.information.measure import Measure, Unit, per_nat
 from guides.information.units import UnitVariance, unit_variances
@@ -22,9 +23,6 @@ from guides.program.parameters import isolated_store
 from guides.program.program import quiet, seeded
 from guides.program.rows import outermost_plate
 from guides.program.sites import is_latent, is_observed, nodes
-
-if TYPE_CHECKING:
-    from guides.posterior import Posterior
 
 __all__ = ["LatentInformation", "latent_information"]
 
@@ -129,7 +127,7 @@ class LatentInformation:
 
 
 def latent_information(
-    posterior: Posterior,
+    posterior: FittedGuide,
     *data: Any,
     max_drawn: int = 1000,
     num_samples: int = 1,
@@ -179,7 +177,7 @@ def latent_information(
         return posterior.program.call(posterior.flat[0], lambda: _measure(posterior, rows, chosen, num_samples, sites, unit))
 
 
-def _check(posterior: Posterior, max_drawn: int, num_samples: int) -> list[str]:
+def _check(posterior: FittedGuide, max_drawn: int, num_samples: int) -> list[str]:
     amortized = amortized_sites(posterior.guide)
     if not amortized:
         raise UnsupportedModelError(
@@ -196,7 +194,7 @@ def _check(posterior: Posterior, max_drawn: int, num_samples: int) -> list[str]:
 
 
 def _measure(
-    posterior: Posterior, data: Data, chosen: Tensor, num_samples: int, sites: list[str], unit: Unit
+    posterior: FittedGuide, data: Data, chosen: Tensor, num_samples: int, sites: list[str], unit: Unit
 ) -> LatentInformation:
     model, guide = posterior.model, posterior.guide
     parts = [data.take(index) for index in chosen.split(_ROWS_AT_ONCE)]
@@ -238,7 +236,7 @@ class _Terms(NamedTuple):
     units: Tensor | None
 
 
-def _terms(posterior: Posterior, part: Data, sites: list[str]) -> _Terms:
+def _terms(posterior: FittedGuide, part: Data, sites: list[str]) -> _Terms:
     model_trace, guide_trace = joint_traces(posterior.model, posterior.guide, part.args, part.kwargs)
     model_sites, guide_sites = nodes(model_trace), nodes(guide_trace)
     observed = [name for name, site in model_sites.items() if is_observed(site)]

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from guides.errors import DataError, OptionError, UnsupportedModelError
+from guides.evidence.marginal import log_marginal
 from guides.fitted.draws import take_draws
+from guides.fitted.fitted import FittedGuide
 from guides.information.measure import Measure, Unit, per_nat
-
-if TYPE_CHECKING:
-    from guides.posterior import Posterior
 
 __all__ = ["surprise"]
 
 
 def surprise(
-    posterior: Posterior,
+    posterior: FittedGuide,
     *data: Any,
     num_samples: int = 1000,
     seed: int | None = None,
@@ -101,15 +100,13 @@ def _of_rows(name: str, log_likelihood: Tensor, size: int) -> Tensor:
 
 
 def _by_importance(
-    posterior: Posterior,
+    posterior: FittedGuide,
     data: tuple[Any, ...],
     num_samples: int,
     seed: int | None,
     unit: Unit,
     model_kwargs: dict[str, Any] | None,
 ) -> Measure:
-    from guides.evidence.marginal import log_marginal  # which imports the diagnostics, and they this package
-
     if model_kwargs is not None:
         raise OptionError("a guide with an encoder takes the data by position here; leave model_kwargs out")
     found = log_marginal(posterior, *data, num_samples=num_samples, seed=posterior.seed if seed is None else seed)

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from guides.optimise.memory import CountElements, free_bytes, most_replicates
 from guides.optimise.optimisers import Optimiser, make_optimiser, make_schedule
 from guides.optimise.scoring import validation_score
+from guides.optimise.settings import Settings
 from guides.optimise.state import Checkpoint, Resume, State
 from guides.optimise.step import ChunkRunner, Replicates
 from guides.optimise.stopping import Chunk, carefully, early_stopping, rewind
@@ -26,30 +27,12 @@ from guides.program.parameters import isolated_store
 from guides.program.program import Program, quiet
 from guides.program.vectorise import Vectorised
 
-__all__ = ["Settings", "Trained", "train"]
+__all__ = ["Trained", "train"]
 
 _NOISE_PER_CHUNK = 2**20
 _STEPS_PER_CHUNK = 500
 _SMALL_STEP = 2**21
 _WORTH_TRACING = 20
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to optimise; see :func:`guides.fit` for the meaning of each."""
-
-    steps: int
-    batch_size: int | None
-    lr: float
-    optimizer: str = "adam"
-    schedule: str | Callable[[float], float] = "constant"
-    clip_norm: float | None = None
-    patience: int | None = None
-    validation_samples: int = 16
-    compile: str = "auto"
-    precision: str = "float32"
-    progress: bool = False
-    begun: int = 0  # steps of an earlier fit that this one goes on from; the schedule is that of the others
 
 
 @dataclass

@@ -28,7 +28,7 @@ from guides.errors import (
     UnsupportedModelError,
 )
 from guides.program.data import Data
-from guides.program.guide import amortized_sites, as_guide
+from guides.program.guide import amortized_sites, as_guide, name_of
 from guides.program.marks import is_marked
 from guides.program.prepare import FillMissing
 from guides.program.sites import is_latent, is_observed, is_point, nodes, role
@@ -421,4 +421,4 @@ def check_guide(
 
 
 def _name(guide: Callable[..., Any]) -> str:
-    return f"guide {getattr(guide, '__name__', type(guide).__name__)!r}"
+    return f"guide {name_of(guide)!r}"

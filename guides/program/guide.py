@@ -28,6 +28,7 @@ __all__ = [
     "as_guide",
     "is_point_mass",
     "marks_strata",
+    "name_of",
     "parts",
 ]
 
@@ -171,6 +172,11 @@ class _Elsewhere(Guide):
 def as_guide(guide: Any) -> Guide:
     """Return a guide as one that answers everything in :class:`Guide`."""
     return guide if isinstance(guide, Guide) else _Elsewhere(guide)
+
+
+def name_of(guide: Any) -> str:
+    """Return what a guide is called where it is not of the registry: its function's name, or its class's."""
+    return str(getattr(guide, "__name__", type(guide).__name__))
 
 
 def parts(guide: Any) -> list[Any]:

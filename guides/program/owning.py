@@ -14,26 +14,51 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from guides.errors import DataError
 from guides.program.buffers import normalisers
-from guides.program.parameters import Owner, reachable_modules
-
-if TYPE_CHECKING:
-    from guides.program.program import Program
+from guides.program.parameters import Owner, ParameterLayout, reachable_modules
 
 __all__ = ["copy_of", "is_owned", "owned", "pack", "replanted", "unpack"]
 
 _MARK = "_of_a_posterior"
 
 
-def owned(program: Program, memo: dict[int, Any]) -> Program:
+class ProgramLike(Protocol):
+    """What is copied: model, guide and objective with the layout of their parameters; a ``Program``."""
+
+    @property
+    def model(self) -> Any:
+        """The prepared model."""
+
+    @property
+    def guide(self) -> Any:
+        """The guide."""
+
+    @property
+    def objective(self) -> Any:
+        """The objective."""
+
+    @property
+    def parameters(self) -> ParameterLayout:
+        """The layout of the parameters, with the modules that own them."""
+
+    @property
+    def prototype(self) -> Trace:
+        """A trace of the model."""
+
+
+P = TypeVar("P", bound=ProgramLike)
+
+
+def owned(program: P, memo: dict[int, Any]) -> P:
     """Return a copy of a program whose modules are marked as those of a posterior, which no later fit changes.
 
     Modules that functions close over are not copied and stay the caller's; so does everything that cannot be copied, such
@@ -55,7 +80,7 @@ def is_owned(module: nn.Module) -> bool:
     return _MARK in module.__dict__
 
 
-def copy_of(program: Program, memo: dict[int, Any]) -> Program:
+def copy_of(program: P, memo: dict[int, Any]) -> P:
     """Return a copy of a program that shares no module with it, but for those that functions close over.
 
     :param memo: as for :func:`copy.deepcopy`; what is in it is taken from there.
@@ -71,7 +96,9 @@ def copy_of(program: Program, memo: dict[int, Any]) -> Program:
     kept = tuple(memo.get(id(module), module) for module in layout.normalisers)
     start = layout.initial.clone()
     parameters = replace(layout, owners=moved[0], pyro_owners=moved[1], initial=start, normalisers=kept)
-    return replace(program, model=model, guide=guide, objective=objective, parameters=parameters)
+    whole: Any = program  # a dataclass
+    copied: P = replace(whole, model=model, guide=guide, objective=objective, parameters=parameters)
+    return copied
 
 
 def replanted(guide: nn.Module, model: Callable[..., Any]) -> nn.Module:
@@ -95,7 +122,7 @@ def _bound_to(function: Any) -> Any:
     return getattr(function, "__self__", function)
 
 
-def pack(program: Program) -> dict[str, Any]:
+def pack(program: ProgramLike) -> dict[str, Any]:
     """Return what a pickle of a program holds; parameters are found by the place of their module among all of them.
 
     The program's own guide is not fit for use afterwards: pickle a copy.
@@ -121,7 +148,7 @@ def pack(program: Program) -> dict[str, Any]:
     }
 
 
-def unpack(program: Program, state: dict[str, Any]) -> None:
+def unpack(program: ProgramLike, state: dict[str, Any]) -> None:
     """Fill a program with what :func:`pack` returned.
 
     :raises DataError: if model or guide are no longer made of the modules that they were made of.
@@ -142,7 +169,7 @@ def unpack(program: Program, state: dict[str, Any]) -> None:
     vars(program)["parameters"] = replace(program.parameters, owners=owners[0], pyro_owners=owners[1], normalisers=kept)
 
 
-def _modules(program: Program) -> list[nn.Module]:
+def _modules(program: ProgramLike) -> list[nn.Module]:
     return reachable_modules(program.model.model, program.guide, program.objective)
 
 

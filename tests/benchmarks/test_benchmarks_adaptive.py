@@ -20,7 +20,7 @@ from benchmarks.data import images as image_data
 from benchmarks.evaluation.adaptive import adaptive
 from benchmarks.evaluation.adaptive_objectives import AsPrinted, Rising, penalised
 from benchmarks.evaluation.latent_modes import ascend, count_modes
-from benchmarks.pictures.adaptive import ADAPTIVE_PICTURES
+from benchmarks.reporting.pictures.adaptive import ADAPTIVE_PICTURES
 from benchmarks.reporting.report import build
 from benchmarks.running.runner import plan, run
 from benchmarks.running.store import ResultsFolder, read_images

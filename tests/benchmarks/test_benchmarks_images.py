@@ -20,9 +20,9 @@ from benchmarks import SUITES, TASKS, Override, Split, Task
 from benchmarks.cli import main
 from benchmarks.data import images as image_data
 from benchmarks.evaluation import images as image_evaluation
-from benchmarks.pictures.images import IMAGE_PICTURES, tile
-from benchmarks.protocol.task import sort_options
+from benchmarks.protocol.labels import sort_options
 from benchmarks.reporting.image_tables import sections
+from benchmarks.reporting.pictures.images import IMAGE_PICTURES, tile
 from benchmarks.reporting.published import published
 from benchmarks.reporting.report import build
 from benchmarks.reporting.summary import write

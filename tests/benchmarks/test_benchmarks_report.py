@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import SUITES
-from benchmarks.pictures.adaptive import ADAPTIVE_PICTURES
-from benchmarks.pictures.densities import DENSITY_PICTURES
-from benchmarks.pictures.images import IMAGE_PICTURES
-from benchmarks.pictures.pictures import PICTURES, README
-from benchmarks.pictures.pictures import write as draw
+from benchmarks.reporting.pictures.adaptive import ADAPTIVE_PICTURES
+from benchmarks.reporting.pictures.densities import DENSITY_PICTURES
+from benchmarks.reporting.pictures.images import IMAGE_PICTURES
+from benchmarks.reporting.pictures.records import PICTURES, README
+from benchmarks.reporting.pictures.records import write as draw
 from benchmarks.reporting.report import build
 from benchmarks.reporting.summary import summarise
 from benchmarks.running.store import ResultsFolder, read_folders

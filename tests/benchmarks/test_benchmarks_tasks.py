@@ -12,7 +12,7 @@ from pyro import poutine
 
 import guides
 from benchmarks import SUITES, TASKS, Override, Task
-from benchmarks.protocol.task import parse_guide
+from benchmarks.protocol.labels import parse_guide
 from benchmarks.reporting.metrics import METRICS
 from benchmarks.reporting.published import PUBLISHED
 from benchmarks.running.runner import plan

@@ -10,7 +10,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 import guides
 from benchmarks import TASKS
 from benchmarks.data import densities
-from benchmarks.pictures.densities import DENSITY_PICTURES
+from benchmarks.reporting.pictures.densities import DENSITY_PICTURES
 from benchmarks.tasks import multimodal
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.pictures.drawing import DASHES, MARKERS, Picture, colour, done, new_figure, slot
-from benchmarks.pictures.images import draw_sheets, tile
+from benchmarks.reporting.pictures.drawing import DASHES, MARKERS, Picture, colour, done, new_figure, slot
+from benchmarks.reporting.pictures.images import draw_sheets, tile
 from benchmarks.running.store import Record
 
 if TYPE_CHECKING:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.evaluation.predictions import QUANTILES
-from benchmarks.pictures.adaptive import ADAPTIVE_PICTURES
-from benchmarks.pictures.densities import DENSITY_PICTURES
-from benchmarks.pictures.drawing import (
+from benchmarks.protocol.task import TASKS
+from benchmarks.reporting.metrics import metric
+from benchmarks.reporting.pictures.adaptive import ADAPTIVE_PICTURES
+from benchmarks.reporting.pictures.densities import DENSITY_PICTURES
+from benchmarks.reporting.pictures.drawing import (
     DASHES,
     INK,
     MARKERS,
@@ -26,10 +28,8 @@ from benchmarks.pictures.drawing import (
     styled,
     tasks_of,
 )
-from benchmarks.pictures.images import IMAGE_PICTURES
-from benchmarks.protocol.task import TASKS
-from benchmarks.reporting.metrics import metric
-from benchmarks.reporting.tables import estimate, values
+from benchmarks.reporting.pictures.images import IMAGE_PICTURES
+from benchmarks.reporting.tables import estimate, standings, values
 from benchmarks.running.store import Record, write_atomically
 
 if TYPE_CHECKING:
@@ -221,8 +221,6 @@ def _khat(records: Sequence[Record], folder: Path) -> Figure | None:
 
 def _scores(records: Sequence[Record], folder: Path) -> Figure | None:
     """Forest plot of the decisive metric: difference to the best guide of each task, with two standard errors."""
-    from benchmarks.reporting.tables import standings
-
     shown: list[tuple[str, str, dict[str, Any]]] = []
     for name in tasks_of(done(records)):
         task = find_task(name)

@@ -7,7 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.pictures.drawing import INK, MARKERS, Picture, colour, done, find_task, grid, new_figure, slot, tasks_of
+from benchmarks.reporting.pictures.drawing import (
+    INK,
+    MARKERS,
+    Picture,
+    colour,
+    done,
+    find_task,
+    grid,
+    new_figure,
+    slot,
+    tasks_of,
+)
 from benchmarks.running.store import Record, read_images
 
 if TYPE_CHECKING:

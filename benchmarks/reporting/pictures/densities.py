@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.pictures.drawing import INK, Picture, colour, done, guides_of, new_figure, tasks_of
+from benchmarks.data import densities
+from benchmarks.data.densities import SHOWN, plane
+from benchmarks.reporting.pictures.drawing import INK, Picture, colour, done, guides_of, new_figure, tasks_of
 from benchmarks.running.store import Record
 
 if TYPE_CHECKING:
@@ -20,9 +22,6 @@ LEVELS = (0.05, 0.25, 0.6)
 def _planes(records: Sequence[Record], folder: Path) -> Figure | None:
     """Draw one row for each density and one column for each guide: exact draws grey, contours or draws of the guide."""
     import numpy as np
-
-    from benchmarks.data import densities
-    from benchmarks.tasks.multimodal import SHOWN, plane
 
     having = [record for record in done(records) if record.get("curves", {}).get("plane")]
     tasks, guides = tasks_of(having), guides_of(having)
