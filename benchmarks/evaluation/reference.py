@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.evaluation.predictions import Evaluation
+from benchmarks.protocol.split import Evaluation
 from guides.errors import OptionError
 
 __all__ = ["BIAS", "RATIO", "VERDICTS", "Errors", "against", "errors", "judged"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pyro.distributions import Delta
 from torch import Tensor
@@ -15,7 +15,7 @@ __all__ = ["Point"]
 class Point(FlatFamily):
     """All latents at one point of the flat vector, with the map between the two that all flat families share."""
 
-    is_point_mass: ClassVar[bool] = True
+    is_point_mass: bool = True
     loc: Tensor
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
