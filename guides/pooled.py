@@ -49,7 +49,7 @@ class Pooled:
         return f"{self.of.family} x {len(self.weights)}"
 
     @property
-    def source(self) -> Posterior:
+    def source(self) -> FittedGuide:
         """The posterior with R replicates."""
         return self.of
 
