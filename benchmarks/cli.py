@@ -32,7 +32,7 @@ from guides import diagnostics
 
 __all__ = ["main"]
 
-KINDS = ("models", "guides", "objectives", "diagnostics", "datasets", "tasks", "suites")
+KINDS = ("models", "guides", "samplers", "objectives", "diagnostics", "datasets", "tasks", "suites")
 
 
 class _Group(click.Group):
@@ -142,6 +142,7 @@ def _registry(kind: str) -> Mapping[str, Any]:
         "models": lambda: zoo.models,
         "datasets": lambda: zoo.datasets.registry,
         "guides": lambda: guides.families,
+        "samplers": lambda: guides.samplers,
         "objectives": lambda: guides.objectives,
         "diagnostics": lambda: diagnostics.diagnostics_registry,
         "tasks": lambda: TASKS,

@@ -68,13 +68,16 @@ from guides.objectives import (
 from guides.pooled import Pooled
 from guides.posterior import Posterior
 from guides.program.prior import sample_prior
-from guides.registries import families, objectives
+from guides.registries import families, objectives, samplers
+from guides.samplers import HMC, NUTS, Sampled, Sampler
 
 __all__ = [
     "DLGMMELBO",
     "ELBO",
+    "HMC",
     "IWAE",
     "MAP",
+    "NUTS",
     "SELBO",
     "SIWAE",
     "Amortized",
@@ -119,6 +122,8 @@ __all__ = [
     "Pooled",
     "Posterior",
     "Renyi",
+    "Sampled",
+    "Sampler",
     "ScoreFunction",
     "SemiAmortized",
     "Site",
@@ -141,5 +146,6 @@ __all__ = [
     "log_marginal",
     "objectives",
     "sample_prior",
+    "samplers",
     "to_arviz",
 ]

@@ -16,6 +16,8 @@ from guides.posterior import Posterior
 from guides.program.guide import amortized_sites, is_point_mass
 from guides.program.keywords import check_names, keywords_of
 from guides.psis import MIN_DRAWS
+from guides.samplers.sampling import applying, sampler_of
+from guides.samplers.sampling import label as sampler_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,11 +122,11 @@ def compare(
 
     A guide whose fit fails gets a line that says why; the others go on. All guides are looked up before the first fit.
 
-    :param guides: anything that :func:`guides.fit` takes as a guide.
+    :param guides: anything that :func:`guides.fit` takes as a guide, samplers such as ``"nuts"`` among them.
     :param data: the model's positional arguments.
     :param num_samples: draws behind each figure; by default as many as :func:`guides.diagnose` needs for its verdict.
     :param options: fit options for single guides, by name, on top of ``fit_options``.
-    :param fit_options: options of :func:`guides.fit`, the same for all.
+    :param fit_options: options of :func:`guides.fit`, the same for all; samplers are spared those of an optimisation.
     :raises OptionError: if no guide is given or two have the same name.
 
     Example::
@@ -159,7 +161,8 @@ def compare(
     rows, posteriors, diagnoses = [], {}, {}
     for label, guide in zip(labels, guides):
         try:
-            posterior = fit(model, guide, *data, **{**fit_options, **(options or {}).get(label, {})})
+            common = fit_options if sampler_of(guide, {}) is None else applying(fit_options)
+            posterior = fit(model, guide, *data, **{**common, **(options or {}).get(label, {})})
             if posterior.interrupted:
                 raise KeyboardInterrupt  # the user wants all of this to end
             diagnosis = diagnose(posterior, num_samples=num_samples)
@@ -183,6 +186,9 @@ def _is_spec(guides: Sequence[Any]) -> bool:
 
 
 def _label(model: Callable[..., Any], guide: Any) -> str:
+    sampler = sampler_of(guide, {})
+    if sampler is not None:
+        return sampler_label(sampler)
     _, family, options = guide_factory(model, guide)
     return f"{family}({', '.join(f'{k}={v}' for k, v in options.items())})" if options else family
 
@@ -190,7 +196,7 @@ def _label(model: Callable[..., Any], guide: Any) -> str:
 def _row(label: str, posterior: Posterior, diagnosis: Diagnosis, num_samples: int | None) -> ComparisonRow:
     elbo = elbo_se = math.nan
     most = num_samples or DRAWS
-    if not is_point_mass(posterior.guide):
+    if not is_point_mass(posterior.guide):  # nor a sampler's draws, which have no density
         # With an encoder a draw holds a latent for every row: few draws of many rows say as much.
         few = max(10, _ROW_DRAWS // posterior.training.size) if amortized_sites(posterior.guide) else most
         draws = posterior.draws(min(few, most), log_likelihood=False)

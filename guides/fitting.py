@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide
@@ -39,7 +39,8 @@ from guides.program.moving_supports import check_same_supports
 from guides.program.owning import is_owned
 from guides.program.parameters import isolated_store, reachable_modules
 from guides.program.program import Program, seeded, setup_rows
-from guides.registries import families
+from guides.registries import families, samplers
+from guides.samplers.sampling import check_applies, guide_name, sample, sampler_of
 
 __all__ = ["fit", "fit_alike", "fit_many", "read_once"]
 
@@ -69,7 +70,7 @@ def fit(
     progress: bool | None = None,
     checkpoint: str | Path | None = None,
     model_kwargs: dict[str, Any] | None = None,
-    **misspelt: Never,
+    **misspelt: Any,
 ) -> Posterior:
     r"""Fit an approximate posterior to data.
 
@@ -77,7 +78,9 @@ def fit(
         need ``objective="score_function"`` and a guide that draws them.
     :param guide: a registry name (``"mean_field"``), a name with options (``("low_rank", {"rank": 5})``), families by
         pattern of site names (``{"w.*": "low_rank"}``, see :class:`guides.Structured`), a family class, a guide object, or
-        any Pyro guide function. Left out, the model's ``natural_guide`` is used.
+        any Pyro guide function; or a sampler (``"nuts"``, ``"hmc"``), whose own options go beside it
+        (``draws=2000, chains=4``) and which takes ``seed``, ``compile``, ``progress`` and ``model_kwargs`` of those below:
+        see :class:`guides.NUTS`. Left out, the model's ``natural_guide`` is used.
     :param data: the model's positional arguments. Tensors share their first dimension, the data points.
     :param objective: a registry name or an :class:`~guides.Objective`.
     :param steps: optimisation steps; 2000 if neither this nor ``epochs`` is given, or none for ``laplace`` around the last
@@ -135,6 +138,21 @@ def fit(
         >>> posterior.sample(10)["scale"].shape
         torch.Size([10])
     """
+    given = dict(locals())
+    sampler = sampler_of(guide, misspelt)
+    if sampler is not None:
+        check_model(model, "fit(model, 'nuts', x, y)")
+        check_applies(guide_name(sampler), given, fit)
+        return sample(
+            model,
+            sampler,
+            data,
+            seed=seed,
+            compile=compile,
+            progress=progress,
+            device=device,
+            model_kwargs=model_kwargs,
+        )
     check_names("fit", misspelt, keywords_of(fit), "arguments of the model go by position, or in model_kwargs={...}")
     check_model(model, "fit(model, 'mean_field', x, y)")
     if guide is not None and not _is_guide(guide):
@@ -378,7 +396,7 @@ def _check_order(guide: Any, data: tuple[Any, ...]) -> None:
     :raises OptionError: naming it.
     """
     for i, value in enumerate(data):
-        named = isinstance(value, str) and value in families
+        named = isinstance(value, str) and (value in families or value in samplers)
         if isinstance(value, list) and value and all(isinstance(v, str) and v in families for v in value):
             raise OptionError("guide is a list; fit takes one guide, guides.compare(model, [...], ...) several")
         if guide is None and (named or isinstance(value, AutoGuide)):

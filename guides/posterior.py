@@ -40,9 +40,12 @@ from guides.program.program import Program
 from guides.program.sites import nodes
 from guides.registries import families
 
-__all__ = ["Posterior"]
+__all__ = ["RESTORERS", "Posterior"]
 
 _FORMAT = 1
+
+RESTORERS: dict[str, Callable[[dict[str, Any], Model, Any], Posterior]] = {}
+"""How to read files of other kinds of posteriors, by an entry that only they have."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,24 @@ class Posterior(FittedGuide):
         :raises OptionError: if an option or an argument of the model is neither a tensor nor a plain Python value.
         :raises StorageError: if the file cannot be written; what was there stays as it was.
         """
-        content = {
+        content = self._content()
+
+        def write(file: IO[bytes]) -> None:
+            torch.save(content, file)
+            file.seek(0)
+            try:
+                torch.load(file, weights_only=True)
+            except Exception as error:
+                raise OptionError(
+                    f"this posterior cannot be saved without pickle: {error}. Options and model arguments must be tensors "
+                    "or plain values"
+                ) from error
+
+        write_whole(Path(path), write)
+
+    def _content(self) -> dict[str, Any]:
+        """Return what :meth:`save` writes."""
+        return {
             "format": _FORMAT,
             "family": self.family,
             "options": {k: v for k, v in self.options.items() if not holds_module(v)},
@@ -164,19 +184,6 @@ class Posterior(FittedGuide):
             "sites": {n: tuple(nodes(self.program.prototype)[n]["value"].shape) for n in self.program.latents},
         }
 
-        def write(file: IO[bytes]) -> None:
-            torch.save(content, file)
-            file.seek(0)
-            try:
-                torch.load(file, weights_only=True)
-            except Exception as error:
-                raise OptionError(
-                    f"this posterior cannot be saved without pickle: {error}. Options and model arguments must be tensors "
-                    "or plain values"
-                ) from error
-
-        write_whole(Path(path), write)
-
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Callable[..., Any], guide: Any = None) -> Posterior:
         """Read a posterior that :meth:`save` wrote.
@@ -196,7 +203,9 @@ class Posterior(FittedGuide):
             raise DataError(f"{path} is not a saved posterior, or is damaged: {error}") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise DataError(f"{path} is not a posterior saved by this version (format {_FORMAT})")
-        return _restored(checked(content, path), model, guide)
+        found = checked(content, path)
+        restore = next((RESTORERS[kind] for kind in found if kind in RESTORERS), _restored)
+        return restore(found, model, guide)
 
 
 def _latent_shapes(program: Program) -> dict[str, tuple[int, ...]]:

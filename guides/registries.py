@@ -6,7 +6,8 @@ from typing import Any
 
 from _posterior_zoo_registry import Registry
 
-__all__ = ["families", "objectives"]
+__all__ = ["families", "objectives", "samplers"]
 
 families: Registry[Any] = Registry("guide", group="guides.families")
 objectives: Registry[Any] = Registry("objective", group="guides.objectives")
+samplers: Registry[Any] = Registry("sampler", group="guides.samplers")

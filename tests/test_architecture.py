@@ -161,6 +161,7 @@ def test_every_module_lists_its_public_names_in_order(name):
 PUBLIC = {
     "models": zoo,
     "guides": guides,
+    "samplers": guides,
     "objectives": guides,
     "diagnostics": guides.diagnostics,
     "datasets": zoo.datasets,

@@ -85,6 +85,11 @@ def test_the_page_on_information_says_what_its_examples_find(tmp_path, monkeypat
     assert giant > usual + 5
 
 
+def test_the_page_on_samplers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = run("docs/samplers.md", tmp_path, monkeypatch)
+    assert space["posterior"].chains == 4 and space["density"].size == 10
+
+
 @pytest.mark.slow
 def test_the_page_on_marginal_likelihoods_says_what_its_examples_find(tmp_path, monkeypatch, capsys):
     space = run("docs/marginal.md", tmp_path, monkeypatch)

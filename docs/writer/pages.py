@@ -34,6 +34,7 @@ PACKAGES = (guides, guides.diagnostics, guides.information, guides.predictive, z
 API = (
     ("Fit and compare", (guides.fit, guides.fit_many, guides.compare, guides.Comparison)),
     ("The result of a fit", (guides.Posterior, guides.Draws, guides.Site)),
+    ("The model as one function, and chains", (guides.log_density, guides.LogDensity, guides.Sampled)),
     ("Closed-form coordinate ascent", (guides.cavi, guides.ConjugatePosterior, guides.ConjugateStructure)),
     ("Can it be trusted?", (guides.diagnose, guides.Diagnosis, guides.calibrate, guides.Calibration)),
     (
@@ -96,6 +97,14 @@ KINDS: tuple[Kind, ...] = (
         "Approximate posteriors for any Pyro model with continuous latents. `guides.fit(model, NAME, *data)` fits one; as "
         "`guides.Class(model, **options)` each is a Pyro guide that stock `pyro.infer.SVI` takes.",
         lambda: guides.families,
+        ("what", "When to use"),
+    ),
+    Kind(
+        "samplers",
+        "Samplers",
+        "Exact draws beside the guides: `guides.fit(model, NAME, *data, draws=1000)` has the methods of a fitted guide. "
+        "[What they are good for](../samplers.md).",
+        lambda: guides.samplers,
         ("what", "When to use"),
     ),
     Kind(

@@ -99,7 +99,7 @@ class Kernel:
                 fixed_inputs(frozenset()),
             ):  # data are the graph's own constants
                 warnings.simplefilter("ignore")
-                graph = simplified(make_fx(lambda *inputs: (self._function(*inputs),))(*self._points[0]))
+                graph = _typed(simplified(make_fx(lambda *inputs: (self._function(*inputs),))(*self._points[0])))
                 module = with_constants_computed(graph)
         except Exception as error:  # whatever tracing cannot follow, the function itself can do
             warn_slower(f"{self._what} runs without acceleration: it cannot be traced ({said(error)})")
@@ -151,6 +151,18 @@ class Kernel:
     def _stay_traced(self, error: Exception) -> None:
         warn_slower(f"{self._what} runs traced, not compiled: {said(error)}")
         self._mode, self._loop = "trace", None
+
+
+def _typed(graph: GraphModule) -> GraphModule:
+    """Write down the types of tensors that a graph makes of nothing, which would be of whatever type is the default then."""
+    for node in graph.graph.nodes:
+        value, schema = node.meta.get("val"), getattr(node.target, "_schema", None)
+        if schema is None or node.all_input_nodes or not isinstance(value, Tensor) or "dtype" in node.kwargs:
+            continue
+        if any(a.name == "dtype" for a in schema.arguments):
+            node.kwargs = {**node.kwargs, "dtype": value.dtype}
+    graph.recompile()
+    return graph
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:

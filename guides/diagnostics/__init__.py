@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from guides.diagnostics.answers import Answers, SiteErrors, answers
+from guides.diagnostics.chains import ChainFigures, chains
 from guides.diagnostics.components import Components, components
 from guides.diagnostics.convergence import Convergence, Trend, convergence, loss_trend
 from guides.diagnostics.diagnosis import Diagnosis, diagnose
@@ -23,6 +24,7 @@ from guides.psis import fit_generalized_pareto, importance_ess, pareto_k_thresho
 
 __all__ = [
     "Answers",
+    "ChainFigures",
     "Components",
     "Convergence",
     "CorrectedMoments",
@@ -40,6 +42,7 @@ __all__ = [
     "Trend",
     "Undefined",
     "answers",
+    "chains",
     "components",
     "convergence",
     "corrected_moments",

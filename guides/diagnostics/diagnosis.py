@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from guides.diagnostics.answers import Answers, answers
+from guides.diagnostics.chains import ChainFigures
 from guides.diagnostics.convergence import Convergence
 from guides.diagnostics.finding import DrawsLike, Finding, Level, PosteriorLike, Undefined, diagnostics_registry
 from guides.diagnostics.importance import CorrectedMoments, ImportanceESS, SiteMoments
@@ -18,7 +19,7 @@ from guides.diagnostics.pareto import ParetoK
 from guides.diagnostics.rhat import RHat
 from guides.diagnostics.row_weights import RowWeights, some_rows
 from guides.errors import OptionError
-from guides.program.guide import amortized_sites
+from guides.program.guide import amortized_sites, is_sampled
 from guides.psis import MIN_DRAWS, pareto_k_threshold
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ __all__ = ["DRAWS", "Diagnosis", "diagnose"]
 Verdict = Literal["good", "corrected", "usable", "unreliable"]
 
 _SEVERITY: tuple[Level, ...] = ("unknown", "good", "corrected", "usable", "unreliable")
-_FIRST = ("answers", "pareto_k", "row_weights", "importance_ess", "r_hat", "convergence", "elpd_loo", "psis_moments")
+_FIRST = ("chains", "answers", "pareto_k", "row_weights", "importance_ess", "r_hat", "convergence", "elpd_loo")
 _WEIGHED = frozenset(("answers", "pareto_k", "importance_ess", "psis_moments"))  # by draws until the answers are settled
+_OF_SAMPLERS = frozenset(("chains",))  # of draws that are a sampler's
+_OF_CHAINS = _OF_SAMPLERS | {"elpd_loo"}
 _JOINT = _WEIGHED | {"elpd_loo"}  # of all rows' latents at once
 DRAWS = 1000  # per chain, unless more or fewer are asked for
 _MOST_DRAWS, _MOST_ELEMENTS = 64_000, 2**25  # elements of all sites: 128 MiB in float32
@@ -127,7 +130,8 @@ class Diagnosis:
         }
 
     def __str__(self) -> str:
-        restarts = f", {self.chains} restarts" if self.chains > 1 else ""
+        what = "chains" if self._of(ChainFigures) else "restarts"
+        restarts = f", {self.chains} {what}" if self.chains > 1 else ""
         rows = [row for finding in self.findings.values() for row in finding.rows()]
         width = max((len(label) for label, _ in rows), default=0)
         lines = [
@@ -177,8 +181,8 @@ def diagnose(
 
     :param posterior: a fitted posterior; see :class:`~guides.diagnostics.finding.PosteriorLike` for what is
         read.
-    :param num_samples: S, draws per restart. By default 1000, and four times as many again (up to 64,000, and to 2^25
-        numbers) until more would change the verdict only by an unlikely accident.
+    :param num_samples: S, draws per restart; of a sampler all are looked at. By default 1000, and four times as many again
+        (up to 64,000, and to 2^25 numbers) until more would change the verdict only by an unlikely accident.
     :param seed: seed of the draws.
     :param only: names of diagnostics to run; every registered one if None.
     :raises ValueError: for fewer than 25 draws.
@@ -199,16 +203,18 @@ def diagnose(
         raise OptionError(
             f"num_samples is {num_samples}; diagnostics need at least {MIN_DRAWS} draws (1000 is a good number)"
         )
-    names = list(diagnostics_registry) if only is None else list(only)
+    sampled = is_sampled(posterior.guide)
+    names = [n for n in diagnostics_registry if (n in _OF_CHAINS if sampled else n not in _OF_SAMPLERS)]
+    names = names if only is None else list(only)
     functions = {name: diagnostics_registry[name] for name in sorted(names, key=_rank)}
     with torch.no_grad():
         local = amortized_sites(posterior.guide)
-        count = num_samples or DRAWS
+        count = cast(Any, posterior).points.shape[1] if sampled else num_samples or DRAWS
         points = _points(posterior)
         scored = points * count <= _MOST_SCORES or (only is not None and "elpd_loo" in only)
         draws = _draws(posterior, local, count, seed, scored)
         weighed, settled = draws, dict[str, Finding]()
-        if not (num_samples or local) and "answers" in functions:
+        if not (num_samples or local or sampled) and "answers" in functions:
             weighed, settled["answers"] = _settled(posterior, draws, points, seed)
         without = frozenset() if not local else _JOINT if draws.latents else _JOINT | {"r_hat"}
         findings = {
@@ -292,7 +298,7 @@ def _conclude(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     spoken = [name for name, level in levels.items() if level == worst]
     if worst in ("good", "unknown"):
         first = ("answers", "pareto_k") if isinstance(judged, Answers) else ("pareto_k", "answers")
-        spoken = [name for name in first if name in findings][:1] or spoken
+        spoken = [name for name in ("chains", *first) if name in findings][:1] or spoken
     texts = [findings[name].text for name in spoken]
     if isinstance(trace, Convergence) and trace.level in ("usable", "unknown") and "convergence" not in spoken:
         texts.append(trace.text)

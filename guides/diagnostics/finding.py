@@ -12,6 +12,7 @@ from torch import Tensor
 
 from _posterior_zoo_registry import Registry
 from guides.program.guide import is_point_mass as has_point_mass
+from guides.program.guide import is_sampled
 
 __all__ = [
     "DrawsLike",
@@ -134,7 +135,7 @@ diagnostics_registry: Registry[Callable[[PosteriorLike, DrawsLike], Finding]] = 
 
 def is_point_mass(posterior: PosteriorLike) -> bool:
     """Say whether the guide is made of point masses (MAP, deep ensembles), so that log q is no density."""
-    return has_point_mass(posterior.guide)
+    return has_point_mass(posterior.guide) and not is_sampled(posterior.guide)
 
 
 _CORRELATED = "this family follows correlations already, so look for skewness or several modes, and compare with NUTS"

@@ -11,7 +11,7 @@ from torch import nn
 from guides.errors import OptionError
 from guides.program.guide import as_guide, name_of
 from guides.program.owning import is_owned, replanted
-from guides.registries import families
+from guides.registries import families, samplers
 
 __all__ = ["Model", "guide_factory"]
 
@@ -31,6 +31,8 @@ def guide_factory(model: Model, guide: Any) -> tuple[Callable[[], Callable[..., 
     options: dict[str, Any] = {}
     if isinstance(guide, tuple):
         guide, options = guide
+    if isinstance(guide, str) and guide in samplers:
+        raise OptionError(f"{guide!r} is a sampler, which guides.fit runs on one data set, and no guide to be optimised")
     if isinstance(guide, str):
         family, name = families[guide], guide
     elif isinstance(guide, type):

@@ -18,7 +18,7 @@ import numpy as np
 
 from guides.errors import OptionError, UnsupportedModelError
 from guides.fitted.labels import labels_of
-from guides.program.guide import is_point_mass
+from guides.program.guide import is_point_mass, is_sampled
 from guides.program.inputs import named_arguments
 from guides.program.prior import run_once, sample_prior
 
@@ -231,7 +231,8 @@ def to_arviz(
     * ``log_likelihood``: observed sites, one number per observation, nats; where the model masks observations out, of the
       others alone, along a dimension ``<site>_point`` that bears their labels. Guides that are point masses (``map``,
       ``ensemble``, ``dropout``) have it only if ``groups`` names it, as ``arviz.compare`` would rank them first for nothing;
-    * ``sample_stats``: ``lp`` (log joint density) and ``log_q`` (the guide's log density), nats, (chain, draw);
+    * ``sample_stats``: ``lp`` (log joint density) and ``log_q`` (the guide's log density), nats, (chain, draw); of samplers
+      ``diverging``, ``energy``, ``step_size`` and their like in the place of ``log_q``;
     * ``prior``, ``prior_predictive``: draws from the model with nothing observed; one chain;
     * ``observed_data``: values of the observed sites;
     * ``constant_data``: other tensor arguments of the model, under their argument names, and latents that ``pyro.condition``
@@ -270,7 +271,7 @@ def to_arviz(
         ('chain', 'draw', 'school')
     """
     wanted = _wanted(groups, prior_samples, predictions)
-    point = is_point_mass(posterior.guide)
+    point = is_point_mass(posterior.guide) and not is_sampled(posterior.guide)
     if groups is None and point:
         wanted.discard("log_likelihood")
     sites, source = posterior.sites, posterior.source
@@ -292,7 +293,7 @@ def to_arviz(
         parts = {
             "posterior": {**draws.latents, **draws.deterministic},
             "posterior_predictive": {name: value for name, value in draws.predictive.items() if name in sites},
-            "sample_stats": {"lp": draws.log_p, "log_q": draws.log_q},
+            "sample_stats": {"lp": draws.log_p, **(draws.statistics or {"log_q": draws.log_q})},
         }
         collected |= {name: _arrays(part) for name, part in parts.items() if name in wanted}
         if "log_likelihood" in wanted:

@@ -84,6 +84,7 @@ class Draws:
     :ivar deterministic: by deterministic site, shape ``(C, S, *site shape)``: functions of the latents and the data or,
         where no densities are asked for, of what is predicted.
     :ivar predictive: by observed site, fresh draws given the latents, shape ``(C, S, *site shape)``; empty unless asked for.
+    :ivar statistics: of a sampler's draws, by ArviZ's names, ``(C, S)`` each; empty for guides.
     """
 
     latents: dict[str, Tensor]
@@ -93,6 +94,7 @@ class Draws:
     counted: dict[str, Tensor]
     deterministic: dict[str, Tensor]
     predictive: dict[str, Tensor] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
 def sites(program: Program) -> dict[str, Site]:

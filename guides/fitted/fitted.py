@@ -379,8 +379,8 @@ class FittedGuide:
             latents, log_q = resampled(self, num_samples, seed)
         same_rows = data.size == self.training.size
         base = self.seed if seed is None else seed
-        try:
-            draws = take_draws(
+        draws = self._told(
+            lambda: take_draws(
                 self.program,
                 self.flat,
                 num_samples,
@@ -392,8 +392,18 @@ class FittedGuide:
                 keep=frozenset(keep),
                 training=None if data is self.training else self.training,
                 latents=latents,
-            )
-            return draws if log_q is None else replace(draws, log_q=log_q)
+            ),
+            data,
+        )
+        return draws if log_q is None else replace(draws, log_q=log_q)
+
+    def _told(self, take: Callable[[], Draws], data: Data) -> Draws:
+        """Take draws; tell of data of shapes that the model cannot be run on.
+
+        :raises DataError: naming the argument.
+        """
+        try:
+            return take()
         except (RuntimeError, ValueError, IndexError) as error:
             shapes = [
                 (i, new, old)

@@ -33,6 +33,7 @@ _MAY_LACK: dict[str, type | tuple[type, ...]] = {
     "batch_size": (int, type(None)),
     "forms": dict,
     "sites": dict,
+    "sampled": dict,
 }
 _PER_REPLICATE = ("losses", "validation", "stop_reasons", "info")
 

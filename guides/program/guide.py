@@ -27,6 +27,7 @@ __all__ = [
     "amortized_sites",
     "as_guide",
     "is_point_mass",
+    "is_sampled",
     "marks_strata",
     "name_of",
     "parts",
@@ -86,6 +87,7 @@ class Guide:
 
     :ivar amortized: names of the local latents that the guide computes from the rows it is called with.
     :ivar is_point_mass: the guide has no density (MAP, ensembles of points), so importance weights mean nothing.
+    :ivar is_sampled: the guide stands for the draws of a sampler, which are draws of the posterior itself.
     :ivar allows_no_latents: the guide means something for a model that has parameters and no latent site.
     :ivar may_stand_still: the guide means something at the values that it starts from, without any step.
     :ivar trains_model: the optimiser may change the model's own parameters; ``False`` if the guide chooses them afterwards.
@@ -97,6 +99,7 @@ class Guide:
 
     amortized: Any = frozenset()
     is_point_mass: bool = False
+    is_sampled: bool = False
     allows_no_latents: bool = False
     may_stand_still: bool = False
     trains_model: bool = True
@@ -187,6 +190,11 @@ def parts(guide: Any) -> list[Any]:
 def is_point_mass(guide: Any) -> bool:
     """Tell whether a guide, or a part of it, has no density."""
     return any(as_guide(part).is_point_mass or isinstance(part, AutoDelta) for part in parts(guide))
+
+
+def is_sampled(guide: Any) -> bool:
+    """Tell whether a guide stands for the draws of a sampler."""
+    return as_guide(guide).is_sampled
 
 
 def marks_strata(guide: Any) -> bool:

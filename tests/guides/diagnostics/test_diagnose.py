@@ -265,7 +265,7 @@ def test_diagnosis_prints_serialises_and_draws(known_fit):
 
 def test_every_registered_diagnostic_is_run_and_documented(known_fit):
     fit = known_fit(normal(), [normal()], likelihood=pointwise)
-    assert set(D.diagnose(fit).findings) == set(D.diagnostics_registry)
+    assert set(D.diagnose(fit).findings) == set(D.diagnostics_registry) - {"chains"}  # which are a sampler's
     for name, function in D.diagnostics_registry.items():
         assert "lind spot" in function.__doc__, f"{name} does not name its blind spot"
         assert function.__name__ in D.__all__
