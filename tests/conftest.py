@@ -13,6 +13,8 @@ import torch
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
+# So have processes that tests start: two threads each, of several processes, wait for one another by spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -219,7 +219,8 @@ def test_python_state_that_changes_the_model_is_found_by_the_check(data):
         guides.fit(annealed, "mean_field", x, y, steps=STEPS, compile="trace")
 
 
-def test_a_branch_taken_late_in_the_fit_is_found(data):
+def test_a_branch_taken_late_in_the_fit_is_found(data, monkeypatch):
+    monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 50)
     x, y = data
     runs, early = [], math.inf
 
@@ -233,7 +234,7 @@ def test_a_branch_taken_late_in_the_fit_is_found(data):
     early = len(runs)  # what set-up, tracing and the first check take
     runs.clear()
     with pytest.warns(guides.EagerFallbackWarning, match="since an earlier check"):
-        guides.fit(late, "mean_field", x, y, steps=2000, compile="trace")
+        guides.fit(late, "mean_field", x, y, steps=120, compile="trace")
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
@@ -333,8 +334,9 @@ def test_a_guide_whose_draws_torch_func_cannot_differentiate_runs_eagerly():
         ab = _WithoutSetup.apply(ab)
         pyro.sample("p", dist.Beta(ab[0], ab[1]))
 
+    ones = torch.tensor([1.0, 0.0, 1.0, 1.0])
     with pytest.warns(guides.EagerFallbackWarning):
-        posterior = guides.fit(model, guide, torch.tensor([1.0, 0.0, 1.0, 1.0]), steps=1000, lr=0.05, num_particles=5)
+        posterior = guides.fit(model, guide, ones, steps=250, lr=0.1, schedule="cosine", num_particles=5)
     torch.testing.assert_close(posterior.parameters["ab"], torch.tensor([5.0, 2.0]), rtol=0.2, atol=0.0)
 
 

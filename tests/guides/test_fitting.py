@@ -103,11 +103,11 @@ def dying(model, calls):
     return run
 
 
-@pytest.mark.parametrize("calls", [60, 130])
+@pytest.mark.parametrize("calls", [60, 110])
 def test_a_killed_fit_continues_to_the_same_result(calls, data, tmp_path, monkeypatch):
     monkeypatch.setattr("guides.checkpoint_file._SECONDS_BETWEEN", -1.0)
     options = {
-        "epochs": 40,
+        "epochs": 20,
         "batch_size": 7,
         "lr": 0.02,
         "schedule": "cosine",
@@ -388,11 +388,16 @@ def test_an_amortised_guide_follows_minibatches(mode, data):
     x = data[0]
     vae = VAE()
     before = [p.detach().clone() for p in vae.parameters()]
-    posterior = guides.fit(vae.model, vae.guide, x, batch_size=10, epochs=100, lr=0.02, compile=mode)
-    assert posterior.losses[0, -30:].mean() < posterior.losses[0, :30].mean() - 10
+    epochs = {"eager": 20, "trace": 100}[mode]
+    posterior = guides.fit(vae.model, vae.guide, x, batch_size=10, epochs=epochs, lr=0.02, compile=mode)
+    assert posterior.losses[0, -10:].mean() < posterior.losses[0, :10].mean() - 10
     assert all((a - b).abs().max() > 0.01 for a, b in zip(vae.parameters(), before))
     torch.testing.assert_close(posterior.parameters["encoder$$$weight"], vae.encoder.weight.detach())
     assert posterior.family == "guide"
+
+
+def test_minibatches_of_an_amortised_guide_have_the_mean_of_all_rows(data):
+    x, vae = data[0], VAE()
     full = guides.fit(vae.model, vae.guide, x, steps=1, lr=1e-9)
     batched = guides.fit(vae.model, vae.guide, x, batch_size=10, steps=300, lr=1e-9, optimizer="sgd")
     several = guides.fit(vae.model, vae.guide, x, steps=300, lr=1e-9, optimizer="sgd")

@@ -241,7 +241,8 @@ def test_factors_and_triangular_systems_of_all_sizes_and_layouts(dtype):
             functions.append(solution(*size, batches[(choice + number) % 4], *options, unitriangular=number in (3, 4)))
     tolerance = 2e-5 if dtype == torch.float32 else 1e-12
     compare(together(*functions), pool, rtol=tolerance, atol=tolerance)
-    slopes = [torch.func.grad(lambda pool, f=f: f(pool).square().sum()) for f in functions]
+    some = functions if dtype == torch.float64 else functions[::5]  # the type changes nothing but the type
+    slopes = [torch.func.grad(lambda pool, f=f: f(pool).square().sum()) for f in some]
     compare(lambda pool: torch.stack([slope(pool) for slope in slopes]), pool, rtol=5 * tolerance, atol=5 * tolerance)
 
 
@@ -266,10 +267,11 @@ def test_densities_of_correlated_normals_and_their_gradients():
         lambda root: MultivariateNormal(root[0], precision_matrix=root @ root.mT + torch.eye(4), validate_args=False),
         *(lambda root, n=n: n(root[0], root[:, :2], root[1].exp(), validate_args=False) for n in low_rank),
     ]
-    for density in densities:
-        compare(lambda root, x, d=density: d(root).log_prob(x), root, x, rtol=1e-5, atol=1e-5)
-        slope = torch.func.grad(lambda root, x, d=density: d(root).log_prob(x).sum(), argnums=(0, 1))
-        compare(together(*(lambda root, x, n=n, s=slope: s(root, x)[n] for n in (0, 1))), root, x, rtol=2e-5, atol=2e-5)
+    values = [lambda root, x, d=density: d(root).log_prob(x) for density in densities]
+    compare(together(*values), root, x, rtol=1e-5, atol=1e-5)
+    slopes = [torch.func.grad(lambda root, x, v=value: v(root, x).sum(), argnums=(0, 1)) for value in values]
+    both = [lambda root, x, n=n, s=slope: s(root, x)[n] for slope in slopes for n in (0, 1)]
+    compare(together(*both), root, x, rtol=2e-5, atol=2e-5)
 
 
 def test_reading_and_adding_where_indices_lead():

@@ -28,7 +28,7 @@ def test_a_reparametrisation_inside_a_plate_gives_each_element_its_own_latent(gu
             z = pyro.sample("z", dist.Normal(torch.tensor(0.0), torch.tensor(2.0)))
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
-    posterior = guides.fit(model, guide, X, steps=800, lr=0.05, schedule="cosine", compile="eager")
+    posterior = guides.fit(model, guide, X, steps=800, lr=0.05, schedule="cosine", compile="trace")
     drawn = posterior.sample(4000, seed=0)["z_decentered"]
     assert drawn.shape == (4000, 8)
     torch.testing.assert_close(2.0 * drawn.mean(0), 0.8 * X, atol=0.12, rtol=0.0)
