@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -80,6 +80,7 @@ class Answers(Finding):
     :param impossible: share of the draws at which the model has no density.
     :param num_samples: S, draws per chain behind every figure.
     :param settled: whether more draws would change the level only by an unlikely accident.
+    :param infinite: by site, how many of its elements are not finite at some draw and so have no moments to judge.
     """
 
     title: ClassVar[str] = "answers"
@@ -89,6 +90,7 @@ class Answers(Finding):
     impossible: float
     num_samples: int
     settled: bool
+    infinite: Mapping[str, int] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the worst errors of means and standard deviations, and what draws they come from."""
@@ -99,7 +101,11 @@ class Answers(Finding):
             f"sds {self.sites[other].worst_ratio:.2f} of the posterior's ({other!r})"
         )
         doubt = "" if self.level in ("good", "corrected") else ", as far as these draws can tell"
-        return [(self.title, f"{head}{doubt}; {self.num_samples} draws per chain")]
+        rows = [(self.title, f"{head}{doubt}; {self.num_samples} draws per chain")]
+        if self.infinite:
+            found = ", ".join(f"{n!r} ({count} element{'s' * (count > 1)})" for n, count in self.infinite.items())
+            rows.append(("", f"not judged, as not finite at some draws: {found}"))
+        return rows
 
 
 @diagnostics_registry.register("answers")
@@ -148,7 +154,9 @@ def answers(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
         )
     total = float(importance_ess(weights))
     impossible = float(draws.log_p.isneginf().double().mean())
-    return _judged(posterior.family, sites, total, impossible, int(raw.shape[-1]))
+    found = _judged(posterior.family, sites, total, impossible, int(raw.shape[-1]))
+    counts = {name: int((~value.isfinite()).flatten(0, 1).any(0).sum()) for name, value in values.items()}
+    return replace(found, infinite={name: count for name, count in counts.items() if count})
 
 
 def _errors(value: Tensor, weights: Tensor, terms: Tensor) -> SiteErrors:

@@ -147,15 +147,17 @@ def _plainly_named(
     dims: Mapping[str, Sequence[str]],
     coords: Mapping[str, Sequence[Any]],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Sequence[str]], dict[str, Sequence[Any]]]:
-    """Rename what no netCDF file can hold: slashes become points, an empty name ``unnamed``."""
+    """Rename what no netCDF file can hold, or what ArviZ has another meaning for."""
     names = dict.fromkeys(name for variables in groups.values() for name in variables)
+    plates = dict.fromkeys(dim for own in dims.values() for dim in own)
     new: dict[str, str] = {}
-    for name in (*names, *(dim for own in dims.values() for dim in own), *coords):
+    for name in (*names, *plates, *coords):
         if name in new:
             continue
         plain = name.replace("/", ".").replace("\0", "") or "unnamed"
         plain = f"{plain}_" if set(plain) == {"."} else plain
-        plain = f"{plain}_site" if name in names and plain in ("chain", "draw") else plain
+        if plain in ("chain", "draw") and (name in names or name in plates):
+            plain += "_site" if name in names else "_plate"
         while plain != name and (plain in names or plain in new.values()):
             plain += "_"
         new[name] = plain
@@ -239,7 +241,7 @@ def to_arviz(
       holds fixed.
 
     Names that a netCDF file cannot hold are changed: slashes become points, an empty name ``unnamed``, a site ``chain`` or
-    ``draw`` gets ``_site`` appended; the variable's attribute ``site`` keeps the name.
+    ``draw`` gets ``_site`` appended, a plate ``_plate``; the variable's attribute ``site`` keeps the name.
 
     Dimensions are named by plates, those of events ``<site>_dim_<i>``. A plate that bears the name of a
     variable becomes ``<name>_plate``. What data frames call their rows and columns becomes ``coords``: rows of the plates

@@ -123,6 +123,10 @@ def told_in_words(guide: Callable[..., Any], data: Data) -> Iterator[None]:
             raise
         if isinstance(error, NotImplementedError):
             raise UnsupportedModelError(f"{_name(guide)} cannot be run: {in_words(error)}") from error
+        if "requires grad" in str(error):
+            raise UnsupportedModelError(
+                f"{_name(guide)}, or the model at its draws, cannot be differentiated: {in_words(error)}"
+            ) from error
         raise DataError(
             f"{_name(guide)} cannot be run on the data it was given ({_told(data)}): {_why(error, data)}{scale_of(data)}"
         ) from error
@@ -141,7 +145,8 @@ def scale_of(data: Data) -> str:
 def _told(data: Data) -> str:
     """Return the arguments of a model in a few words each."""
     keywords = [f"{k}={describe(v)}" for k, v in data.kwargs.items()]
-    return f"arguments {', '.join([*map(describe, data.args), *keywords])}"
+    said = [*map(describe, data.args), *keywords]
+    return f"arguments {', '.join(said)}" if said else "no arguments"
 
 
 def _why(error: BaseException, data: Data) -> str:

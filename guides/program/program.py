@@ -183,8 +183,9 @@ class Program:
                 check_local(follows, prototype, guide, data.size)
             shown = {n: torch.arange(part) for n, (_, part) in own.streams.items()}
             part = data if batch_size is None else data.head(batch_size)
-            # Quiet, as a start without density is the first step's to report, by site.
-            with own.part(shown, guide), quiet(), told_in_words(guide, part):
+            # Quiet, as a start without density is the first step's to report, by site. With gradients, as a step has them: a
+            # model that leaves torch for numpy with something that depends on a latent ends here.
+            with own.part(shown, guide), quiet(), told_in_words(guide, part), torch.enable_grad():
                 noise, strata = _noise(run, guide, objective, part)
             check_still(changed(), modules)
             layout = ParameterLayout.discover(store, model, guide, objective)

@@ -18,6 +18,8 @@ def remedy(error: BaseException) -> str:
     codes = [frame.f_code for frame, _ in found]
     if any(code.co_name == "_masked_observe" for code in codes) and codes[-1].co_filename.endswith("mask_messenger.py"):
         return ". obs_mask has to be a tensor of bools: torch.tensor(True)"
+    if "numpy() on Tensor that requires grad" in str(error):
+        return ". No gradient passes through numpy: write this in operations of torch"
     strategy = next((f.f_locals for f, _ in found if _is_strategy(f.f_code)), None)
     if strategy is not None:
         return _of_reparam(strategy, any(code.co_filename.endswith("do_messenger.py") for code in codes))

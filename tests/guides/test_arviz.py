@@ -234,3 +234,16 @@ def test_a_deterministic_site_in_a_plate_keeps_its_shape():
 
     assert unobserved(model)().shape == (3,)
     assert sample_prior(model, num_samples=4)["f"].shape == (4, 3)
+
+
+def test_plates_called_chain_and_draw_are_dimensions_of_their_own():
+    def model(y):
+        with pyro.plate("draw", 2), pyro.plate("chain", 3, dim=-2):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(a.sum(), 1.0), obs=y)
+
+    posterior = guides.fit(model, "mean_field", torch.ones(4), steps=2, compile="eager")
+    tree = guides.to_arviz(posterior, num_samples=5, prior_samples=4)
+    for group, draws in (("posterior", 5), ("prior", 4)):
+        assert dict(tree[group]["a"].sizes) == {"chain": 1, "draw": draws, "chain_plate": 3, "draw_plate": 2}

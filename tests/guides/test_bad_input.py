@@ -513,3 +513,13 @@ def test_a_guide_object_is_saved_with_its_options(guide, data, tmp_path):
 def test_validation_with_a_latent_per_data_point():
     with pytest.raises(guides.OptionError, match=r"'theta' has one value per data point.*fit without validation"):
         guides.fit(schools, "mean_field", *SCHOOLS, validation=0.25, epochs=3)
+
+
+@pytest.mark.parametrize("guide", ["mean_field", "laplace"])
+def test_a_model_that_leaves_torch_for_numpy(guide):
+    def model(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(torch.tensor(float(z.numpy() ** 2)), 1.0), obs=y)
+
+    with pytest.raises(guides.UnsupportedModelError, match=r"cannot be differentiated.*z\.numpy.*through numpy: write"):
+        guides.fit(model, guide, torch.tensor(1.0), steps=10**6)

@@ -204,3 +204,16 @@ def test_observations_that_would_fill_the_memory_are_scored_when_asked_for(wide_
 def test_answers_alone_say_why_there_are_none(known_fit):
     diagnosis = D.diagnose(known_fit(normal(), [normal()], point_mass=True, family="map"), only=["answers"])
     assert diagnosis.verdict == "usable" and "ot defined for a point mass" in diagnosis.summary
+
+
+def test_elements_that_are_not_finite_are_named():
+    def model(y):
+        z = pyro.sample("z", pd.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", pd.Normal(z, 1.0), obs=y)
+        pyro.deterministic("odds", torch.stack([z, z.sign() * torch.inf, z.log()]))
+
+    posterior = guides.fit(model, "full_rank", torch.ones(3), steps=5, compile="eager")
+    found = guides.diagnose(posterior, num_samples=100, only=["answers"])
+    assert found.findings["answers"].infinite == {"odds": 2}
+    assert "not judged, as not finite at some draws: 'odds' (2 elements)" in str(found)
