@@ -280,7 +280,7 @@ MODULES = (
     "guides.psis",
     "guides.information.measure",
     "guides.program.prior",
-    "registry",
+    "_posterior_zoo_registry",
 )
 
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 import guides
 from benchmarks.cli import main
+from docs.writer.__main__ import main as write
 from docs.writer.pages import ROOT
 
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
@@ -130,7 +131,7 @@ def commands() -> list[tuple[str, list[str]]]:
     found = []
     for page in PAGES:
         lines = [line for block in code(page, "bash") for line in block.splitlines()]
-        lines += re.findall(r"`((?:python -m benchmarks|make) [^`]+)`", text(page))
+        lines += re.findall(r"`((?:python -m (?:benchmarks|docs\.writer|tests\.architecture)|make) [^`]+)`", text(page))
         for line in lines:
             words = shlex.split(line.replace("\\|", "|"), comments=True)
             if words:
@@ -147,6 +148,12 @@ def test_every_command_that_a_page_shows_exists_with_its_options(shown):
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", text("Makefile"), re.MULTILINE)
         assert words[1] in targets
+        return
+    if words[:3] == ["python", "-m", "docs.writer"]:
+        write.make_context("docs.writer", words[3:], resilient_parsing=False)
+        return
+    if words[:3] == ["python", "-m", "tests.architecture"]:
+        assert not words[3:]
         return
     if words[:3] == ["python", "-m", "tests.faults"]:
         assert set(words[3:]) <= {"--publish"}
