@@ -248,9 +248,14 @@ def run(
         where = out or Path("results") / target
         click.echo(f"\nInterrupted; finished cells are kept. Go on with the same command and --resume ({where}).", err=True)
         sys.exit(128 + (signal.SIGTERM if ended else signal.SIGINT))
+    _tell(outcome, work.skipped, folder, with_report)
+
+
+def _tell(outcome: runner.Outcome, skipped: Mapping[tuple[str, str], str], folder: ResultsFolder, with_report: bool) -> None:
+    """Say what a run did, print its tables, write its report; exit with 1 if a cell failed."""
     if outcome.kept:
         click.echo(f"{outcome.kept} cells were there already, {outcome.run} ran.")
-    for (task, guide), reason in work.skipped.items():
+    for (task, guide), reason in skipped.items():
         click.echo(f"not run: {guide} on {task}: {reason}")
     read = read_folders([folder.path])
     for section in sections(read):

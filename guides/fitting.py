@@ -162,15 +162,8 @@ def fit(
     check_whole("seed", seed)
     where = _device(device)
     with undivided("guides.fit"):
-        training = _read(model, guide, data, model_kwargs, where, seed, batch_size, wanted=isinstance(validation, float))
+        training, held_out = _split(model, guide, data, validation, model_kwargs, where, seed, batch_size)
     batch_size = training.batch_size if batch_size is None else batch_size
-    held_out = None
-    if isinstance(validation, float):
-        if not training.rows:
-            raise OptionError("validation is a fraction, but no positional tensor argument has rows to hold out")
-        training, held_out = training.split(validation, seed)
-    elif validation is not None:
-        held_out = _validation(model, validation, training, model_kwargs, where)
     settings = Settings.of(
         training,
         held_out is not None,
@@ -310,10 +303,51 @@ def _fit(
     one_start: bool = False,
 ) -> Posterior:
     start = time.perf_counter()
-    first = datasets[0]
     if isinstance(model, nn.Module) and device.type != "cpu":
         model.to(device)
     make, family, family_options = guide_factory(model, guide)
+    program, starts = _begin(model, guide, make, objective, datasets, seeds, settings, device, one_start)
+    if validations:
+        _check_validates(program)
+    check_statistics(program, len(seeds), finishes(program))
+    if isinstance(program.guide, Family):
+        enough = program.guide.begin(FitContext(program, starts[0], datasets[0], seeds[0]))
+        if enough is not None and settings.by_default:
+            settings = replace(settings, steps=enough)
+    setup = time.perf_counter()
+    file = None if checkpoint is None else Path(checkpoint)
+    try:
+        trained = train(program, starts.to(device), datasets, seeds, settings, validations=validations, checkpoint=file)
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(f"{error}{scale_of(datasets[0])}") from error
+    trained.stop_reasons = tuple(
+        reason + scale_of(d) if "not finite" in reason else reason for reason, d in zip(trained.stop_reasons, datasets)
+    )
+    warn_of(trained, settings, stacklevel=4)
+    run = Run(program, datasets, validations, seeds, settings, trained.resume)
+    posterior = Posterior.concluded(run, trained, family, family_options, setup=setup - start, began=setup)
+    if len(seeds) == 1:
+        posterior.program.parameters.write_back(posterior.flat[0], spared=is_owned)
+    owning = posterior.owning().with_statistics(run)
+    hand_over_statistics(owning.program, posterior.program)
+    return owning
+
+
+def _begin(
+    model: Model,
+    guide: Any,
+    make: Callable[[], Callable[..., Any]],
+    objective: Objective,
+    datasets: list[Data],
+    seeds: list[int],
+    settings: Settings,
+    device: torch.device,
+    one_start: bool,
+) -> tuple[Program, Tensor]:
+    """Return the program of the first data set, and the start of each fit, ``(replicates, size)``.
+
+    :param one_start: all fits start where the first does.
+    """
     program, checked = None, None
     starts: list[Tensor] = []
     for data, seed in zip(datasets, seeds):
@@ -337,38 +371,29 @@ def _fit(
     assert program is not None
     if program.parameters.size == 0:
         raise OptionError("neither model nor guide has parameters to optimise")
-    if validations:
-        _check_validates(program)
-    check_statistics(program, len(seeds), finishes(program))
-    if isinstance(program.guide, Family):
-        enough = program.guide.begin(FitContext(program, starts[0], first, seeds[0]))
-        if enough is not None and settings.by_default:
-            settings = replace(settings, steps=enough)
-    initial = torch.stack(starts).to(device)
-    setup = time.perf_counter()
-    try:
-        trained = train(
-            program,
-            initial,
-            datasets,
-            seeds,
-            settings,
-            validations=validations,
-            checkpoint=None if checkpoint is None else Path(checkpoint),
-        )
-    except NonFiniteLossError as error:
-        raise NonFiniteLossError(f"{error}{scale_of(first)}") from error
-    trained.stop_reasons = tuple(
-        reason + scale_of(d) if "not finite" in reason else reason for reason, d in zip(trained.stop_reasons, datasets)
-    )
-    warn_of(trained, settings, stacklevel=4)
-    run = Run(program, datasets, validations, seeds, settings, trained.resume)
-    posterior = Posterior.concluded(run, trained, family, family_options, setup=setup - start, began=setup)
-    if len(seeds) == 1:
-        posterior.program.parameters.write_back(posterior.flat[0], spared=is_owned)
-    owning = posterior.owning().with_statistics(run)
-    hand_over_statistics(owning.program, posterior.program)
-    return owning
+    return program, torch.stack(starts)
+
+
+def _split(
+    model: Model,
+    guide: Any,
+    data: Sequence[Any],
+    validation: float | tuple[Any, ...] | None,
+    model_kwargs: dict[str, Any] | None,
+    device: torch.device,
+    seed: int,
+    batch_size: int | None,
+) -> tuple[Data, Data | None]:
+    """Return the data to train on, and those to choose the best parameters by, if any."""
+    share = isinstance(validation, float)
+    training = _read(model, guide, data, model_kwargs, device, seed, batch_size, wanted=share)
+    if validation is None:
+        return training, None
+    if not isinstance(validation, float):
+        return training, _validation(model, validation, training, model_kwargs, device)
+    if not training.rows:
+        raise OptionError("validation is a fraction, but no positional tensor argument has rows to hold out")
+    return training.split(validation, seed)
 
 
 def _read(

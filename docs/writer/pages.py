@@ -41,7 +41,10 @@ API = (
         "Marginal likelihoods and gaps",
         (guides.log_marginal, guides.LogMarginal, guides.inference_gap, guides.InferenceGap),
     ),
-    ("Scores of predictions", tuple(getattr(guides.predictive, name) for name in guides.predictive.__all__)),
+    (
+        "Scores of predictions",
+        tuple(getattr(guides.predictive, name) for name in guides.predictive.__all__ if name != "LEVELS"),
+    ),
     ("Information", tuple(getattr(guides.information, name) for name in guides.information.__all__)),
     ("For authors of guides and objectives", (guides.Family, guides.FlatFamily, guides.Objective, guides.Estimate)),
     ("Models and data", (zoo.bayesianize, zoo.Likelihood, zoo.datasets.Dataset, zoo.datasets.Split)),

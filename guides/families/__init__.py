@@ -7,7 +7,7 @@ from guides.families.deep_mixture_amortized import DeepMixtureAmortized
 from guides.families.dropout import Dropout
 from guides.families.ensemble import Ensemble
 from guides.families.full_rank import FullRank
-from guides.families.laplace.laplace import Laplace, LaplaceNormal
+from guides.families.laplace import Laplace, LaplaceNormal
 from guides.families.low_rank import LowRank
 from guides.families.map import MAP
 from guides.families.mean_field import MeanField

@@ -305,15 +305,10 @@ def to_arviz(
         new = _arrays(posterior.predict(*predictions, num_samples=num_samples, seed=seed, corrected=corrected))
         collected["predictions"] = new if posterior.replicates > 1 else {k: v[None] for k, v in new.items()}
     if wanted & {"prior", "prior_predictive"}:
-        prior = _left_out_if_impossible(
-            True, groups, "prior", lambda drawn: _prior(source, prior_samples, seed) if drawn else {}
+        of_prior = _left_out_if_impossible(
+            True, groups, "prior", lambda drawn: _of_prior(source, sites, prior_samples, seed) if drawn else {}
         )
-        for name, values in prior.items():
-            if sites[name].kind == "conditioned":
-                continue
-            group = "prior_predictive" if sites[name].kind == "observed" else "prior"
-            if group in wanted:
-                collected[group][name] = values[None]
+        collected |= {name: part for name, part in of_prior.items() if name in wanted}
     if wanted & {"observed_data", "constant_data"}:
         observed, constant, constant_dims = _data(source)
         dims |= {name: value for name, value in constant_dims.items() if name not in dims}
@@ -398,6 +393,15 @@ def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray],
 def _with_parameters(posterior: Any) -> Callable[[Callable[[], Any]], Any]:
     """Return what calls a function with the model's learnt parameters, those of the first restart, in place."""
     return lambda function: posterior.program.call(posterior.flat[0], function)
+
+
+def _of_prior(posterior: Any, sites: Mapping[str, Any], num_samples: int, seed: int | None) -> dict[str, dict[str, Any]]:
+    """Return the groups of draws from the prior, latents and observations apart, as one chain."""
+    found: dict[str, dict[str, Any]] = {"prior": {}, "prior_predictive": {}}
+    for name, values in _prior(posterior, num_samples, seed).items():
+        if sites[name].kind != "conditioned":
+            found["prior_predictive" if sites[name].kind == "observed" else "prior"][name] = values[None]
+    return found
 
 
 def _prior(posterior: Any, num_samples: int, seed: int | None) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoCallable, AutoDiscreteParallel, AutoGuide, AutoGuideList
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor
+from torch import Tensor, nn
 
 from guides.errors import UnsupportedModelError
 from guides.program.buffers import buffers_kept, check_still, evaluating
@@ -154,31 +154,9 @@ class Program:
             some = data if batch_size is None else data.head(setup_rows(batch_size))
             own = OwnPlates() if batch_size is not None else _own_plates(model, guide, some)
             with own.whole():
-                prepared = _prepared(model, some)
-                _check_gaps(prepared, some)
-                follows, prototype = follow_rows(prepared, some, batch_size, data.size)
-                run: PreparedModel | Enumerated = prepared
-                if any(is_marked(s) for s in nodes(prototype).values()):
-                    check_some(guide, [n for n, s in nodes(prototype).items() if is_latent(s) and not is_marked(s)])
-                    run = enumerated(prepared, guide, prototype, some.args, some.kwargs)
-                    follows, prototype = follow_rows(run.visible, some, batch_size, data.size)
-                check_observed(model, prototype, some)
-                drawn = None if _draws_continuous(guide) else _guide_trace(guide, some)
-                check_latents(prototype, guide, drawn, objective.reparameterised_only)
-                check_supports(prepared, prototype, guide, some, batch_size)
-                if batch_size is None and isinstance(guide, AutoGuide):
-                    kept = {n for n, s in nodes(prototype).items() if is_latent(s)} - amortized_sites(guide)
-                    check_rows_have_latents(prototype, kept, own)
-                guide_trace = _guide_trace(guide, some) if drawn is None else drawn
-                check_guide(prototype, guide_trace, guide, objective.reparameterised_only)
-                check_parts(guide, guide_trace, objective)
-                sums = GuideSums.of(prototype, guide_trace)
-                if sums is not None:
-                    with evaluating(modules):
-                        run, objective = _with_sums(run, guide, objective, guide_trace, sums, some)
-                if isinstance(run, Enumerated):
-                    with quiet(), evaluating(modules):
-                        run.check(some.args, some.kwargs, guide_trace, follows.rescaled if batch_size else frozenset())
+                run, objective, follows, prototype = _judged(
+                    model, guide, objective, some, batch_size, data.size, own, modules
+                )
             if batch_size is not None:
                 check_local(follows, prototype, guide, data.size)
             shown = {n: torch.arange(part) for n, (_, part) in own.streams.items()}
@@ -391,6 +369,48 @@ class Program:
 
         found: Tensor | None = self.call(flat, run)
         return found
+
+
+def _judged(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    objective: ObjectiveLike,
+    some: Data,
+    batch_size: int | None,
+    rows: int,
+    own: OwnPlates,
+    modules: list[nn.Module],
+) -> tuple[PreparedModel | Enumerated, ObjectiveLike, Following, Trace]:
+    """Return model and objective as they are run, which plates follow the rows, and a trace; what cannot be is refused.
+
+    :param some: the data that show what the model does; ``rows``: how many there are in all.
+    """
+    prepared = _prepared(model, some)
+    _check_gaps(prepared, some)
+    follows, prototype = follow_rows(prepared, some, batch_size, rows)
+    run: PreparedModel | Enumerated = prepared
+    if any(is_marked(s) for s in nodes(prototype).values()):
+        check_some(guide, [n for n, s in nodes(prototype).items() if is_latent(s) and not is_marked(s)])
+        run = enumerated(prepared, guide, prototype, some.args, some.kwargs)
+        follows, prototype = follow_rows(run.visible, some, batch_size, rows)
+    check_observed(model, prototype, some)
+    drawn = None if _draws_continuous(guide) else _guide_trace(guide, some)
+    check_latents(prototype, guide, drawn, objective.reparameterised_only)
+    check_supports(prepared, prototype, guide, some, batch_size)
+    if batch_size is None and isinstance(guide, AutoGuide):
+        kept = {n for n, s in nodes(prototype).items() if is_latent(s)} - amortized_sites(guide)
+        check_rows_have_latents(prototype, kept, own)
+    guide_trace = _guide_trace(guide, some) if drawn is None else drawn
+    check_guide(prototype, guide_trace, guide, objective.reparameterised_only)
+    check_parts(guide, guide_trace, objective)
+    sums = GuideSums.of(prototype, guide_trace)
+    if sums is not None:
+        with evaluating(modules):
+            run, objective = _with_sums(run, guide, objective, guide_trace, sums, some)
+    if isinstance(run, Enumerated):
+        with quiet(), evaluating(modules):
+            run.check(some.args, some.kwargs, guide_trace, follows.rescaled if batch_size else frozenset())
+    return run, objective, follows, prototype
 
 
 def _draws_continuous(guide: Callable[..., Any]) -> bool:
