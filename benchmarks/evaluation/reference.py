@@ -46,18 +46,18 @@ class Errors:
     @property
     def mean_error(self) -> float:
         """The largest error of a mean."""
-        return float(self.bias.abs().nan_to_num(math.inf).max())
+        return _largest(self.bias.abs())
 
     @property
     def sd_off(self) -> float:
         """The largest factor between a standard deviation and the true one, 1 or more."""
-        return float(self.ratio.log().abs().nan_to_num(math.inf).max().exp())
+        return float(torch.tensor(_largest(self.ratio.log().abs()), dtype=torch.float64).exp())
 
     @property
     def worst(self) -> str:
         """The element that is furthest off, by what is tolerated."""
         off = torch.maximum(self.bias.abs() / BIAS, self.ratio.log().abs() / math.log(RATIO))
-        return self.names[int(off.nan_to_num(math.inf).argmax())]
+        return self.names[int(torch.where(off.isnan(), math.inf, off).argmax())]
 
 
 def errors(draws: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Errors:
@@ -148,6 +148,11 @@ def _elements(site: str, shape: torch.Size) -> list[str]:
         return [site]
     places = torch.cartesian_prod(*(torch.arange(1, size + 1) for size in shape)).reshape(-1, len(shape)).tolist()
     return [f"{site}[{','.join(map(str, place))}]" for place in places]
+
+
+def _largest(value: Tensor) -> float:
+    """Return the largest number, infinity if one is not a number: such an answer is as wrong as can be."""
+    return math.inf if bool(value.isnan().any()) else float(value.max())
 
 
 def _short(value: Tensor) -> list[float]:

@@ -210,6 +210,8 @@ class Suite:
         for ``"as_printed"``); these tasks are ``optional`` ones.
     :param sections: builds the tables that are printed after a run and open the report
         (see :mod:`benchmarks.reporting.tables`); ``None`` for the standard ones.
+    :param page: the page below ``docs`` that shows its published sections, in a block of the suite's name; empty for the
+        README's results.
     """
 
     name: str
@@ -220,6 +222,7 @@ class Suite:
     optional: tuple[str, ...] = ()
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sections: Callable[..., list[Any]] | None = None
+    page: str = ""
 
     def labels(self, task: str) -> tuple[str, ...]:
         """Return the guides that run on a task by default."""

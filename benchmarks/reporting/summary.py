@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.protocol.task import SUITES
 from benchmarks.reporting.metrics import metric
 from benchmarks.reporting.published import published
 from benchmarks.reporting.report import known_tasks, sections
@@ -23,6 +24,7 @@ def summarise(folder: str | Path) -> dict[str, Any]:
     :raises ResultsFolderError: if it holds no results.
     """
     read = read_folders([folder])
+    parts = sections(read)
     _, manifest, records = read[0]
     done = [record for record in records if record.get("status") == "done"]
     tasks = []
@@ -47,6 +49,8 @@ def summarise(folder: str | Path) -> dict[str, Any]:
                 ],
             }
         )
+    suite = SUITES.get(str(manifest.get("target")))
+    shown = {"sections": [section.markdown() for section in parts]} if suite is not None and suite.page else {}
     return {
         "target": manifest.get("target"),
         "commands": [_without_folder(entry["command"]) for entry in manifest.get("commands", [])],
@@ -59,7 +63,8 @@ def summarise(folder: str | Path) -> dict[str, Any]:
         "started": min((record["started"] for record in records if record["started"]), default=""),
         "finished": max(record["finished"] for record in records),
         "compute_seconds": round(sum(record["metrics"].get("seconds") or 0.0 for record in done), 1),
-        "sentences": [sentence for section in sections(read) for sentence in section.sentences],
+        "sentences": [sentence for section in parts for sentence in section.sentences],
+        **shown,
         "tasks": tasks,
         "units": {name: metric(name).unit for record in done for name in record["metrics"]},
         "sources": {

@@ -14,5 +14,6 @@ SUITES.add(
         tasks=tuple(posteriors),
         guides=("mean_field", "full_rank", "low_rank", "laplace", "mixture"),
         sections=sections,
+        page="scoreboard.md",
     ),
 )

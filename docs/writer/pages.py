@@ -166,7 +166,15 @@ def generate(root: Path = ROOT) -> dict[Path, str]:
     if performance.exists():
         filled = {**speed.blocks(root), **compiled.block(root)}
         files[performance] = fill(performance.read_text(encoding="utf-8"), filled)
+    scoreboard = root / "docs" / "scoreboard.md"
+    if scoreboard.exists():
+        filled = _published(root, scoreboard.name)
+        files[scoreboard] = fill(scoreboard.read_text(encoding="utf-8"), filled)
     return files
+
+
+def _published(root: Path, page: str) -> dict[str, str]:
+    return readme.sections(root / "docs" / "results", page)
 
 
 def write(root: Path = ROOT) -> list[Path]:

@@ -14,7 +14,7 @@ from benchmarks.reporting.metrics import metric
 from benchmarks.reporting.pictures.records import PICTURES, README
 from benchmarks.reporting.tables import Estimate, markdown_table
 
-__all__ = ["commands", "pictures", "results"]
+__all__ = ["commands", "pictures", "results", "sections"]
 
 
 def commands() -> str:
@@ -49,11 +49,25 @@ def results(folder: Path) -> str:
     return "\n\n".join(parts) or "None published yet."
 
 
+def sections(folder: Path, page: str) -> dict[str, str]:
+    """Return the published sections of the suites that a page below ``docs`` shows, by suite."""
+    shown = {}
+    for name, suite in SUITES.items():
+        if suite.page == page:
+            path = folder / f"{name}.json"
+            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            made = [] if found is None else [*found["sections"], _made_by(found, path.name, "results")]
+            shown[name] = "\n\n".join(made) or "None published yet."
+    return shown
+
+
 def _result(found: Mapping[str, Any], file: str) -> str:
     name = str(found["target"])
     suite = SUITES.get(name)
     parts = [f"### `{name}`: {suite.summary}" if suite else f"### `{name}`"]
     parts += ["\n".join(f"- {sentence}" for sentence in found["sentences"])] if found["sentences"] else []
+    if suite is not None and suite.page:
+        return "\n\n".join([*parts, f"All tables: [docs/{suite.page}](docs/{suite.page})."])
     tasks = found["tasks"]
     quoted = list(dict.fromkeys(quote["metric"] for task in tasks for quote in task["published"]))
     measured = {name for task in tasks for guide in task["guides"].values() for name in guide["metrics"]}
@@ -68,7 +82,7 @@ def _result(found: Mapping[str, Any], file: str) -> str:
     return "\n\n".join(parts)
 
 
-def _made_by(found: Mapping[str, Any], file: str) -> str:
+def _made_by(found: Mapping[str, Any], file: str, folder: str = "docs/results") -> str:
     versions = found["versions"][0]
     commits = ", ".join(
         f"{str(entry['commit'])[:10]}{' with changes' if entry['dirty'] else ''}" for entry in found["commits"]
@@ -79,7 +93,7 @@ def _made_by(found: Mapping[str, Any], file: str) -> str:
         f"Made by `{'`, `'.join(found['commands'])}`: {found['cells']['done']} cells"
         f"{f' and {failed} failed' if failed else ''}, {len(found['splits'])} splits, {len(found['seeds'])} seed"
         f"{'s' if len(found['seeds']) > 1 else ''}; mean ± standard error over splits and seeds. torch {versions['torch']}, "
-        f"Pyro {versions['pyro-ppl']}; {machine}; commit {commits}. Everything: [`{file}`](docs/results/{file})."
+        f"Pyro {versions['pyro-ppl']}; {machine}; commit {commits}. Everything: [`{file}`]({folder}/{file})."
     )
 
 

@@ -131,8 +131,8 @@ class Calibration:
     def plot(self) -> Figure:
         """Draw for each latent the distribution function of its u, less that of a uniform, with the band around zero.
 
-        A hump is a guide that is too wide or, upside down, too narrow in the order low, high; one above zero throughout is a
-        guide whose draws are too high, below zero too low. At most twelve latents are drawn, those furthest off first.
+        Above zero on the left and below it on the right: the guide is too narrow; the reverse: too wide. Above zero
+        throughout: its draws are too high; below: too low. At most twelve latents are drawn, those furthest off first.
 
         :returns: a matplotlib figure that belongs to no window; save it with ``figure.savefig(path)``.
         """

@@ -9,8 +9,10 @@ import torch
 
 import guides
 from benchmarks import SUITES, TASKS
+from benchmarks.data.exact import TARGETS
 from benchmarks.evaluation import reference
 from benchmarks.reporting.scoreboard import confusion, lies, sections
+from docs.writer import readme
 from zoo.posteriordb import posteriors
 
 
@@ -29,6 +31,8 @@ def test_errors_name_the_element_that_is_off():
     narrow = reference.errors({"a": normals(20_000, seed=2) / 1.5}, truth)
     assert not narrow.right and narrow.sd_off == pytest.approx(1.5, abs=0.03) and narrow.mean_error < 0.03
     assert reference.errors({"a": torch.zeros(100)}, truth).sd_off == math.inf
+    undefined = reference.errors({"a": torch.tensor([math.nan, 1.0]), "b": 3 + 2 * normals(20_000, 2, seed=3)}, truth)
+    assert undefined.mean_error == math.inf and undefined.worst == "a" and not undefined.right
     with pytest.raises(ValueError, match="knows none of the sites c"):
         reference.errors({"c": normals(10)}, truth)
 
@@ -52,7 +56,10 @@ def test_a_verdict_is_true_a_lie_or_too_strict(verdict, raw, corrected, found):
     assert [name for name in ("verdict_true", "lie", "too_strict") if judged[name]] == [found]
 
 
-def test_a_fit_is_held_against_draws_of_the_truth():
+def test_a_fit_is_held_against_draws_of_the_truth(monkeypatch):
+    monkeypatch.setattr(reference, "RAW_DRAWS", 4000)
+    monkeypatch.setattr(reference, "CORRECTED_DRAWS", 1000)
+
     def model(x):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.deterministic("twice", 2 * z)
@@ -63,7 +70,7 @@ def test_a_fit_is_held_against_draws_of_the_truth():
     z = 0.75 + 0.5 * normals(40_000)  # exact: precision 1 + 3, mean 3 / 4
     found = reference.against(posterior, {"z": z, "twice": 2 * z}, seed=0)
     assert found.verdict["level"] == "good" and found.metrics["verdict_true"] == 1 and found.metrics["gradients"] == 300
-    assert found.metrics["mean_error"] < 0.1 and found.metrics["corrected_mean_error"] < 0.1
+    assert found.metrics["mean_error"] < 0.1 and found.metrics["corrected_mean_error"] < 0.15
     assert found.curves["reference"]["raw"]["names"] == ["z", "twice"]
     other = reference.against(posterior, {"z": z + 0.3}, seed=0)
     assert other.metrics["lie"] == 1 and other.curves["reference"]["raw"]["worst"] == "z"
@@ -100,6 +107,45 @@ def test_tables_count_verdicts_against_the_truth():
     assert "1 are called good, corrected or usable though" in parts[0].sentences[0]
     assert parts[0].sentences[1] == "The same verdict at every seed for 1 of 2 pairs of posterior and guide."
     assert all(section.markdown() for section in parts)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_exact_draws_are_draws_of_the_model(name):
+    """Stein's identity for the density p: the mean of grad log p is 0; modes are numbered within their count."""
+    target = TARGETS[name]
+    draws = target.draws(20_000)
+    model = target.model()
+    trace = pyro.poutine.trace(pyro.poutine.condition(model, data={k: v[0] for k, v in draws.items()})).get_trace()
+    assert {n for n, s in trace.nodes.items() if s["type"] == "sample" and n in draws} == set(draws)
+
+    def log_p(point):
+        return pyro.poutine.trace(pyro.poutine.condition(model, data=point)).get_trace().log_prob_sum()
+
+    with pyro.validation_enabled(False):
+        gradient = torch.func.vmap(torch.func.grad(log_p))({k: v.float() for k, v in draws.items()})
+    for site, value in gradient.items():
+        flat = value.double().reshape(len(value), -1)
+        z = flat.mean(0) / (flat.std(0) / len(flat) ** 0.5)
+        assert z.abs().max() < 4.5, (site, z)
+    if target.mode is not None:
+        share = torch.bincount(target.mode(draws), minlength=target.modes).double() / 20_000
+        assert len(share) == target.modes and (not target.alike or (share - 1 / target.modes).abs().max() < 0.03)
+
+
+def test_modes_and_both_bounds_are_measured(monkeypatch):
+    monkeypatch.setattr(reference, "RAW_DRAWS", 1000)
+    monkeypatch.setattr(reference, "CORRECTED_DRAWS", 100)
+    task = TASKS["normals_10d"]
+    model = task.model(task.load(0))
+    posterior = guides.fit(model, "mean_field", steps=200, lr=0.05, compile="eager", progress=False)
+    found = task.evaluate(posterior, task.load(0), num_samples=100, seed=0)
+    assert found.metrics["mode_coverage"] < 0.1 and found.metrics["mode_mass_error"] > 0.8  # one mode of eight
+    assert found.metrics["eubo"] > 5
+    assert not found.metrics["raw_right"]
+
+
+def test_published_sections_fill_the_page(tmp_path):
+    assert readme.sections(tmp_path, "scoreboard.md") == dict.fromkeys(("posteriordb", "synthetic"), "None published yet.")
 
 
 def test_every_posterior_is_a_task_at_the_defaults_of_fit():
