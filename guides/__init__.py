@@ -20,6 +20,7 @@ from guides.errors import (
     MinibatchScaleError,
     NonFiniteLossError,
     NonFiniteLossWarning,
+    NoReferenceError,
     NotAtTheModeWarning,
     OptionError,
     StorageError,
@@ -70,6 +71,7 @@ from guides.posterior import Posterior
 from guides.program.prior import sample_prior
 from guides.registries import families, objectives, samplers
 from guides.samplers import HMC, NUTS, Sampled, Sampler
+from guides.samplers.reference import reference
 
 __all__ = [
     "DLGMMELBO",
@@ -114,6 +116,7 @@ __all__ = [
     "MinibatchScaleError",
     "Mixture",
     "MixtureAmortized",
+    "NoReferenceError",
     "NonFiniteLossError",
     "NonFiniteLossWarning",
     "NotAtTheModeWarning",
@@ -145,6 +148,7 @@ __all__ = [
     "log_density",
     "log_marginal",
     "objectives",
+    "reference",
     "sample_prior",
     "samplers",
     "to_arviz",

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from guides.diagnostics import Diagnosis, diagnose
 from guides.diagnostics.diagnosis import DRAWS
+from guides.diagnostics.truth import errors
 from guides.errors import OptionError
 from guides.families.choose import guide_factory
+from guides.fitted.draws import Draws
 from guides.fitting import fit
 from guides.posterior import Posterior
 from guides.program.guide import amortized_sites, is_point_mass
 from guides.program.keywords import check_names, keywords_of
 from guides.psis import MIN_DRAWS
+from guides.samplers.reference import reference as _draw_reference
+from guides.samplers.sampled import Sampled
 from guides.samplers.sampling import applying, sampler_of
 from guides.samplers.sampling import label as sampler_label
 
@@ -25,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "ComparisonRow", "compare"]
 
 _ROW_DRAWS = 100_000
+_TRUTH_DRAWS = 4000
+_TRUTH = ("mean error (sd)", "sd off (factor)", "corrected", "W1 (sd)", "gradients")
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,12 @@ class ComparisonRow:
     :ivar elpd: expected log predictive density by PSIS-LOO in nats, and its standard error.
     :ivar seconds: wall time of the fit.
     :ivar error: what went wrong, or empty.
+    :ivar mean_error: largest error of a mean over all elements of latent and deterministic sites, in standard deviations of
+        the reference; ``mean_error_average``: their mean. These and the next are there with a reference only.
+    :ivar sd_off: largest factor between a standard deviation and the reference's, 1 or more.
+    :ivar corrected_mean_error: ``mean_error`` of draws corrected by their weights; ``corrected_sd_off`` likewise.
+    :ivar wasserstein: mean 1-Wasserstein distance of the marginals, in standard deviations of the reference.
+    :ivar gradients: evaluations of the model's gradient that the fit took.
     """
 
     guide: str
@@ -47,6 +61,13 @@ class ComparisonRow:
     seconds: float = math.nan
     verdict: str = ""
     error: str = ""
+    mean_error: float = math.nan
+    mean_error_average: float = math.nan
+    sd_off: float = math.nan
+    corrected_mean_error: float = math.nan
+    corrected_sd_off: float = math.nan
+    wasserstein: float = math.nan
+    gradients: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -56,11 +77,13 @@ class Comparison:
     :ivar rows: one per guide.
     :ivar posteriors: by guide; without those that failed.
     :ivar diagnoses: by guide.
+    :ivar reference: draws of the posterior that guides were held against, if that was asked for.
     """
 
     rows: tuple[ComparisonRow, ...]
     posteriors: Mapping[str, Posterior] = field(repr=False)
     diagnoses: Mapping[str, Diagnosis] = field(repr=False)
+    reference: Posterior | None = field(repr=False, default=None)
 
     @property
     def best(self) -> str:
@@ -74,8 +97,11 @@ class Comparison:
         return [{k: clean(v) for k, v in asdict(r).items()} for r in self.rows]
 
     def __str__(self) -> str:
-        header = ("guide", "ELBO (nats)", "k-hat", "elpd LOO (nats)", "seconds", "verdict")
-        table = [header, *(_cells(r) for r in self.rows)]
+        header: tuple[str, ...] = ("guide", "ELBO (nats)", "k-hat", "elpd LOO (nats)", "seconds", "verdict")
+        table: list[tuple[str, ...]] = [header, *(_cells(r) for r in self.rows)]
+        if self.reference is not None:
+            table = [line + more for line, more in zip(table, [_TRUTH, *(_truth_cells(r) for r in self.rows)])]
+            header = table[0]
         widths = [max(len(row[i]) for row in table) for i in range(len(header))]
         lines = [
             "  ".join(c.ljust(w) if i in (0, 5) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))
@@ -116,6 +142,7 @@ def compare(
     *data: Any,
     num_samples: int | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    reference: bool | Posterior = False,
     **fit_options: Any,
 ) -> Comparison:
     """Fit several guides to the same model and data, diagnose each, and put them in one table.
@@ -126,8 +153,11 @@ def compare(
     :param data: the model's positional arguments.
     :param num_samples: draws behind each figure; by default as many as :func:`guides.diagnose` needs for its verdict.
     :param options: fit options for single guides, by name, on top of ``fit_options``.
+    :param reference: hold every guide against draws of the posterior, too: ``True`` draws them by :func:`guides.reference`
+        (seconds to minutes; kept on disk), or a posterior that came from it.
     :param fit_options: options of :func:`guides.fit`, the same for all; samplers are spared those of an optimisation.
     :raises OptionError: if no guide is given or two have the same name.
+    :raises NoReferenceError: before any fit, if there is no reference of this posterior.
 
     Example::
 
@@ -158,6 +188,12 @@ def compare(
         raise OptionError("guides is empty; pass at least one name")
     if len(set(labels)) < len(labels):
         raise OptionError(f"two guides have the same label among {', '.join(labels)}; give them different options")
+    truth = None
+    if reference is not False:
+        truth = (
+            _draw_reference(model, *data, model_kwargs=fit_options.get("model_kwargs")) if reference is True else reference
+        )
+    known = {} if truth is None else _pooled(truth.draws(log_likelihood=False))
     rows, posteriors, diagnoses = [], {}, {}
     for label, guide in zip(labels, guides):
         try:
@@ -170,9 +206,35 @@ def compare(
             rows.append(ComparisonRow(label, verdict="failed", error=_one_line(error)))
             continue
         posteriors[label], diagnoses[label] = posterior, diagnosis
-        rows.append(_row(label, posterior, diagnosis, num_samples))
+        row = _row(label, posterior, diagnosis, num_samples)
+        rows.append(row if truth is None else _against(row, posterior, known))
     rows.sort(key=lambda r: (math.isnan(r.elbo), -r.elbo if not math.isnan(r.elbo) else 0.0))
-    return Comparison(tuple(rows), posteriors, diagnoses)
+    return Comparison(tuple(rows), posteriors, diagnoses, truth)
+
+
+def _pooled(draws: Draws) -> dict[str, Tensor]:
+    """Return draws of all chains together, by continuous latent or deterministic site."""
+    every = {**draws.latents, **draws.deterministic}
+    return {name: value.flatten(0, 1) for name, value in every.items() if value.is_floating_point()}
+
+
+def _against(row: ComparisonRow, posterior: Posterior, truth: Mapping[str, Tensor]) -> ComparisonRow:
+    """Return a row with how far a posterior's answers are from those of draws of the truth."""
+    raw = errors(_pooled(posterior.draws(_TRUTH_DRAWS, log_likelihood=False)), truth)
+    steps = posterior.losses.numel() * posterior.program.particles
+    row = replace(
+        row,
+        mean_error=raw.mean_error,
+        mean_error_average=float(raw.bias.abs().mean()),
+        sd_off=raw.sd_off,
+        wasserstein=float(raw.distance.mean()),
+        gradients=float(posterior.gradients if isinstance(posterior, Sampled) else steps),
+    )
+    try:
+        corrected = errors(_pooled(posterior.draws(_TRUTH_DRAWS, log_likelihood=False, corrected=True)), truth)
+    except OptionError:  # draws of points and of samplers have no weights
+        return row
+    return replace(row, corrected_mean_error=corrected.mean_error, corrected_sd_off=corrected.sd_off)
 
 
 def _one_line(error: Exception) -> str:
@@ -212,6 +274,17 @@ def _row(label: str, posterior: Posterior, diagnosis: Diagnosis, num_samples: in
         elpd_se=math.sqrt(sum(e.se**2 for e in elpd)) if elpd else math.nan,
         seconds=sum(posterior.seconds.values()),
         verdict=diagnosis.verdict,
+    )
+
+
+def _truth_cells(row: ComparisonRow) -> tuple[str, ...]:
+    number = lambda v, spec: "-" if math.isnan(v) else format(v, spec)  # noqa: E731
+    return (
+        number(row.mean_error, ".2f"),
+        number(row.sd_off, ".2f"),
+        f"{number(row.corrected_mean_error, '.2f')}, {number(row.corrected_sd_off, '.2f')}",
+        number(row.wasserstein, ".2f"),
+        number(row.gradients, ",.0f"),
     )
 
 

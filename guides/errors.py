@@ -14,6 +14,7 @@ __all__ = [
     "GuideMismatchError",
     "InterruptedFitWarning",
     "MinibatchScaleError",
+    "NoReferenceError",
     "NonFiniteLossError",
     "NonFiniteLossWarning",
     "NotAtTheModeWarning",
@@ -56,6 +57,10 @@ class MinibatchScaleError(ValueError):
 
 class UnsupportedModelError(ValueError):
     """A model that lacks the structure which a guide or an option needs."""
+
+
+class NoReferenceError(RuntimeError):
+    """Chains that have not been shown to be draws of the posterior, so that nothing may be held against them."""
 
 
 class NonFiniteLossError(RuntimeError):

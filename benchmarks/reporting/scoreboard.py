@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from benchmarks.evaluation.reference import BIAS, RATIO, VERDICTS
+from benchmarks.evaluation.reference import VERDICTS
 from benchmarks.protocol.task import Suite
 from benchmarks.reporting.report import known_tasks
 from benchmarks.reporting.tables import Entry, Section, Table
 from benchmarks.running.store import Record
+from guides.diagnostics.truth import BIAS, RATIO
 
 __all__ = ["confusion", "lies", "sections", "synthetic"]
 

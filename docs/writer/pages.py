@@ -34,7 +34,7 @@ PACKAGES = (guides, guides.diagnostics, guides.information, guides.predictive, z
 API = (
     ("Fit and compare", (guides.fit, guides.fit_many, guides.compare, guides.Comparison)),
     ("The result of a fit", (guides.Posterior, guides.Draws, guides.Site)),
-    ("The model as one function, and chains", (guides.log_density, guides.LogDensity, guides.Sampled)),
+    ("The model as one function, and chains", (guides.log_density, guides.LogDensity, guides.Sampled, guides.reference)),
     ("Closed-form coordinate ascent", (guides.cavi, guides.ConjugatePosterior, guides.ConjugateStructure)),
     ("Can it be trusted?", (guides.diagnose, guides.Diagnosis, guides.calibrate, guides.Calibration)),
     (

@@ -24,6 +24,7 @@ from guides.program.alone import undivided
 from guides.program.checks import check_model
 from guides.program.data import Data
 from guides.program.discrete.enumeration import with_values
+from guides.program.fingerprint import digest
 from guides.program.inputs import read
 from guides.program.keywords import check_names, keywords_of
 from guides.program.noise import NoiseTape
@@ -222,6 +223,14 @@ class LogDensity:
         with undivided("from_sites"), in_double(), torch.no_grad():
             parts = [self._maps[name].inv(value).reshape(*leading, -1) for name, value in given.items()]
         return torch.cat(parts, -1)
+
+    def operations(self) -> str | None:
+        """Return a hash of all operations of value and gradient with their constants, the data among them.
+
+        ``None`` where the model could not be traced.
+        """
+        described = self._both.described()
+        return None if described is None else digest([self.names, described])
 
     def _vectors(self, name: str, value: Any) -> Tensor:
         """Return what should be vectors as a tensor.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +63,14 @@ class Kernel:
     def runs(self) -> str:
         """How it runs now: ``"eager"``, ``"trace"`` or ``"native"``."""
         return "eager" if self._graph is None else "trace" if self._native is None else "native"
+
+    def described(self) -> list[Any] | None:
+        """Return the operations as text, and their constants; ``None`` if they are not known."""
+        if self._graph is None:
+            return None
+        graph = self._graph
+        names = sorted({str(n.target) for n in graph.graph.nodes if n.op == "get_attr"})
+        return [graph.code, {name: operator.attrgetter(name)(graph) for name in names}]
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Return the results at each row of the inputs, ``(B, D)`` each, shape ``(B, M)``; for one thread at a time."""

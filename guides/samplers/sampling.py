@@ -6,7 +6,7 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,11 @@ from guides.registries import samplers
 from guides.samplers.base import Chains, Sampler
 from guides.samplers.sampled import Drawn, Sampled
 
-__all__ = ["applying", "check_applies", "guide_name", "label", "sample", "sampler_of"]
+__all__ = ["Prepared", "applying", "check_applies", "concluded", "guide_name", "label", "prepared", "sample", "sampler_of"]
 
 _TRIES = 100
-_REACH = 2.0  # chains start uniformly within so much of zero in the unconstrained space, as Stan's do
-_NEAR = 0.1  # or, where the density is not finite there, this near to medians of the prior
+_REACH = 1.0  # chains start uniformly within so much of medians of the prior, in the unconstrained space
+_NEAR = 0.1  # or, where the density is not finite there, within so much
 _KNOWN = ("seed", "compile", "progress", "device", "model_kwargs")  # of the options of a fit
 
 
@@ -103,7 +103,39 @@ def sample(
     check_whole("seed", seed)
     if str(device) not in ("auto", "cpu"):
         raise OptionError(f"device={str(device)!r}, but samplers run on the CPU, in float64; leave it out")
-    name, began = guide_name(sampler), time.perf_counter()
+    ready = prepared(model, data, sampler, guide_name(sampler), seed, compile, model_kwargs)
+    chains = sampler.run(ready.density, ready.starts, seed, sys.stderr.isatty() if progress is None else progress)
+    return concluded(ready, sampler, chains)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a sampler needs, and what its posterior is made of.
+
+    :ivar program: the model as the posterior evaluates it, in the default precision.
+    :ivar seconds: that preparing took; ``began``: when it was over.
+    """
+
+    density: LogDensity
+    program: Program
+    training: Data
+    starts: np.ndarray
+    seed: int
+    seconds: float
+    began: float
+
+
+def prepared(
+    model: Callable[..., Any],
+    data: tuple[Any, ...],
+    sampler: Sampler,
+    name: str,
+    seed: int,
+    compile: str,
+    model_kwargs: dict[str, Any] | None,
+) -> Prepared:
+    """Return the compiled density of a model, and starts."""
+    began = time.perf_counter()
     with undivided("guides.fit"):
         density = log_density(model, *data, compile=compile, seed=seed, model_kwargs=model_kwargs)
         _check_no_parameters(density, name)
@@ -111,44 +143,35 @@ def sample(
         program = Program.build(model, Drawn(model), ELBO(), given, batch_size=None, seed=seed)
         starts = _starts(density, sampler.chains, seed)
         density.workspace()  # compiled before the chains start
-    ready = time.perf_counter()
-    chains = sampler.run(density, starts, seed, sys.stderr.isatty() if progress is None else progress)
-    drawn = time.perf_counter()
-    return _sampled(name, sampler, density, program, given, chains, seed, (ready - began, drawn - ready))
+    over = time.perf_counter()
+    return Prepared(density, program, given, starts, seed, over - began, over)
 
 
-def _sampled(
-    name: str,
-    sampler: Sampler,
-    density: LogDensity,
-    program: Program,
-    given: Data,
-    chains: Chains,
-    seed: int,
-    seconds: tuple[float, float],
-) -> Sampled:
+def concluded(ready: Prepared, sampler: Sampler, chains: Chains) -> Sampled:
+    """Return chains as a posterior."""
+    took = time.perf_counter() - ready.began
     points = torch.from_numpy(chains.points)
-    shapes = {n: site.shape for n, site in density.sites.items()}
-    values = density.to_sites(points, deterministic=False)
+    shapes = {n: site.shape for n, site in ready.density.sites.items()}
+    values = ready.density.to_sites(points, deterministic=False)
     kind = torch.get_default_dtype()
     latents = {n: v.reshape(*points.shape[:2], *shapes[n]).to(kind) for n, v in values.items()}
     statistics = {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in chains.statistics.items()}
-    guide: Any = program.guide
+    guide: Any = ready.program.guide
     guide.placed(points)
     return Sampled(
-        family=name,
+        family=guide_name(sampler),
         options={f.name: getattr(sampler, f.name) for f in fields(sampler)},
         losses=torch.zeros(1, 0),
         objective="",
         steps=sampler.tune + sampler.draws,
-        seed=seed,
+        seed=ready.seed,
         stop_reasons=(f"drew {points.shape[1]} times in each of {points.shape[0]} chains",),
-        seconds={"setup": seconds[0], "train": seconds[1], "finish": 0.0},
+        seconds={"setup": ready.seconds, "train": took, "finish": 0.0},
         info=({"gradients": chains.gradients},),
         validation=torch.zeros(1, 0),
-        program=program,
-        flat=program.parameters.initial[None],
-        training=given,
+        program=ready.program,
+        flat=ready.program.parameters.initial[None],
+        training=ready.training,
         run=None,
         latents=latents,
         points=points,
@@ -182,17 +205,16 @@ def _starts(density: LogDensity, count: int, seed: int) -> np.ndarray:
     found = []
     for _ in range(count):
         for attempt in range(2 * _TRIES):
-            wide = source.uniform(-_REACH, _REACH, density.size)
-            near = density.start.numpy() + _NEAR * wide
-            point = wide if attempt < _TRIES else near
+            reach = _REACH if attempt < _TRIES else _NEAR
+            point = density.start.numpy() + source.uniform(-reach, reach, density.size)
             value, gradient = density.value_and_gradient(point)
             if bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all()):
                 found.append(point)
                 break
         else:
             raise NonFiniteLossError(
-                f"the log density is not finite at any of {2 * _TRIES} starts, uniform in ±{_REACH:g} and around medians of "
-                "the prior; is a latent bounded by data, or a scale of the data far from 1? Give the model a prior that "
+                f"the log density is not finite at any of {2 * _TRIES} starts around medians of the "
+                "prior; is a latent bounded by data, or a scale of the data far from 1? Give the model a prior that "
                 "covers the data, or standardise them"
             )
     return np.stack(found)

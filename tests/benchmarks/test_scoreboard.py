@@ -13,6 +13,7 @@ from benchmarks.data.exact import TARGETS
 from benchmarks.evaluation import reference
 from benchmarks.reporting.scoreboard import confusion, lies, sections
 from docs.writer import readme
+from guides.diagnostics.truth import errors
 from zoo.posteriordb import posteriors
 
 
@@ -22,19 +23,17 @@ def normals(*shape, seed=0):
 
 def test_errors_name_the_element_that_is_off():
     truth = {"a": normals(40_000), "b": 3 + 2 * normals(40_000, 2, seed=1)}
-    same = reference.errors(
-        {"a": normals(20_000, seed=2), "b": 3 + 2 * normals(20_000, 2, seed=3), "other": normals(5)}, truth
-    )
+    same = errors({"a": normals(20_000, seed=2), "b": 3 + 2 * normals(20_000, 2, seed=3), "other": normals(5)}, truth)
     assert same.right and same.names == ("a", "b[1]", "b[2]") and float(same.distance.max()) < 0.03
-    moved = reference.errors({"b": 3 + 2 * normals(20_000, 2, seed=3) + torch.tensor([0.0, 0.4])}, truth)
+    moved = errors({"b": 3 + 2 * normals(20_000, 2, seed=3) + torch.tensor([0.0, 0.4])}, truth)
     assert not moved.right and moved.worst == "b[2]" and moved.mean_error == pytest.approx(0.2, abs=0.03)
-    narrow = reference.errors({"a": normals(20_000, seed=2) / 1.5}, truth)
+    narrow = errors({"a": normals(20_000, seed=2) / 1.5}, truth)
     assert not narrow.right and narrow.sd_off == pytest.approx(1.5, abs=0.03) and narrow.mean_error < 0.03
-    assert reference.errors({"a": torch.zeros(100)}, truth).sd_off == math.inf
-    undefined = reference.errors({"a": torch.tensor([math.nan, 1.0]), "b": 3 + 2 * normals(20_000, 2, seed=3)}, truth)
+    assert errors({"a": torch.zeros(100)}, truth).sd_off == math.inf
+    undefined = errors({"a": torch.tensor([math.nan, 1.0]), "b": 3 + 2 * normals(20_000, 2, seed=3)}, truth)
     assert undefined.mean_error == math.inf and undefined.worst == "a" and not undefined.right
     with pytest.raises(ValueError, match="knows none of the sites c"):
-        reference.errors({"c": normals(10)}, truth)
+        errors({"c": normals(10)}, truth)
 
 
 @pytest.mark.parametrize(
