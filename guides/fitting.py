@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from guides.errors import (
@@ -19,7 +18,8 @@ from guides.errors import (
     check_whole,
 )
 from guides.families.base import Family, FitContext
-from guides.families.choose import Model, guide_factory
+from guides.families.choose import Model, check_order, guide_factory, is_guide
+from guides.families.reading import choose_device, read_data, read_for, read_validation
 from guides.fitted.run import Run, finishes, warn_of
 from guides.objectives.base import Objective
 from guides.objectives.choose import make_objective
@@ -33,13 +33,13 @@ from guides.program.checks import check_model, check_values, scale_of
 from guides.program.data import Data
 from guides.program.factors import FactorsOrNaN
 from guides.program.guide import as_guide
-from guides.program.inputs import read, read_like
+from guides.program.inputs import read_like
+from guides.program.isolation import seeded
 from guides.program.keywords import check_names, keywords_of
 from guides.program.moving_supports import check_same_supports
 from guides.program.owning import is_owned
 from guides.program.parameters import isolated_store, reachable_modules
-from guides.program.program import Program, seeded, setup_rows
-from guides.registries import families, samplers
+from guides.program.program import Program
 from guides.samplers.sampling import check_applies, guide_name, sample, sampler_of
 
 __all__ = ["fit", "fit_alike", "fit_many", "read_once"]
@@ -155,14 +155,14 @@ def fit(
         )
     check_names("fit", misspelt, keywords_of(fit), "arguments of the model go by position, or in model_kwargs={...}")
     check_model(model, "fit(model, 'mean_field', x, y)")
-    if guide is not None and not _is_guide(guide):
+    if guide is not None and not is_guide(guide):
         guide, data = None, (guide, *data)
-    _check_order(guide, data)
+    check_order(guide, data)
     check_whole("replicates", replicates, least=1)
     check_whole("seed", seed)
-    where = _device(device)
+    where = choose_device(device)
     with undivided("guides.fit"):
-        training, held_out = _split(model, guide, data, validation, model_kwargs, where, seed, batch_size)
+        training, held_out = read_data(model, guide, data, validation, model_kwargs, where, seed, batch_size)
     batch_size = training.batch_size if batch_size is None else batch_size
     settings = Settings.of(
         training,
@@ -227,16 +227,16 @@ def fit_many(
     check_names("fit_many", options, [*_OF_OBJECTIVE, *keywords_of(Settings.of)])
     if not datasets:
         raise DataError("datasets is empty; pass at least one tuple of model arguments")
-    where = _device(device)
+    where = choose_device(device)
     check_model(model, "fit(model, 'mean_field', x, y)")
     with undivided("guides.fit_many"):
-        training = [_read(model, guide, datasets[0], model_kwargs, where, 0, options.get("batch_size"))]
+        training = [read_for(model, guide, datasets[0], model_kwargs, where, 0, options.get("batch_size"))]
     training += [read_like(model, training[0], d, model_kwargs, where) for d in datasets[1:]]
     held_out = None
     if validations is not None:
         if len(validations) != len(training):
             raise DataError(f"{len(validations)} validations for {len(training)} data sets; pass one each")
-        held_out = [_validation(model, v, t, model_kwargs, where) for v, t in zip(validations, training)]
+        held_out = [read_validation(model, v, t, model_kwargs, where) for v, t in zip(validations, training)]
     seeds = list(range(len(datasets))) if seeds is None else list(seeds)
     if len(seeds) != len(datasets):
         raise OptionError(f"{len(seeds)} seeds for {len(datasets)} data sets; pass one each")
@@ -257,7 +257,7 @@ def read_once(
     """Return the arguments of a fit as the model and the guide are going to see them."""
     check_model(model, "fit(model, 'mean_field', x, y)")
     with undivided("guides.fit_many"):
-        return _read(model, guide, data, model_kwargs, _device(device), 0, None)
+        return read_for(model, guide, data, model_kwargs, choose_device(device), 0, None)
 
 
 def fit_alike(
@@ -279,7 +279,7 @@ def fit_alike(
     :returns: one posterior, whose replicate r belongs to data set r of ``posterior.run``.
     """
     check_names("fit_many", options, [*_OF_OBJECTIVE, *keywords_of(Settings.of)])
-    where = _device(device)
+    where = choose_device(device)
     objective, num_particles = (options.pop(name, default) for name, default in _OF_OBJECTIVE.items())
     first = read_once(model, guide, datasets[0], model_kwargs, where)
     with undivided("guides.fit_many"):
@@ -374,75 +374,6 @@ def _begin(
     return program, torch.stack(starts)
 
 
-def _split(
-    model: Model,
-    guide: Any,
-    data: Sequence[Any],
-    validation: float | tuple[Any, ...] | None,
-    model_kwargs: dict[str, Any] | None,
-    device: torch.device,
-    seed: int,
-    batch_size: int | None,
-) -> tuple[Data, Data | None]:
-    """Return the data to train on, and those to choose the best parameters by, if any."""
-    share = isinstance(validation, float)
-    training = _read(model, guide, data, model_kwargs, device, seed, batch_size, wanted=share)
-    if validation is None:
-        return training, None
-    if not isinstance(validation, float):
-        return training, _validation(model, validation, training, model_kwargs, device)
-    if not training.rows:
-        raise OptionError("validation is a fraction, but no positional tensor argument has rows to hold out")
-    return training.split(validation, seed)
-
-
-def _read(
-    model: Model,
-    guide: Any,
-    data: Sequence[Any],
-    model_kwargs: dict[str, Any] | None,
-    device: torch.device,
-    seed: int,
-    batch_size: int | None,
-    wanted: bool = False,
-) -> Data:
-    """Return the arguments of a fit, read as the model, and a guide that is not set up by its first call, can use them."""
-    rows = None if not isinstance(batch_size, int) else setup_rows(batch_size)
-    new = guide is not None and not isinstance(guide, AutoGuide)
-    make = guide_factory(model, guide)[0] if new else None
-    return read(
-        model, data, model_kwargs, device, seed=seed, rows=rows, rows_wanted=wanted or batch_size is not None, guide=make
-    )
-
-
-def _check_order(guide: Any, data: tuple[Any, ...]) -> None:
-    """Check that no guide stands among the data.
-
-    :raises OptionError: naming it.
-    """
-    for i, value in enumerate(data):
-        named = isinstance(value, str) and (value in families or value in samplers)
-        if isinstance(value, list) and value and all(isinstance(v, str) and v in families for v in value):
-            raise OptionError("guide is a list; fit takes one guide, guides.compare(model, [...], ...) several")
-        if guide is None and (named or isinstance(value, AutoGuide)):
-            raise OptionError(
-                f"the guide {_kind(value)} stands among the data (argument {i}); it comes right after the model: "
-                "fit(model, 'mean_field', x, y)"
-            )
-
-
-def _kind(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
-
-
-def _is_guide(value: Any) -> bool:
-    if isinstance(value, str | type) or (callable(value) and not isinstance(value, Tensor)):
-        return True
-    if isinstance(value, Mapping):  # families by pattern of sites, and not an argument of the model
-        return bool(value) and all(isinstance(v, str) or (isinstance(v, tuple) and _is_guide(v)) for v in value.values())
-    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict)
-
-
 def _check_validates(program: Program) -> None:
     """Check that the model says something about rows it was not fitted to.
 
@@ -453,31 +384,3 @@ def _check_validates(program: Program) -> None:
             f"latent site {name!r} has one value per data point, so there is none to score validation data with; "
             "fit without validation, or with a guide that computes it from the data ('amortized')"
         )
-
-
-def _validation(model: Model, value: Any, training: Data, model_kwargs: dict[str, Any] | None, device: torch.device) -> Data:
-    """Return validation data, checked to look like the training data apart from the number of rows.
-
-    :raises DataError: naming the argument that does not.
-    """
-    if not isinstance(value, tuple | list):
-        raise DataError(f"validation must be a fraction such as 0.1 or a tuple like the data, not {type(value).__name__}")
-    held_out = read_like(model, training, tuple(value), model_kwargs, device)
-    if len(held_out.args) != len(training.args):
-        given, have = len(held_out.args), len(training.args)
-        raise DataError(f"validation has {given} arguments, the data have {have}; pass one for each")
-    for i, (new, old) in enumerate(zip(held_out.args, training.args)):
-        rows = i in training.rows
-        if rows and (not isinstance(new, Tensor) or new.shape[1:] != old.shape[1:] or new.dim() != old.dim()):
-            got = tuple(new.shape) if isinstance(new, Tensor) else repr(new)
-            raise DataError(f"validation argument {i} is {got}; like the data's it must be (rows, {tuple(old.shape[1:])})")
-    return held_out
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise OptionError("device='cuda' but no CUDA device was found; use device='auto' or 'cpu'")
-    return chosen

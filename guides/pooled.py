@@ -18,8 +18,9 @@ from guides.fitted.fitted import FittedGuide
 from guides.fitted.own_sites import trace_at
 from guides.program.data import Data
 from guides.program.guide import as_guide
+from guides.program.isolation import quiet
 from guides.program.parameters import isolated_store
-from guides.program.program import Program, quiet
+from guides.program.program import Program
 from guides.program.vectorise import over_draws
 
 __all__ = ["Pooled", "pool_weights"]

@@ -25,9 +25,10 @@ from guides.errors import (
 )
 from guides.families.choose import Model, guide_factory
 from guides.fitted.arviz_io import to_arviz
-from guides.fitted.fitted import FittedGuide, holds_module
+from guides.fitted.fitted import FittedGuide
 from guides.fitted.run import warn_of
 from guides.fitted.saved import checked
+from guides.fitted.values import holds_module
 from guides.objectives.choose import make_objective
 from guides.optimise.loop import train
 from guides.optimise.settings import Settings

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
@@ -23,12 +21,11 @@ from benchmarks.protocol.split import Split
 from benchmarks.protocol.task import SUITES, TASKS, Setting, Suite, Task
 from benchmarks.running import provenance
 from benchmarks.running.netcdf import netcdf
+from benchmarks.running.records import failure_of, losses_of, now, record_of, small, thinned
 from benchmarks.running.store import Cell, Record, ResultsFolder, write_atomically, write_images
 from benchmarks.running.workers import in_processes, picklable, usable_cores
 
 __all__ = ["Outcome", "Plan", "plan", "run"]
-
-TRACE_POINTS = 200
 
 
 @dataclass(frozen=True)
@@ -244,7 +241,7 @@ def _run_group(
                 loaded[cell.split] = task.load(cell.split)
             ready.append((cell, loaded[cell.split]))
         except Exception as error:  # whatever one cell raises must not cost the others
-            yield _record(cell, setting, device, _now()) | _failure(error)
+            yield record_of(cell, setting, device, now()) | failure_of(error)
     for chunk in _chunks(ready, task.replicates):
         yield from _run_chunk(chunk, task, setting, folder, device, progress)
 
@@ -266,7 +263,7 @@ def _run_chunk(
 
     Halving finds the one bad cell among good ones, and also makes room where memory ran out.
     """
-    began, started = _now(), time.perf_counter()
+    began, started = now(), time.perf_counter()
     caught: list[str] = []
     memory = provenance.PeakMemory(device)
     failure: Exception | None = None
@@ -291,7 +288,7 @@ def _run_chunk(
     except Exception as error:  # whatever one cell raises must not cost the others
         failure = error
     if failure is not None and len(chunk) == 1:
-        yield _record(chunk[0][0], setting, device, began) | _failure(failure) | {"warnings": caught}
+        yield record_of(chunk[0][0], setting, device, began) | failure_of(failure) | {"warnings": caught}
         return
     if failure is not None:
         failure = None  # with its traceback go the tensors that did not fit
@@ -303,14 +300,14 @@ def _run_chunk(
     for (cell, split), posterior in zip(chunk, posteriors):
         started = time.perf_counter()
         messages = list(caught)
-        record = _record(cell, setting, device, began)
+        record = record_of(cell, setting, device, began)
         evaluating = provenance.PeakMemory(device)
         try:
             with evaluating, _working(task.threads, messages), torch.random.fork_rng():
                 torch.manual_seed(cell.fit_seed)
                 record |= _results(cell, task, setting, split, posterior, folder)
         except Exception as error:  # as above
-            record |= _failure(error)
+            record |= failure_of(error)
         seconds = fit_seconds + time.perf_counter() - started
         record["fit"] = record.get("fit", {}) | {
             "seconds_wall": fit_seconds,
@@ -320,7 +317,7 @@ def _run_chunk(
         }
         record["metrics"] = record.get("metrics", {}) | {"seconds": seconds}
         record["warnings"] = messages
-        record["finished"] = _now()
+        record["finished"] = now()
         yield record
 
 
@@ -328,8 +325,8 @@ def _results(cell: Cell, task: Task, setting: Setting, split: Split, posterior: 
     """Measure one fitted posterior, keep its draws and the images that it made."""
     trust = evaluation.trust(posterior, num_samples=setting.num_samples, seed=cell.fit_seed)
     measured = task.evaluate(posterior, split, num_samples=setting.num_samples, seed=cell.fit_seed)
-    losses = _losses(posterior)
-    curves = trust.curves | measured.curves | {"loss": _thinned(losses)}
+    losses = losses_of(posterior)
+    curves = trust.curves | measured.curves | {"loss": thinned(losses)}
     kept = ""
     if task.keep_draws:
         data = evaluation.kept_inference_data(posterior, task.keep_draws, seed=cell.fit_seed)
@@ -353,41 +350,9 @@ def _results(cell: Cell, task: Task, setting: Setting, split: Split, posterior: 
             "seconds": dict(posterior.seconds),
             "objective": posterior.objective,
             "parameters": sum(part.numel() for part in posterior.parameters.values()),
-            "info": _small(posterior.info[0]),
+            "info": small(posterior.info[0]),
         },
     }
-
-
-def _record(cell: Cell, setting: Setting, device: str, started: str) -> Record:
-    """Return what every record says, whatever became of its cell."""
-    return {
-        "task": cell.task,
-        "guide": cell.guide,
-        "split": cell.split,
-        "seed": cell.seed,
-        "fit_seed": cell.fit_seed,
-        "protocol": setting.hash,
-        "started": started,
-        "finished": _now(),
-        "versions": provenance.versions(),
-        "machine": provenance.machine(device),
-        "threads": TASKS[cell.task].threads or torch.get_num_threads(),
-        **provenance.commit(),
-    }
-
-
-def _failure(error: Exception) -> Record:
-    """Return what a record says about a cell that raised."""
-    frames = traceback.format_tb(error.__traceback__)[-6:]
-    message = " ".join(str(error).split())[:1000] or type(error).__name__
-    return {
-        "status": "failed",
-        "error": {"type": type(error).__name__, "message": message, "traceback": "".join(frames)},
-    }
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @contextmanager
@@ -407,36 +372,3 @@ def _working(threads: int | None, into: list[str]) -> Iterator[None]:
                 text = " ".join(str(warning.message).split())[:500]
                 if text not in into:
                     into.append(text)
-
-
-def _losses(posterior: Any) -> torch.Tensor:
-    """Return the loss of every step that the fit took, without the places of steps after it stopped."""
-    trace = posterior.losses.detach().reshape(-1, posterior.losses.shape[-1])[0].double().cpu()
-    taken = (~trace.isnan()).nonzero()
-    return trace[: int(taken[-1]) + 1] if taken.numel() else trace[:0]
-
-
-def _thinned(trace: torch.Tensor, points: int = TRACE_POINTS) -> dict[str, Any]:
-    """Return a loss trace as at most ``points`` block means, with the step at the middle of each block."""
-    if not trace.numel():
-        return {"step": [], "value": []}
-    blocks = torch.tensor_split(trace, min(points, trace.numel()))
-    ends = torch.tensor([block.numel() for block in blocks]).cumsum(0)
-    middles = [float(end - (block.numel() + 1) / 2 + 1) for end, block in zip(ends, blocks)]
-    return {"step": middles, "value": [float(block.mean()) for block in blocks]}
-
-
-def _small(info: Mapping[str, Any], most: int = 16) -> dict[str, Any]:
-    """Return the entries of ``info`` that fit into a line: numbers, words, short lists."""
-    kept: dict[str, Any] = {}
-    for key, value in info.items():
-        if isinstance(value, Mapping):
-            kept[key] = _small(value, most)
-        elif value is None or isinstance(value, bool | int | float | str):
-            kept[key] = value
-        elif isinstance(value, torch.Tensor):
-            if value.numel() <= most:
-                kept[key] = value.detach().cpu().tolist()
-        elif isinstance(value, list | tuple) and len(value) <= most:
-            kept[key] = [str(entry) if not isinstance(entry, int | float) else entry for entry in value]
-    return kept

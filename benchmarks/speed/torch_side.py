@@ -24,8 +24,9 @@ from benchmarks.speed.models import model_and_guide
 from guides.optimise.optimisers import make_optimiser
 from guides.optimise.step import ChunkRunner, Replicates
 from guides.program.data import Data
+from guides.program.isolation import quiet, seeded
 from guides.program.parameters import isolated_store
-from guides.program.program import Program, quiet, seeded
+from guides.program.program import Program
 
 __all__ = ["CONTENDERS", "facts", "open", "throughput"]
 

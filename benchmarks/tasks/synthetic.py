@@ -13,8 +13,8 @@ from torch import Tensor
 
 from benchmarks.data.exact import TARGETS
 from benchmarks.evaluation import reference
-from benchmarks.evaluation.predictions import Evaluation
-from benchmarks.protocol.task import TASKS, Split, Task
+from benchmarks.protocol.split import Evaluation, Split
+from benchmarks.protocol.task import TASKS, Task
 
 __all__ = ["evaluate", "load", "model"]
 

@@ -12,8 +12,8 @@ from pyro import poutine
 from torch import Tensor
 
 from guides.errors import OptionError
+from guides.program.isolation import quiet, seeded
 from guides.program.parameters import isolated_store
-from guides.program.program import quiet, seeded
 from guides.program.sites import is_observed, nodes
 from guides.program.vectorise import over_draws
 

@@ -26,10 +26,11 @@ from guides.program.data import Data
 from guides.program.discrete.enumeration import with_values
 from guides.program.fingerprint import digest
 from guides.program.inputs import read
+from guides.program.isolation import quiet, seeded
 from guides.program.keywords import check_names, keywords_of
 from guides.program.noise import NoiseTape
 from guides.program.parameters import isolated_store
-from guides.program.program import Program, quiet, seeded
+from guides.program.program import Program
 from guides.program.sites import contribution, density_sites
 from guides.program.supports import unconstraining
 

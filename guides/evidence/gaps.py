@@ -22,9 +22,10 @@ from guides.fitted.fitted import FittedGuide
 from guides.optimise.optimisers import adam
 from guides.program.data import Data
 from guides.program.guide import as_guide
+from guides.program.isolation import quiet, seeded
 from guides.program.noise import Noise, NoiseTape
 from guides.program.parameters import isolated_store
-from guides.program.program import Program, quiet, seeded
+from guides.program.program import Program
 from guides.program.vectorise import Vectorised
 from guides.psis import MIN_DRAWS, float_tolerance, psis
 

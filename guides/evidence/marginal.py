@@ -22,8 +22,8 @@ from guides.program.data import Data
 from guides.program.fingerprint import arguments, digest, operations, program_parts
 from guides.program.guide import is_point_mass
 from guides.program.inputs import read_like
+from guides.program.isolation import quiet, seeded
 from guides.program.parameters import isolated_store
-from guides.program.program import quiet, seeded
 from guides.program.row_keys import row_keys
 from guides.psis import MIN_DRAWS, pareto_k_threshold
 

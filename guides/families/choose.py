@@ -6,14 +6,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
 
 from guides.errors import OptionError
 from guides.program.guide import as_guide, name_of
 from guides.program.owning import is_owned, replanted
 from guides.registries import families, samplers
 
-__all__ = ["Model", "guide_factory"]
+__all__ = ["Model", "check_order", "guide_factory", "is_guide"]
 
 Model = Callable[..., Any]
 
@@ -55,3 +56,32 @@ def guide_factory(model: Model, guide: Any) -> tuple[Callable[[], Callable[..., 
         return family(model, **options)
 
     return make, name, dict(options)
+
+
+def check_order(guide: Any, data: tuple[Any, ...]) -> None:
+    """Check that no guide stands among the data.
+
+    :raises OptionError: naming it.
+    """
+    for i, value in enumerate(data):
+        named = isinstance(value, str) and (value in families or value in samplers)
+        if isinstance(value, list) and value and all(isinstance(v, str) and v in families for v in value):
+            raise OptionError("guide is a list; fit takes one guide, guides.compare(model, [...], ...) several")
+        if guide is None and (named or isinstance(value, AutoGuide)):
+            raise OptionError(
+                f"the guide {_kind(value)} stands among the data (argument {i}); it comes right after the model: "
+                "fit(model, 'mean_field', x, y)"
+            )
+
+
+def _kind(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def is_guide(value: Any) -> bool:
+    """Tell whether an argument that may be a guide or the first of the data names or is a guide."""
+    if isinstance(value, str | type) or (callable(value) and not isinstance(value, Tensor)):
+        return True
+    if isinstance(value, Mapping):  # families by pattern of sites, and not an argument of the model
+        return bool(value) and all(isinstance(v, str) or (isinstance(v, tuple) and is_guide(v)) for v in value.values())
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict)

@@ -23,10 +23,11 @@ from guides.program.data import Data, stack
 from guides.program.discrete.enumeration import add_values, with_values
 from guides.program.factors import FactorsOrNaN
 from guides.program.guide import as_guide
+from guides.program.isolation import quiet, seeded
 from guides.program.noise import NoiseTape
 from guides.program.parameters import isolated_store
 from guides.program.prior import unobserved
-from guides.program.program import Program, quiet, seeded
+from guides.program.program import Program
 from guides.program.sites import (
     counted,
     is_deterministic,

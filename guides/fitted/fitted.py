@@ -10,24 +10,26 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from guides.errors import DataError, OptionError
 from guides.fitted.draws import PARTS, Draws, Site, sites, take_draws
 from guides.fitted.own_sites import trace_at
 from guides.fitted.resampled import resampled
 from guides.fitted.run import Run, finished
+from guides.fitted.values import holds_module, mean_of_last, quantiles_over, row_shape, unlike
 from guides.optimise.loop import Trained
 from guides.optimise.statistics import gather_statistics
 from guides.program.data import Data
 from guides.program.inputs import read_like
+from guides.program.isolation import quiet, seeded
 from guides.program.owning import is_owned, owned
 from guides.program.parameters import isolated_store
-from guides.program.program import Program, quiet, seeded
+from guides.program.program import Program
 from guides.program.words import describe, in_words
 from guides.registries import objectives
 
-__all__ = ["FittedGuide", "holds_module"]
+__all__ = ["FittedGuide"]
 
 _LAST_STEPS = 100
 
@@ -206,7 +208,7 @@ class FittedGuide:
         q = torch.as_tensor(quantiles, dtype=torch.double, device=self.device)
         if q.dim() != 1 or not bool(((q >= 0) & (q <= 1)).all()):
             raise OptionError(f"quantiles must be a sequence of probabilities between 0 and 1, not {quantiles!r}")
-        return {n: _quantiles(v, q, axis) for n, v in drawn.items()}
+        return {n: quantiles_over(v, q, axis) for n, v in drawn.items()}
 
     def summary(self, num_samples: int = 1000, seed: int | None = None) -> dict[str, dict[str, Tensor]]:
         """Return mean, standard deviation, median, 5 % and 95 % quantiles of every latent site over draws.
@@ -218,7 +220,7 @@ class FittedGuide:
         q = torch.tensor([0.05, 0.5, 0.95], dtype=torch.double, device=self.device)
         found = {}
         for name, value in self.sample(num_samples, seed).items():
-            low, middle, high = _quantiles(value, q, axis).unbind(axis)
+            low, middle, high = quantiles_over(value, q, axis).unbind(axis)
             real = value.to(middle.dtype)
             spread = real.std(axis) if num_samples > 1 else torch.full_like(middle, math.nan)
             found[name] = {"mean": real.mean(axis), "std": spread, "median": middle, "5.0%": low, "95.0%": high}
@@ -235,7 +237,7 @@ class FittedGuide:
     def _last_losses(self) -> Tensor:
         """The mean loss of each replicate over its last steps, shape ``(R,)``."""
         last = max(1, min(_LAST_STEPS, self.losses.shape[1] // 10))
-        return torch.stack([_mean_of_last(row, last) for row in self.losses])
+        return torch.stack([mean_of_last(row, last) for row in self.losses])
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(vars(copy.deepcopy(self)))  # Pyro's guides do not survive being pickled
@@ -353,7 +355,7 @@ class FittedGuide:
         if not data and model_kwargs is None:
             return self.training
         new = read_like(self.model, self.training, data, model_kwargs, self.device)
-        odd = self._unlike_training(new)
+        odd = unlike(new, self.training)
         if odd is not None:
             raise DataError(odd)
         return new
@@ -408,7 +410,7 @@ class FittedGuide:
             shapes = [
                 (i, new, old)
                 for i, (new, old) in enumerate(zip(data.args, self.training.args))
-                if _shape(new) != _shape(old)
+                if row_shape(new) != row_shape(old)
             ]
             if not shapes or type(error).__module__ == DataError.__module__:
                 raise
@@ -417,57 +419,3 @@ class FittedGuide:
                 f"argument {i} has shape {describe(new)}, the training data's was {describe(old)}, and the model cannot "
                 f"be run on it: {in_words(error)}"
             ) from error
-
-    def _unlike_training(self, data: Data) -> str | None:
-        """Return what is unlike the training data in an argument of a shape that broadcasts where it should not.
-
-        The first dimension, the data points, may have any size. So may the middle ones of an argument of three or more, such
-        as the steps of a series, but for 1, which would be repeated.
-        """
-        for i, (new, old) in enumerate(zip(data.args, self.training.args)):
-            if not (isinstance(new, Tensor) and isinstance(old, Tensor)):
-                continue
-            want = ("rows", *old.shape[1:]) if i in self.training.rows else tuple(old.shape)
-            said = f"argument {i} has shape {tuple(new.shape)}, the training data's was ({', '.join(map(str, want))})"
-            if new.dim() != old.dim():
-                return f"{said}; give it {old.dim()} dimensions{_reshaped(new, old)}"
-            if new.dim() > 1 and new.shape[-1] != old.shape[-1]:
-                return f"{said}; give it {old.shape[-1]} columns, the same as in training"
-            if any(a != b and 1 in (a, b) for a, b in zip(new.shape[1:], old.shape[1:])):
-                return f"{said}; a dimension of size 1 would be repeated"
-        return None
-
-
-def _quantiles(draws: Tensor, q: Tensor, axis: int) -> Tensor:
-    """Return quantiles over dimension ``axis``, which stand there; of numbers of draws that torch's own cannot take too."""
-    kind = draws.dtype if draws.is_floating_point() else torch.get_default_dtype()
-    ordered = draws.to(kind).sort(axis).values
-    place = q.to(kind) * (ordered.shape[axis] - 1)
-    low, high = (ordered.index_select(axis, p.long()) for p in (place.floor(), place.ceil()))
-    between = (place - place.floor()).reshape(-1, *[1] * (ordered.dim() - axis - 1))
-    return torch.lerp(low, high, between.expand_as(low))
-
-
-def _mean_of_last(losses: Tensor, count: int) -> Tensor:
-    """Return the mean of the last losses that there are; infinity if there are none."""
-    finite = losses[torch.isfinite(losses)]
-    return finite[-count:].mean() if len(finite) else losses.new_tensor(math.inf)
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
-
-
-def _reshaped(new: Tensor, old: Tensor) -> str:
-    if new.dim() == 1 and old.dim() == 2:
-        return f": x[None, :] for one row of {old.shape[1]}" if len(new) == old.shape[1] else ", (rows, columns)"
-    return ""
-
-
-def holds_module(value: Any) -> bool:
-    """Tell whether an option of a guide is a module, or a sequence or mapping with one in it."""
-    if isinstance(value, list | tuple):
-        return any(map(holds_module, value))
-    if isinstance(value, dict):
-        return any(map(holds_module, value.values()))
-    return isinstance(value, nn.Module)

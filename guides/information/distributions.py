@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence as registered_kl
 
 from guides.errors import DataError, OptionError
 from guides.information.measure import Measure, Unit, per_nat
-from guides.program.program import seeded
+from guides.program.isolation import seeded
 
 __all__ = [
     "conditional_entropy",

@@ -18,9 +18,9 @@ from guides.information.measure import Measure, Unit, per_nat
 from guides.information.units import UnitVariance, unit_variances
 from guides.program.data import Data
 from guides.program.guide import amortized_sites
+from guides.program.isolation import quiet, seeded
 from guides.program.joint import joint_traces
 from guides.program.parameters import isolated_store
-from guides.program.program import quiet, seeded
 from guides.program.rows import outermost_plate
 from guides.program.sites import is_latent, is_observed, nodes
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guides.errors import OptionError
+from guides.errors import OptionError, check_whole
 from guides.objectives.base import Objective
 from guides.registries import objectives
 
@@ -12,8 +12,10 @@ __all__ = ["make_objective"]
 def make_objective(objective: str | Objective, num_particles: int | None) -> Objective:
     """Return the objective of that name with ``num_particles`` draws per step (or its own number), or the objective itself.
 
-    :raises OptionError: for something that is neither, or particles given twice.
+    :raises OptionError: for something that is neither, for no particles, or particles given twice.
     """
+    if num_particles is not None:
+        check_whole("num_particles", num_particles, least=1)
     if isinstance(objective, str):
         return objectives[objective]() if num_particles is None else objectives[objective](num_particles=num_particles)
     if not isinstance(objective, Objective):

@@ -23,8 +23,9 @@ from guides.optimise.step import ChunkRunner, Replicates
 from guides.optimise.stopping import Chunk, carefully, early_stopping, rewind
 from guides.program.data import Data
 from guides.program.fingerprint import arguments, estimates, operations, program_parts
+from guides.program.isolation import quiet
 from guides.program.parameters import isolated_store
-from guides.program.program import Program, quiet
+from guides.program.program import Program
 from guides.program.vectorise import Vectorised
 
 __all__ = ["Trained", "train"]

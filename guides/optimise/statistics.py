@@ -8,10 +8,11 @@ from torch import Tensor
 from guides.errors import OptionError, UnsupportedModelError
 from guides.optimise.batches import IndexStream
 from guides.program.data import Data
+from guides.program.isolation import quiet, seeded
 from guides.program.joint import joint_traces
 from guides.program.owning import is_owned
 from guides.program.parameters import isolated_store
-from guides.program.program import Program, quiet, seeded
+from guides.program.program import Program
 
 __all__ = ["check_statistics", "gather_statistics", "hand_over_statistics"]
 

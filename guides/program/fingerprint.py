@@ -20,9 +20,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from guides.program.data import Data
 from guides.program.guide import as_guide
+from guides.program.isolation import quiet, seeded
 from guides.program.noise import Noise
 from guides.program.parameters import isolated_store
-from guides.program.program import Program, quiet, seeded
+from guides.program.program import Program
 
 __all__ = ["arguments", "digest", "estimates", "operations", "program_parts", "versions"]
 

@@ -15,9 +15,9 @@ from guides.compile.tracing import said
 from guides.errors import FailedDrawsWarning, OptionError, UnsupportedModelError
 from guides.program.buffers import buffers_kept
 from guides.program.factors import FactorsOrNaN
+from guides.program.isolation import quiet, seeded
 from guides.program.noise import NoiseTape
 from guides.program.parameters import isolated_store, reachable_modules
-from guides.program.program import quiet, seeded
 from guides.program.sites import role
 from guides.program.supports import PlainSupports
 from guides.program.vectorise import over_draws

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from guides.density.density import LogDensity
-from guides.program.program import quiet, seeded
+from guides.program.isolation import quiet, seeded
 from guides.samplers.base import Chains
 
 __all__ = ["run_pyro"]

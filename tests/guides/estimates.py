@@ -8,8 +8,9 @@ import torch
 from torch.distributions import MultivariateNormal, constraints
 
 from guides.program.data import Data
+from guides.program.isolation import quiet
 from guides.program.parameters import isolated_store
-from guides.program.program import Program, quiet
+from guides.program.program import Program
 
 WEIGHT = torch.tensor([[1.0, 0.5, -0.4], [0.2, -0.8, 0.6]])
 NOISE = 0.5

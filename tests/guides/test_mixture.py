@@ -15,8 +15,9 @@ from torch.nn.functional import softplus
 import guides
 from guides.compile.loops import has_compiler
 from guides.program.data import Data
+from guides.program.isolation import quiet
 from guides.program.parameters import isolated_store
-from guides.program.program import Program, quiet
+from guides.program.program import Program
 
 MIXTURE_OBJECTIVES = ("elbo", "selbo", "entropy_bound", "siwae")
 

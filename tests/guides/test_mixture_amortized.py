@@ -28,8 +28,9 @@ import guides
 from guides.distributions.mixtures import MixtureDensity
 from guides.families.encoders.component_heads import WEIGHTS, log_weights_of
 from guides.program.data import Data
+from guides.program.isolation import quiet
 from guides.program.parameters import isolated_store
-from guides.program.program import Program, quiet
+from guides.program.program import Program
 from guides.program.strata import Stratum
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-3}

@@ -20,10 +20,11 @@ from guides.families.laplace.fisher import Likelihoods, over_data
 from guides.families.laplace.hessian import Hessian
 from guides.families.laplace.likelihoods import Coordinates, coordinates
 from guides.program.data import Data
+from guides.program.isolation import quiet
 from guides.program.linear import LinearRules, Product
 from guides.program.noise import NoiseTape
 from guides.program.parameters import isolated_store
-from guides.program.program import Program, quiet
+from guides.program.program import Program
 from guides.program.sites import nodes
 from guides.program.vectorise import over_rows
 

@@ -18,9 +18,9 @@ from guides.errors import UnsupportedModelError
 from guides.families.laplace.hessian import Hessian
 from guides.families.laplace.likelihoods import coordinates, fisher_is_known
 from guides.program.discrete.enumeration import summing_out
+from guides.program.isolation import quiet, seeded
 from guides.program.noise import NoiseTape
 from guides.program.prepare import prepare
-from guides.program.program import quiet, seeded
 from guides.program.sites import contribution, is_observed, nodes, role
 from guides.program.supports import unconstraining
 

@@ -31,9 +31,10 @@ from guides.families.laplace.kronecker import check_factors
 from guides.families.laplace.normal import LaplaceNormal
 from guides.objectives.elbo import ELBO
 from guides.program.data import Data
+from guides.program.isolation import seeded
 from guides.program.linear import LinearUse, linear_uses
 from guides.program.parameters import isolated_store
-from guides.program.program import Program, seeded
+from guides.program.program import Program
 from guides.registries import families
 
 __all__ = ["Laplace"]

@@ -18,7 +18,7 @@ from guides.families.base import (
 from guides.families.laplace.curvature import Curvature, positive_part
 from guides.families.laplace.evidence import SMALLEST_PRECISION
 from guides.families.laplace.kronecker import kronecker
-from guides.program.program import seeded
+from guides.program.isolation import seeded
 from guides.program.sites import nodes
 from guides.program.supports import is_unconstrained, unconstraining
 
