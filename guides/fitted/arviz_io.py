@@ -365,7 +365,7 @@ def _points(
     return found, labels
 
 
-def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[str]]]:
+def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, list[str]]]:
     """Return the observed values, the other tensor arguments, and names for the dimensions of the latter."""
     import torch
 
@@ -387,7 +387,15 @@ def _data(posterior: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray],
         plates = [plate for plate, size in rows if value.dim() and value.shape[0] == size]
         if len(plates) == 1:
             dims[name] = [plates[0], *(f"{name}_dim_{i}" for i in range(1, value.dim()))]
-    return _arrays(observed), _arrays(constant), dims
+    arrays = {name: _as_argument(name, array, sites) for name, array in _arrays(constant).items()}
+    return _arrays(observed), arrays, dims
+
+
+def _as_argument(name: str, array: np.ndarray, sites: Mapping[str, Any]) -> Any:
+    """Return an argument with dimensions of its own where a site of the same name has another shape."""
+    if name not in sites or array.shape == tuple(sites[name].shape):
+        return array
+    return tuple(f"{name}_dim_{i}" for i in range(array.ndim)), array
 
 
 def _with_parameters(posterior: Any) -> Callable[[Callable[[], Any]], Any]:

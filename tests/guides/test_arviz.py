@@ -247,3 +247,17 @@ def test_plates_called_chain_and_draw_are_dimensions_of_their_own():
     tree = guides.to_arviz(posterior, num_samples=5, prior_samples=4)
     for group, draws in (("posterior", 5), ("prior", 4)):
         assert dict(tree[group]["a"].sizes) == {"chain": 1, "draw": draws, "chain_plate": 3, "draw_plate": 2}
+
+
+def test_an_argument_of_which_a_site_of_its_name_sees_a_part():
+    def model(y, rows):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y), subsample=rows) as i:
+            pyro.sample("y", dist.Normal(a, 1.0), obs=y[i])
+
+    rows = {"rows": torch.tensor([0, 2, 4])}
+    posterior = guides.fit(model, "mean_field", 10 + torch.arange(8.0), model_kwargs=rows, steps=2, compile="eager")
+    tree = guides.to_arviz(posterior, num_samples=2, prior_samples=2)
+    assert dict(tree["observed_data"]["y"].sizes) == {"data": 3}
+    assert dict(tree["constant_data"]["y"].sizes) == {"y_dim_0": 8}
+    assert dict(tree["constant_data"]["rows"].sizes) == {"data": 3}

@@ -112,13 +112,13 @@ def assert_like_pyro(model: Callable[..., Any], y: Tensor, posterior: guides.Pos
             torch.testing.assert_close(
                 draws.log_likelihood["y"][0, k], site["fn"].log_prob(site["value"]), rtol=1e-4, atol=1e-4
             )
-        guide = guides.MeanField(model)
-        guide(y)
-        losses = []
-        for loss in (guides.ELBO(kl="monte_carlo"), Trace_ELBO()):
-            pyro.set_rng_seed(0)
-            losses.append(loss.loss(model, guide, y))
-        assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-3)
+        for guide in (guides.MeanField(model), guides.FullRank(model)):
+            guide(y)
+            losses = []
+            for loss in (guides.ELBO(kl="monte_carlo"), Trace_ELBO()):
+                pyro.set_rng_seed(0)
+                losses.append(loss.loss(model, guide, y))
+            assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-3)
         if drawn:
             assert posterior.predict(num_samples=2)["y"].shape == (2, *y.shape)
         else:

@@ -265,7 +265,7 @@ class Laplace(FlatFamily):
         at_fixed = frozenset(n for n in self.slices() if n not in self.chosen)
         log_joint = lambda z: at.log_joint(z, without=at_fixed)  # noqa: E731
         with at.evaluating():
-            joint, slope = float(log_joint(at.loc)), gradient(at.log_joint, at.loc)
+            joint, slope = float(log_joint(at.loc).detach()), gradient(at.log_joint, at.loc)
         info["gradient_norm"] = float(slope.norm())
         if self._held is None:  # around a trained network, :meth:`begin` has seen how far its weights are
             assert guide.blocks is not None
