@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.protocol.split import Curve, Evaluation, Split
-from guides import diagnostics, predictive
+from guides import Sampled, diagnostics, predictive
 
 __all__ = ["classification", "fit_only", "kept_inference_data", "regression", "trust"]
 
@@ -35,6 +35,10 @@ def trust(posterior: Any, *, num_samples: int, seed: int) -> Evaluation:
         judge: Any = diagnostics.convergence
         found = judge(posterior, None)  # it reads no draws, and draws for all training rows would be many
         return Evaluation({"converged": float(found.status == "converged")} if hasattr(found, "status") else {})
+    if isinstance(posterior, Sampled):  # judged by its chains: there is no guide whose weights would say anything
+        judged = posterior.diagnose()
+        rhat = {"rhat": float(judged.r_hat)} if judged.r_hat is not None else {}
+        return Evaluation(rhat, {}, {"level": judged.verdict, "summary": judged.summary})
     judges = [name for name in diagnostics.diagnostics_registry if name != "elpd_loo"]  # cells are scored on held-out data
     diagnosis = posterior.diagnose(num_samples=num_samples, seed=seed, only=judges)
     metrics: dict[str, float] = {}

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.protocol.split import Evaluation
+from guides import Sampled
 from guides.diagnostics.truth import errors
 from guides.errors import OptionError
 
@@ -25,13 +26,13 @@ def against(posterior: Any, reference: Mapping[str, Tensor], seed: int) -> Evalu
     :param seed: seed of the draws; the verdict is that of ``posterior.diagnose()`` as a user calls it.
     """
     drawn = posterior.draws(RAW_DRAWS, seed=seed, log_likelihood=False)
-    raw = errors({name: value[0] for name, value in (drawn.latents | drawn.deterministic).items()}, reference)
+    raw = errors({name: value.flatten(0, 1) for name, value in (drawn.latents | drawn.deterministic).items()}, reference)
     metrics = {
         "mean_error": raw.mean_error,
         "mean_error_average": float(raw.bias.abs().mean()),
         "sd_off": raw.sd_off,
         "wasserstein": float(raw.distance.mean()),
-        "gradients": float(posterior.losses.numel() * posterior.program.particles),
+        "gradients": _gradients(posterior),
     }
     found = {"raw": raw}
     try:
@@ -39,7 +40,9 @@ def against(posterior: Any, reference: Mapping[str, Tensor], seed: int) -> Evalu
     except OptionError:  # point masses, and densities that are not finite, have no weights
         corrected = None
     else:
-        corrected = errors({name: value[0] for name, value in (drawn.latents | drawn.deterministic).items()}, reference)
+        corrected = errors(
+            {name: value.flatten(0, 1) for name, value in (drawn.latents | drawn.deterministic).items()}, reference
+        )
         metrics |= {"corrected_mean_error": corrected.mean_error, "corrected_sd_off": corrected.sd_off}
         found["corrected"] = corrected
     diagnosis = posterior.diagnose()
@@ -51,6 +54,12 @@ def against(posterior: Any, reference: Mapping[str, Tensor], seed: int) -> Evalu
         }
     }
     return Evaluation(metrics, curves, {"level": diagnosis.verdict, "summary": diagnosis.summary})
+
+
+def _gradients(posterior: Any) -> float:
+    if isinstance(posterior, Sampled):
+        return float(posterior.gradients)
+    return float(posterior.losses.numel() * posterior.program.particles)
 
 
 def judged(verdict: str, raw: bool, corrected: bool | None) -> dict[str, float]:

@@ -15,7 +15,7 @@ __all__ = ["parse_guide", "sort_options", "takes_encoder"]
 
 def takes_encoder(family: str) -> bool:
     """Tell whether a guide computes the latents of a data point from that data point, by an encoder that it is given."""
-    return "encoder" in inspect.signature(guides.families[family]).parameters
+    return family not in guides.samplers and "encoder" in inspect.signature(guides.families[family]).parameters
 
 
 def sort_options(
@@ -36,6 +36,8 @@ def sort_options(
         >>> sort_options("mean_field", {"init_scale": 0.1, "num_particles": 5}, {})
         ({'init_scale': 0.1}, {'num_particles': 5}, {})
     """
+    if family in guides.samplers:  # nothing is optimised: there are no options but its own
+        return dict(options), {}, {}
     own = inspect.signature(guides.families[family]).parameters
     of_fit = {"objective", "num_particles", *keywords_of(Settings.of)}
     build = build_objective or guides.objectives[options.get("objective", fit.get("objective", "elbo"))]

@@ -149,7 +149,7 @@ class Task:
         family, written = parse_guide(label)
         layers = [self.guides[key] for key in dict.fromkeys((family, label)) if key in self.guides]
         options: dict[str, Any] = {}
-        fit: dict[str, Any] = dict(self.fit)
+        fit: dict[str, Any] = {} if family in guides.samplers else dict(self.fit)
         model, build_objective = self.model, None
         for layer in layers:
             options |= layer.options

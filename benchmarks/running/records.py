@@ -53,7 +53,7 @@ def now() -> str:
 
 def losses_of(posterior: Any) -> torch.Tensor:
     """Return the loss of every step that the fit took, without the places of steps after it stopped."""
-    trace = posterior.losses.detach().reshape(-1, posterior.losses.shape[-1])[0].double().cpu()
+    trace = posterior.losses.detach().flatten(0, -2)[0].double().cpu()
     taken = (~trace.isnan()).nonzero()
     return trace[: int(taken[-1]) + 1] if taken.numel() else trace[:0]
 

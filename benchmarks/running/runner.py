@@ -273,16 +273,7 @@ def _run_chunk(
                 torch.manual_seed(chunk[0][0].fit_seed)
                 model = setting.model(chunk[0][1])
                 guide = setting.guide(model)
-            posteriors = guides.fit_many(
-                model,
-                guide,
-                [split.train for _, split in chunk],
-                validations=[split.validation for _, split in chunk if split.validation is not None] or None,
-                seeds=[cell.fit_seed for cell, _ in chunk],
-                device=device,
-                progress=progress,
-                **setting.fit_arguments(),
-            )
+            posteriors = _fitted(chunk, setting, model, guide, device, progress)
             if any(posterior.interrupted for posterior in posteriors):
                 raise KeyboardInterrupt  # no result of the cell: the user wants the run to end
     except Exception as error:  # whatever one cell raises must not cost the others
@@ -319,6 +310,24 @@ def _run_chunk(
         record["warnings"] = messages
         record["finished"] = now()
         yield record
+
+
+def _fitted(
+    chunk: list[tuple[Cell, Split]], setting: Setting, model: Any, guide: Any, device: str, progress: bool
+) -> Sequence[Any]:
+    """Return a posterior for each cell: of a sampler one after the other, of a guide all in one vectorised fit."""
+    if setting.family in guides.samplers:
+        return [guides.fit(model, guide, *split.train, seed=cell.fit_seed, progress=False) for cell, split in chunk]
+    return guides.fit_many(
+        model,
+        guide,
+        [split.train for _, split in chunk],
+        validations=[split.validation for _, split in chunk if split.validation is not None] or None,
+        seeds=[cell.fit_seed for cell, _ in chunk],
+        device=device,
+        progress=progress,
+        **setting.fit_arguments(),
+    )
 
 
 def _results(cell: Cell, task: Task, setting: Setting, split: Split, posterior: Any, folder: ResultsFolder) -> Record:

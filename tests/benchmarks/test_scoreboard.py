@@ -143,6 +143,12 @@ def test_modes_and_both_bounds_are_measured(monkeypatch):
     assert not found.metrics["raw_right"]
 
 
+def test_samplers_are_rows_of_their_own_options():
+    setting = TASKS["eight_schools"].setting("nuts:num_samples=200")
+    assert setting.guide(torch.nn.Module()) == ("nuts", {"num_samples": 200}) and not setting.fit
+    assert TASKS["eight_schools"].reason_to_skip("nuts") == "" and not TASKS["eight_schools"].setting("nuts").options
+
+
 def test_published_sections_fill_the_page(tmp_path):
     assert readme.sections(tmp_path, "scoreboard.md") == dict.fromkeys(("posteriordb", "synthetic"), "None published yet.")
 
