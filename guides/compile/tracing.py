@@ -24,7 +24,7 @@ from guides.compile.fallback import warn_slower
 from guides.compile.known import fixed_inputs
 from guides.compile.simplify import simplified, with_constants_computed
 
-__all__ = ["Traced", "close", "said"]
+__all__ = ["Traced", "close", "recorded", "said"]
 
 Inputs = tuple[Tensor, ...]
 Function = Callable[..., Inputs]
@@ -73,9 +73,7 @@ class Traced:
             return result
         try:
             torch.set_rng_state(state)
-            with warnings.catch_warnings(), fixed_inputs(self._fixed), tracing(TracingContext(_described())):
-                warnings.simplefilter("ignore")
-                graph = simplified(make_fx(self._function)(*(i.detach() for i in inputs)))
+            graph = simplified(recorded(self._function, [i.detach() for i in inputs], self._fixed))
             self._graphs[key], self._replays[key] = graph, with_constants_computed(graph)
         except Exception as error:  # whatever tracing cannot follow, the function itself just did
             self._fall_back(f"it cannot be traced ({said(error)})")
@@ -108,9 +106,16 @@ class Traced:
         warn_slower(f"{self._what} runs without acceleration: {reason}")
 
 
-def _described() -> FakeTensorMode:
-    """Return what notes the shapes of results in a graph; without one, torch makes one anew for each of its operations."""
-    return FakeTensorMode(allow_fallback_kernels=True)
+def recorded(function: Callable[..., Any], inputs: Sequence[Tensor], fixed: frozenset[int] = frozenset()) -> GraphModule:
+    """Return the tensor operations of a call as a graph, without a word.
+
+    :param fixed: positions of inputs at whose values the function may look.
+    """
+    # What notes the shapes of results; torch makes one anew for each operation where there is none.
+    mode = FakeTensorMode(allow_fallback_kernels=True)
+    with warnings.catch_warnings(), fixed_inputs(fixed), tracing(TracingContext(mode)):
+        warnings.simplefilter("ignore")
+        return make_fx(function)(*inputs)
 
 
 def _shapes(inputs: Sequence[Tensor]) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,15 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from guides.compile.fallback import warn_slower
-from guides.compile.known import fixed_inputs
 from guides.compile.loops import has_compiler
 from guides.compile.native.build import NativeLoop
 from guides.compile.native.expressions import Unsupported
 from guides.compile.simplify import simplified, with_constants_computed
-from guides.compile.tracing import said
+from guides.compile.tracing import recorded, said
 from guides.density.doubles import double_by_default
 from guides.program.vectorise import Vectorised
 
@@ -103,13 +100,8 @@ class Kernel:
 
     def _trace(self) -> None:
         try:
-            with (
-                double_by_default(),
-                warnings.catch_warnings(),
-                fixed_inputs(frozenset()),
-            ):  # data are the graph's own constants
-                warnings.simplefilter("ignore")
-                graph = _typed(simplified(make_fx(lambda *inputs: (self._function(*inputs),))(*self._points[0])))
+            with double_by_default():  # data are the graph's own constants
+                graph = _typed(simplified(recorded(lambda *inputs: (self._function(*inputs),), self._points[0])))
                 module = with_constants_computed(graph)
         except Exception as error:  # whatever tracing cannot follow, the function itself can do
             warn_slower(f"{self._what} runs without acceleration: it cannot be traced ({said(error)})")

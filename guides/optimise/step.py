@@ -226,7 +226,7 @@ class ChunkRunner:
                 state, run = loop(state, tensors, rest)
                 losses.append(run)
                 self._last = loop, state, tensors, rest, first + steps
-                if first + steps >= self._next_look:
+                if self._next_look <= first + steps < left:  # else the look at the end comes soon
                     self.finish()
                 break
             *new, loss = self._step(*now)

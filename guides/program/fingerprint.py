@@ -16,8 +16,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from guides.compile.tracing import recorded
 from guides.program.data import Data
 from guides.program.guide import as_guide
 from guides.program.isolation import quiet, seeded
@@ -85,7 +85,7 @@ def operations(program: Program, flat: Tensor, data: Data) -> str:
 
     try:
         with isolated_store(), quiet(), seeded(0), torch.no_grad():
-            graph = make_fx(run)(flat.detach().clone(), *(data.args[i] for i in _tensors(data)))
+            graph = recorded(run, [flat.detach().clone(), *(data.args[i] for i in _tensors(data))])
     except Exception:  # whatever tracing cannot follow: the code says it too
         return digest([program.model, program.guide, program.objective])
     return digest(sorted(_described(graph, node) for node in graph.graph.nodes))

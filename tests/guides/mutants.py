@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 import guides
+from guides.compile import executable
 from guides.compile.agreement import Difference, Judge
 from guides.compile.evaluation import Reference, in_precision
 from guides.compile.native.expressions import Unsupported
@@ -129,7 +130,7 @@ def record(family: str, location: float) -> Recorded:
     noise = torch.randn(12, 3)
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
-        patch.setattr(step, "NativeLoop", refuse)
+        patch.setattr(executable, "NativeLoop", refuse)
         patch.setattr(step, "Judge", told)
         if family == "amortized":
             rows = location + torch.randn(12, 4)

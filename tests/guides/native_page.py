@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 import guides
+from guides.compile import executable
 from guides.compile.dumping import readable
 from guides.compile.native.codegen import source
 from guides.compile.native.expressions import Unsupported
 from guides.compile.native.lowering import lower
 from guides.compile.native.printing import kernels, memory_plan
-from guides.optimise import step
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/native.md"
 
@@ -42,7 +42,7 @@ def blocks() -> dict[str, str]:
 
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch, pyro.validation_enabled(False):
         warnings.simplefilter("ignore")
-        patch.setattr(step, "NativeLoop", refuse)
+        patch.setattr(executable, "NativeLoop", refuse)
         guides.fit(model, "map", torch.ones(5), steps=10, compile="native")
     graph, (state, shared, _) = found[0]
     lowered = lower(graph)

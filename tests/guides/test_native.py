@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import guides
 from guides.compile.loops import has_compiler
@@ -18,6 +17,7 @@ from guides.compile.native.expressions import Unsupported
 from guides.compile.native.lowering import lower
 from guides.compile.native.ops.pointwise import POINTWISE
 from guides.compile.simplify import simplified
+from guides.compile.tracing import recorded
 from guides.distributions.normals import LowRankNormal
 from tests.guides.guide_models import regression
 
@@ -36,7 +36,7 @@ def _one_thread():
 
 
 def traced(function, *inputs):
-    return simplified(make_fx(function)(*inputs))
+    return simplified(recorded(function, inputs))
 
 
 def native(function, *inputs: Tensor) -> Tensor:
