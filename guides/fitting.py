@@ -163,22 +163,8 @@ def fit(
     where = choose_device(device)
     with undivided("guides.fit"):
         training, held_out = read_data(model, guide, data, validation, model_kwargs, where, seed, batch_size)
-    batch_size = training.batch_size if batch_size is None else batch_size
-    settings = Settings.of(
-        training,
-        held_out is not None,
-        steps=steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        optimizer=optimizer,
-        schedule=schedule,
-        clip_norm=clip_norm,
-        patience=patience,
-        compile=compile,
-        precision=precision,
-        progress=progress,
-    )
+    given["batch_size"] = training.batch_size if batch_size is None else batch_size
+    settings = Settings.of(training, held_out is not None, **{name: given[name] for name in keywords_of(Settings.of)})
     chosen = make_objective(objective, num_particles)
     seeds = [seed + r for r in range(replicates)]
     many = [training] * replicates
