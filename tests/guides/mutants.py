@@ -28,7 +28,7 @@ from guides.compile import executable
 from guides.compile.agreement import Difference, Judge
 from guides.compile.evaluation import Reference, in_precision
 from guides.compile.native.expressions import Unsupported
-from guides.compile import executable
+from guides.optimise import step
 
 FAMILIES = ("mean_field", "full_rank", "low_rank", "map", "mixture", "amortized")
 LOCATIONS = (0.0, 1e6)
