@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from guides.compile.native.build import MachineCode
 from guides.density.doubles import doubled, in_double
 from guides.density.kernels import COMPILE, Kernel, Workspace
 from guides.density.points import Point
@@ -181,6 +182,11 @@ class LogDensity:
         """
         with self._lock:
             return self._both.workspace()
+
+    def machine_code(self) -> MachineCode | None:
+        """Return where value and gradient lie as machine code, for callers in other languages; ``None`` if they do not."""
+        with self._lock:
+            return self._both.machine_code()
 
     def to_sites(self, z: Any, deterministic: bool = True) -> dict[str, Tensor]:
         """Return the values of the latent sites at each vector, shape ``(..., *site shape)``, in their supports.

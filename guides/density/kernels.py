@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from guides.compile.fallback import warn_slower
 from guides.compile.loops import has_compiler
-from guides.compile.native.build import NativeLoop
+from guides.compile.native.build import MachineCode, NativeLoop
 from guides.compile.native.expressions import Unsupported
 from guides.compile.simplify import simplified, with_constants_computed
 from guides.compile.tracing import recorded, said
@@ -97,6 +97,10 @@ class Kernel:
             return found
 
         return run
+
+    def machine_code(self) -> MachineCode | None:
+        """Return where the compiled function lies; ``None`` if it is not compiled."""
+        return None if self._native is None or self._loop is None else self._loop.machine_code()
 
     def _trace(self) -> None:
         try:

@@ -15,6 +15,7 @@ from guides.density.density import LogDensity
 from guides.errors import EagerFallbackWarning, check_whole
 from guides.fitted.arviz_io import import_arviz
 from guides.registries import samplers
+from guides.samplers.address import model_at_address
 from guides.samplers.base import Chains, Sampler, check_share
 from guides.samplers.of_pyro import run_pyro
 
@@ -102,6 +103,10 @@ class NUTS(Sampler):
 
         left = list(starts)
 
+        def first(_: Any) -> np.ndarray:
+            point: np.ndarray = left.pop() if len(left) > 1 else left[0]
+            return point
+
         def make_density() -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
             space = density.workspace()
 
@@ -114,14 +119,14 @@ class NUTS(Sampler):
         def expand(*_: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
             return lambda at: {"z": np.array(at)}
 
-        compiled = from_pyfunc(
+        compiled = model_at_address(density, first) or from_pyfunc(
             density.size,
             make_density,
             expand,
             [np.dtype("float64")],
             [(density.size,)],
             ["z"],
-            make_initial_point_fn=lambda _: left.pop() if len(left) > 1 else left[0],
+            make_initial_point_fn=first,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

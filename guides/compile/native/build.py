@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from guides.compile.native.lowering import lower
 from guides.compile.native.printing import kernels, memory_plan
 from guides.compile.native.verify import verify
 
-__all__ = ["NativeLoop"]
+__all__ = ["MachineCode", "NativeLoop"]
 
 Inputs = tuple[Tensor, ...]
 
@@ -37,6 +38,21 @@ _FLAGS = (
     *("-O3", "-std=c++17", "-shared", "-fPIC", "-w"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
 )
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """A step in memory: ``run(1, places)`` with the places of inputs, constants, results, and aligned memory to work in.
+
+    :ivar address: of ``run``; ``memory``: bytes that it works in, with those that aligning them may cost.
+    :ivar owner: what keeps it loaded.
+    """
+
+    address: int
+    constants: tuple[Tensor, ...]
+    results: int
+    memory: int
+    owner: Any
 
 
 class NativeLoop(LibraryLoop):
@@ -97,6 +113,13 @@ class NativeLoop(LibraryLoop):
         places.append(-(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT)
         self._run(steps, (ctypes.c_void_p * len(places))(*places))
         return new, losses
+
+    def machine_code(self) -> MachineCode:
+        """Return where a step without state lies, and what it works on."""
+        address = ctypes.cast(self._run, ctypes.c_void_p).value  # type: ignore[arg-type]
+        assert address is not None
+        constants = tuple(c.contiguous() for c in self._constants)
+        return MachineCode(address, constants, self._results, self._memory.numel(), self)
 
     def function(self) -> Callable[..., np.ndarray]:
         """Return one step without state as a function of arrays, one per shared tensor, with memory of its own.

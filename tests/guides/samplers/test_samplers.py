@@ -184,3 +184,11 @@ def test_chains_are_judged_by_the_worst_of_them():
     assert level(good, diverging=some) == "unreliable"
     slow = figures_of({"x": good}, {"energy": torch.randn(4, 500, generator=source).cumsum(1)}, frozenset({"x"}))
     assert slow.level == "usable" and slow.e_bfmi < 0.3
+
+
+def test_machine_code_at_its_address_gives_what_its_function_gives(monkeypatch, posterior):
+    """Draws by the address, and through Python, of the same density and seed."""
+    assert guides.log_density(conjugate, Y, compile="native").machine_code() is not None
+    monkeypatch.setattr(sys.modules["guides.samplers.nuts"], "model_at_address", lambda *_: None)
+    through_python = guides.fit(conjugate, "nuts", Y, draws=500, tune=300)
+    assert torch.equal(through_python.points, posterior.points)
