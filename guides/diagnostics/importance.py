@@ -163,7 +163,7 @@ def corrected_moments(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     smoothed, k_hat = psis(draws.log_p - draws.log_q)
     # Labels have no moments. Functions of the latents have, but for those of rows that an encoder looks at one by one.
     values = draws.latents if amortized_sites(posterior.guide) else {**draws.latents, **draws.deterministic}
-    sites = {name: _moments(value, smoothed) for name, value in values.items() if value.is_floating_point()}
+    sites = {n: _moments(v, smoothed) for n, v in values.items() if v.is_floating_point() and v.numel()}
     worst = max(sites, key=lambda name: sites[name].shift, default=None)
     trustworthy = bool((k_hat <= pareto_k_threshold(smoothed.shape[-1])).all())
     text = "there is no latent site"

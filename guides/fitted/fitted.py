@@ -222,7 +222,7 @@ class FittedGuide:
         for name, value in self.sample(num_samples, seed).items():
             low, middle, high = quantiles_over(value, q, axis).unbind(axis)
             real = value.to(middle.dtype)
-            spread = real.std(axis) if num_samples > 1 else torch.full_like(middle, math.nan)
+            spread = real.std(axis) if num_samples > 1 and real.numel() else torch.full_like(middle, math.nan)
             found[name] = {"mean": real.mean(axis), "std": spread, "median": middle, "5.0%": low, "95.0%": high}
         return found
 

@@ -217,3 +217,16 @@ def test_elements_that_are_not_finite_are_named():
     found = guides.diagnose(posterior, num_samples=100, only=["answers"])
     assert found.findings["answers"].infinite == {"odds": 2}
     assert "not judged, as not finite at some draws: 'odds' (2 elements)" in str(found)
+
+
+def test_a_latent_without_elements_has_no_moments():
+    def model(y):
+        none = pyro.sample("none", pd.Normal(torch.zeros(0), 1.0).to_event(1))
+        z = pyro.sample("z", pd.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", pd.Normal(z + none.sum(), 1.0), obs=y)
+
+    posterior = guides.fit(model, "full_rank", torch.ones(3), steps=5, compile="eager")
+    found = guides.diagnose(posterior, num_samples=100, only=["answers", "psis_moments"])
+    assert set(found.findings["answers"].sites) == set(found.findings["psis_moments"].sites) == {"z"}
+    assert posterior.summary(20)["none"]["std"].shape == (0,)
