@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from guides.density.density import LogDensity
 __all__ = ["model_at_address"]
 
 _SECONDS = 60.0
+_RELEASE = "0.16."
 _FLAGS = ("-O2", "-shared", "-fPIC", "-w")
 # Every call has memory of its own, so that any number of threads may be in it at once. The description holds: the address of
 # a step, D, how many constants it has, how many results, bytes of memory, and the addresses of the constants.
@@ -61,8 +63,12 @@ extern "C" int64_t same(uint64_t dim, uint64_t expanded, double* at, double* out
 def model_at_address(density: LogDensity, start: Callable[[Any], np.ndarray]) -> Any:
     """Return what nutpie samples from, by the addresses of machine code; ``None`` if the density is not machine code.
 
+    Nor is there one for another release of nutpie than the one whose inner names this file uses.
+
     :param start: gives a chain its first point.
     """
+    if not version("nutpie").startswith(_RELEASE):
+        return None
     held = density.machine_code()
     if held is None:
         return None
