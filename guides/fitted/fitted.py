@@ -38,26 +38,8 @@ _LAST_STEPS = 100
 class FittedGuide:
     """A guide fitted to data: parameters, history, draws and densities; :class:`guides.Posterior` without its judges.
 
+    Everything that draws from a fit, weighs it or scores it needs this much and no more; what its fields mean is said there.
     Frozen: methods return new objects and leave all global state alone.
-
-    With ``replicates=R`` it holds R independent fits; results then have a leading dimension R.
-
-    It owns a copy of model and guide, which hold its parameters: what becomes of the caller's modules later does not change
-    it, nor does a later fit that starts from its guide. Functions cannot be copied, so networks that a model *function*
-    closes over stay the caller's, and hold what was last written to them.
-
-    :ivar family: registry name of the guide, or its class or function name.
-    :ivar options: the options that the family was made with.
-    :ivar losses: minus the objective in nats at every step, shape ``(R, steps)``; NaN after a replicate stopped.
-    :ivar objective: registry name of the objective.
-    :ivar steps: steps run, the most of any replicate.
-    :ivar seed: the seed of the first replicate.
-    :ivar stop_reasons: one sentence per replicate.
-    :ivar seconds: wall time of ``"setup"``, ``"train"`` and ``"finish"``.
-    :ivar info: what the family has to say about its fit, one dict per replicate; see the family's page.
-    :ivar data: positional arguments of the training data.
-    :ivar validation: log predictive density, or the objective if latents are amortised, per validation point and epoch in
-        nats, shape ``(R, epochs)``.
     """
 
     family: str
