@@ -172,7 +172,8 @@ def test_every_command_that_a_page_shows_exists_with_its_options(shown):
 
         assert parsed.params["target"] in {*SUITES, *TASKS}
         assert all(
-            label.partition(":")[0] in {*guides.families, "logistic"} for label in parsed.params["guide_labels"] or ()
+            label.partition(":")[0] in {*guides.families, *guides.samplers, "logistic"}
+            for label in parsed.params["guide_labels"] or ()
         )
 
 

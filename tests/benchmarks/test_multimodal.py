@@ -80,7 +80,7 @@ def test_a_guide_of_one_mode_is_seen_to_miss_the_other():
     assert found.metrics["modes_found"] == 1
     assert found.metrics["mode_mass_error"] > 0.3
     assert found.metrics["evidence_gap"] > 0.3
-    assert len(found.curves["plane"]["log_density"]) == multimodal.SHOWN**2
+    assert len(found.curves["plane"]["log_density"]) == densities.SHOWN**2
     record = {"task": "two_means", "guide": "mean_field", "status": "done", "curves": found.curves}
     assert DENSITY_PICTURES[0].draw([record], SimpleNamespace()) is not None
     assert DENSITY_PICTURES[0].draw([], SimpleNamespace()) is None

@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributions import constraints
 
 import guides
+from guides.families.laplace import curvature
 from guides.families.laplace.curvature import Curvature, positive_part
 from guides.program.data import Data
 from guides.program.program import Program
@@ -131,7 +132,7 @@ def test_gauss_newton_is_the_same_in_parts_and_by_either_mode(data, monkeypatch)
     at = at_point(network, data)
     whole, diagonal = at.ggn(), at.ggn_diagonal()
     torch.testing.assert_close(diagonal, whole.diagonal(), rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr("guides.families.laplace.curvature._ELEMENTS_PER_CHUNK", 50)  # four rows at a time, in reverse mode
+    monkeypatch.setattr(curvature, "_ELEMENTS_PER_CHUNK", 50)  # parts of four rows: reverse mode, chunk by chunk
     assert len(list(at._parts())) > 1
     torch.testing.assert_close(at.ggn(), whole, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(at.ggn_diagonal(), diagonal, rtol=1e-4, atol=1e-3)
