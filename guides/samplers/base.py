@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,10 @@ import numpy as np
 from guides.density.density import LogDensity
 from guides.errors import OptionError, check_whole
 
-__all__ = ["Chains", "Sampler", "check_share"]
+__all__ = ["Chains", "Sampler", "Start", "check_share"]
+
+
+Start = Callable[[int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,11 @@ class Sampler(ABC):
         check_whole("chains", self.chains, least=1)
 
     @abstractmethod
-    def run(self, density: LogDensity, starts: np.ndarray, seed: int, progress: bool) -> Chains:
+    def run(self, density: LogDensity, start: Start, seed: int, progress: bool) -> Chains:
         """Draw.
 
-        :param starts: ``(C, D)``, where the density is finite.
+        :param start: gives a chain its first point ``(D,)``, where the density is finite, by a number of the chain's own, as
+            chains ask in any order.
         """
 
 

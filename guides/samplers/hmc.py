@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from guides.density.density import LogDensity
 from guides.errors import OptionError
 from guides.registries import samplers
-from guides.samplers.base import Chains, Sampler, check_share
+from guides.samplers.base import Chains, Sampler, Start, check_share
 from guides.samplers.of_pyro import run_pyro
 
 __all__ = ["HMC"]
@@ -57,7 +55,7 @@ class HMC(Sampler):
         if not isinstance(self.trajectory_length, int | float) or not 0 < self.trajectory_length < math.inf:
             raise OptionError(f"trajectory_length must be positive and finite, not {self.trajectory_length!r}")
 
-    def run(self, density: LogDensity, starts: np.ndarray, seed: int, progress: bool) -> Chains:
+    def run(self, density: LogDensity, start: Start, seed: int, progress: bool) -> Chains:
         """Draw."""
         options = {"target_accept_prob": self.target_accept, "trajectory_length": float(self.trajectory_length)}
-        return run_pyro("HMC", options, density, starts, self.draws, self.tune, seed, progress)
+        return run_pyro("HMC", options, density, start, self.chains, self.draws, self.tune, seed, progress)

@@ -16,7 +16,7 @@ from guides.errors import EagerFallbackWarning, check_whole
 from guides.fitted.arviz_io import import_arviz
 from guides.registries import samplers
 from guides.samplers.address import model_at_address
-from guides.samplers.base import Chains, Sampler, check_share
+from guides.samplers.base import Chains, Sampler, Start, check_share
 from guides.samplers.of_pyro import run_pyro
 
 __all__ = ["NUTS"]
@@ -83,7 +83,7 @@ class NUTS(Sampler):
         if self.cores is not None:
             check_whole("cores", self.cores, least=1)
 
-    def run(self, density: LogDensity, starts: np.ndarray, seed: int, progress: bool) -> Chains:
+    def run(self, density: LogDensity, start: Start, seed: int, progress: bool) -> Chains:
         """Draw."""
         if find_spec("nutpie") is None:
             warnings.warn(
@@ -93,19 +93,13 @@ class NUTS(Sampler):
                 stacklevel=4,
             )
             options = {"target_accept_prob": self.target_accept, "max_tree_depth": self.max_depth}
-            return run_pyro("NUTS", options, density, starts, self.draws, self.tune, seed, progress)
-        return self._by_nutpie(density, starts, seed, progress)
+            return run_pyro("NUTS", options, density, start, self.chains, self.draws, self.tune, seed, progress)
+        return self._by_nutpie(density, start, seed, progress)
 
-    def _by_nutpie(self, density: LogDensity, starts: np.ndarray, seed: int, progress: bool) -> Chains:
+    def _by_nutpie(self, density: LogDensity, start: Start, seed: int, progress: bool) -> Chains:
         import_arviz()  # without its notice, before nutpie imports it
         import nutpie
         from nutpie.compiled_pyfunc import from_pyfunc
-
-        left = list(starts)
-
-        def first(_: Any) -> np.ndarray:
-            point: np.ndarray = left.pop() if len(left) > 1 else left[0]
-            return point
 
         def make_density() -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
             space = density.workspace()
@@ -119,14 +113,14 @@ class NUTS(Sampler):
         def expand(*_: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
             return lambda at: {"z": np.array(at)}
 
-        compiled = model_at_address(density, first) or from_pyfunc(
+        compiled = model_at_address(density, start) or from_pyfunc(
             density.size,
             make_density,
             expand,
             [np.dtype("float64")],
             [(density.size,)],
             ["z"],
-            make_initial_point_fn=first,
+            make_initial_point_fn=start,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

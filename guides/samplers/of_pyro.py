@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from guides.density.density import LogDensity
 from guides.program.isolation import quiet, seeded
-from guides.samplers.base import Chains
+from guides.samplers.base import Chains, Start
 
 __all__ = ["run_pyro"]
 
@@ -22,7 +22,8 @@ def run_pyro(
     kernel: str,
     options: dict[str, Any],
     density: LogDensity,
-    starts: np.ndarray,
+    start: Start,
+    chains: int,
     draws: int,
     tune: int,
     seed: int,
@@ -39,14 +40,14 @@ def run_pyro(
         counted += 1
         return -density(values["z"])
 
-    points = np.empty((len(starts), draws, density.size))
-    diverging, energy = np.zeros((len(starts), draws), bool), np.empty((len(starts), draws))
-    sizes = np.empty((len(starts), draws))
-    for chain, start in enumerate(starts):
+    points = np.empty((chains, draws, density.size))
+    diverging, energy = np.zeros((chains, draws), bool), np.empty((chains, draws))
+    sizes = np.empty((chains, draws))
+    for chain in range(chains):
         bar = tqdm(total=draws + tune, desc=f"chain {chain}", disable=not progress)
         with seeded(seed + chain), quiet(), bar:
             made = getattr(mcmc, kernel)(potential_fn=potential, **options)
-            made.initial_params = {"z": torch.as_tensor(start)}
+            made.initial_params = {"z": torch.as_tensor(start(seed + chain))}
             made.setup(tune)
             at = made.initial_params
             first = _FirstKinetic(made)

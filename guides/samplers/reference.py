@@ -73,7 +73,7 @@ def reference(
     check_whole("chains", chains, least=2)
     check_whole("max_draws", max_draws, least=100)
     check_whole("seed", seed)
-    ready = prepared(model, data, NUTS(chains=chains), "reference", seed, "auto", model_kwargs)
+    ready = prepared(model, data, "reference", seed, "auto", model_kwargs)
     key = None
     operations = ready.density.operations() if cache else None
     if operations is not None:
@@ -86,7 +86,7 @@ def reference(
     draws, accept, tried = min(_FIRST_DRAWS, max_draws), 0, []
     while True:
         sampler = NUTS(draws=draws, tune=max(1000, draws // 2), chains=chains, target_accept=_ACCEPT[accept])
-        posterior = concluded(ready, sampler, sampler.run(ready.density, ready.starts, seed, bool(progress)))
+        posterior = concluded(ready, sampler, sampler.run(ready.density, ready.start, seed, bool(progress)))
         figures = cast(ChainFigures, posterior.diagnose(only=["chains"]).findings["chains"])
         wrong = _wrong(figures, ess)
         if not wrong:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from guides.program.inputs import read
 from guides.program.keywords import check_names
 from guides.program.program import Program
 from guides.registries import samplers
-from guides.samplers.base import Chains, Sampler
+from guides.samplers.base import Chains, Sampler, Start
 from guides.samplers.sampled import Drawn, Sampled
 
 __all__ = ["Prepared", "applying", "check_applies", "concluded", "guide_name", "label", "prepared", "sample", "sampler_of"]
@@ -103,8 +104,8 @@ def sample(
     check_whole("seed", seed)
     if str(device) not in ("auto", "cpu"):
         raise OptionError(f"device={str(device)!r}, but samplers run on the CPU, in float64; leave it out")
-    ready = prepared(model, data, sampler, guide_name(sampler), seed, compile, model_kwargs)
-    chains = sampler.run(ready.density, ready.starts, seed, sys.stderr.isatty() if progress is None else progress)
+    ready = prepared(model, data, guide_name(sampler), seed, compile, model_kwargs)
+    chains = sampler.run(ready.density, ready.start, seed, sys.stderr.isatty() if progress is None else progress)
     return concluded(ready, sampler, chains)
 
 
@@ -119,7 +120,7 @@ class Prepared:
     density: LogDensity
     program: Program
     training: Data
-    starts: np.ndarray
+    start: Start
     seed: int
     seconds: float
     began: float
@@ -128,23 +129,23 @@ class Prepared:
 def prepared(
     model: Callable[..., Any],
     data: tuple[Any, ...],
-    sampler: Sampler,
     name: str,
     seed: int,
     compile: str,
     model_kwargs: dict[str, Any] | None,
 ) -> Prepared:
-    """Return the compiled density of a model, and starts."""
+    """Return the compiled density of a model, and where chains may start."""
     began = time.perf_counter()
     with undivided("guides.fit"):
         density = log_density(model, *data, compile=compile, seed=seed, model_kwargs=model_kwargs)
         _check_no_parameters(density, name)
         given = read(model, data, model_kwargs, torch.device("cpu"), seed=seed)
         program = Program.build(model, Drawn(model), ELBO(), given, batch_size=None, seed=seed)
-        starts = _starts(density, sampler.chains, seed)
+        start = partial(_start, density)
+        start(seed)  # there is one, or this says so before the chains begin
         density.workspace()  # compiled before the chains start
     over = time.perf_counter()
-    return Prepared(density, program, given, starts, seed, over - began, over)
+    return Prepared(density, program, given, start, seed, over - began, over)
 
 
 def concluded(ready: Prepared, sampler: Sampler, chains: Chains) -> Sampled:
@@ -196,25 +197,19 @@ def _check_no_parameters(density: LogDensity, name: str) -> None:
         )
 
 
-def _starts(density: LogDensity, count: int, seed: int) -> np.ndarray:
-    """Return a point for each chain where density and gradient are finite.
+def _start(density: LogDensity, number: int) -> np.ndarray:
+    """Return a point where density and gradient are finite, the same for the same number.
 
     :raises NonFiniteLossError: if none is found.
     """
-    source = np.random.default_rng([seed % 2**63, 1])
-    found = []
-    for _ in range(count):
-        for attempt in range(2 * _TRIES):
-            reach = _REACH if attempt < _TRIES else _NEAR
-            point = density.start.numpy() + source.uniform(-reach, reach, density.size)
-            value, gradient = density.value_and_gradient(point)
-            if bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all()):
-                found.append(point)
-                break
-        else:
-            raise NonFiniteLossError(
-                f"the log density is not finite at any of {2 * _TRIES} starts around medians of the "
-                "prior; is a latent bounded by data, or a scale of the data far from 1? Give the model a prior that "
-                "covers the data, or standardise them"
-            )
-    return np.stack(found)
+    source = np.random.default_rng([number % 2**63, 1])
+    for attempt in range(2 * _TRIES):
+        reach = _REACH if attempt < _TRIES else _NEAR
+        point: np.ndarray = density.start.numpy() + source.uniform(-reach, reach, density.size)
+        value, gradient = density.value_and_gradient(point)
+        if bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all()):
+            return point
+    raise NonFiniteLossError(
+        f"the log density is not finite at any of {2 * _TRIES} starts around medians of the prior; is a latent bounded by "
+        "data, or a scale of the data far from 1? Give the model a prior that covers the data, or standardise them"
+    )

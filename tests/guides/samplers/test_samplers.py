@@ -56,6 +56,12 @@ def test_the_same_seed_draws_the_same_and_leaves_no_trace(posterior):
     assert len(pyro.get_param_store()) == 0
 
 
+def test_chains_side_by_side_draw_the_same_again():
+    """Eight chains in eight threads, which ask for their starts in any order."""
+    again = [guides.fit(conjugate, "nuts", Y, draws=20, tune=20, chains=8, cores=8).points for _ in range(6)]
+    assert all(torch.equal(points, again[0]) for points in again)
+
+
 def test_has_the_methods_of_a_posterior(posterior):
     assert posterior.sample()["mean"].shape == (2000,) and posterior.sample(10)["mean"].shape == (10,)
     predicted = posterior.predict(num_samples=7)
