@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.stats import binom
 from torch import Tensor
 
 __all__ = ["Band", "ecdf_band"]
@@ -57,6 +56,8 @@ def ecdf_band(num: int, num_draws: int, prob: float) -> Band:
     References: Säilynoja, Bürkner and Vehtari (2022), *Graphical test for discrete uniformity and its applications in
     goodness-of-fit evaluation and multiple sample comparison*, https://doi.org/10.1007/s11222-022-10090-6
     """
+    from scipy.stats import binom  # a second of imports
+
     points = np.unique(np.linspace(0, num_draws - 1, min(num_draws, _MOST_POINTS)).round().astype(int))
     share = (points + 1) / (num_draws + 1)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from scipy.stats import ks_2samp
 from torch import Tensor
 
 from guides.calibration.bands import Band, ecdf_band
@@ -85,6 +84,8 @@ class Calibration:
     @property
     def symmetry(self) -> dict[str, Tensor]:
         """By site, p-value of the Kolmogorov-Smirnov test that u and 1 - u are alike (VSBC): small where means are off."""
+        from scipy.stats import ks_2samp  # a second of imports
+
         found = {}
         for name, ranks in self.ranks.items():  # whole numbers, whose ties are ties
             columns = ranks.reshape(len(ranks), -1).numpy().T
@@ -101,9 +102,9 @@ class Calibration:
         """Yield of every element its name, ranks, whether they leave the band, bias and spread."""
         outside, bias, spread = self.outside, self.bias, self.spread
         for name, ranks in self.ranks.items():
-            for at in itertools.product(*(range(size) for size in ranks.shape[1:])):
+            columns = ranks.reshape(len(ranks), -1).unbind(1)
+            for at, column in zip(itertools.product(*(range(size) for size in ranks.shape[1:])), columns):
                 label = f"{name}[{', '.join(map(str, at))}]" if at else name
-                column = ranks.reshape(len(ranks), -1)[:, _flat(at, ranks.shape[1:])]
                 yield label, column, bool(outside[name][at]), float(bias[name][at]), float(spread[name][at])
 
     def __str__(self) -> str:
@@ -255,14 +256,6 @@ def _ranks(draws: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
     truth = truth.reshape(len(truth), 1, *draws.shape[2:])
     below, equal = (draws < truth).sum(1), (draws == truth).sum(1)
     return below + (torch.rand(below.shape, generator=generator) * (equal + 1)).long()
-
-
-def _flat(at: tuple[int, ...], shape: torch.Size) -> int:
-    """Return the position of an element in the flattened tensor."""
-    position = 0
-    for index, size in zip(at, shape):
-        position = position * size + index
-    return position
 
 
 def _words(bias: float, spread: float, num_datasets: int) -> str:
