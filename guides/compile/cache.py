@@ -28,7 +28,7 @@ __all__ = ["COMPILING", "cache_folder", "find", "keep", "remove", "usable_folder
 COMPILING = "compiling-"
 """How the names of folders begin in which compilers work."""
 
-_SUFFIXES = (".so", ".pt2")
+_SUFFIXES = (".so", ".draws")  # libraries, and references of samplers
 _MOST_BYTES = 2**28
 _ABANDONED = 3600.0
 _NAME = re.compile(r"[0-9a-f]+-(?P<hash>[0-9a-f]{64})\.\w+")

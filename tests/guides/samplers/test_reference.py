@@ -1,6 +1,7 @@
 """A reference is checked, kept, and refused where it cannot be had."""
 
 import math
+import os
 
 import pyro
 import pyro.distributions as dist
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import guides
+from guides.compile import cache
 
 Y = torch.tensor([1.2, 0.4, 2.0, 1.1, -0.3, 0.9])
 
@@ -64,3 +66,13 @@ def test_compare_holds_guides_against_it(empty_cache):
     assert rows["mean_field"].mean_error > 0.5 and rows["mean_field"].sd_off > 1.5
     assert rows["mean_field"].wasserstein > 0.5 and math.isnan(rows["nuts"].corrected_mean_error)
     assert "mean error (sd)" in str(table) and table.reference is not None
+
+
+def test_references_share_the_room_of_the_cache(monkeypatch, tmp_path):
+    """Those used longest ago go when there is no room, as libraries do."""
+    monkeypatch.setenv("GUIDES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "_MOST_BYTES", 1000)
+    for number in range(3):
+        path = cache.keep(f"{number:040x}", ".draws", bytes(400))
+        os.utime(path, (number, number))
+    assert sorted(p.name[:40] for p in (tmp_path / "cache").iterdir()) == [f"{number:040x}" for number in (1, 2)]
