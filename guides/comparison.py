@@ -11,17 +11,15 @@ from torch import Tensor
 
 from guides.diagnostics import Diagnosis, diagnose
 from guides.diagnostics.diagnosis import DRAWS
-from guides.diagnostics.truth import errors
+from guides.diagnostics.truth import held_against, together
 from guides.errors import OptionError
 from guides.families.choose import guide_factory
-from guides.fitted.draws import Draws
 from guides.fitting import fit
 from guides.posterior import Posterior
 from guides.program.guide import amortized_sites, is_point_mass
 from guides.program.keywords import check_names, keywords_of
 from guides.psis import MIN_DRAWS
 from guides.samplers.reference import reference as _draw_reference
-from guides.samplers.sampled import Sampled
 from guides.samplers.sampling import applying, sampler_of
 from guides.samplers.sampling import label as sampler_label
 
@@ -193,7 +191,7 @@ def compare(
         truth = (
             _draw_reference(model, *data, model_kwargs=fit_options.get("model_kwargs")) if reference is True else reference
         )
-    known = {} if truth is None else _pooled(truth.draws(log_likelihood=False))
+    known = {} if truth is None else together(truth.draws(log_likelihood=False))
     rows, posteriors, diagnoses = [], {}, {}
     for label, guide in zip(labels, guides):
         try:
@@ -212,29 +210,19 @@ def compare(
     return Comparison(tuple(rows), posteriors, diagnoses, truth)
 
 
-def _pooled(draws: Draws) -> dict[str, Tensor]:
-    """Return draws of all chains together, by continuous latent or deterministic site."""
-    every = {**draws.latents, **draws.deterministic}
-    return {name: value.flatten(0, 1) for name, value in every.items() if value.is_floating_point()}
-
-
 def _against(row: ComparisonRow, posterior: Posterior, truth: Mapping[str, Tensor]) -> ComparisonRow:
     """Return a row with how far a posterior's answers are from those of draws of the truth."""
-    raw = errors(_pooled(posterior.draws(_TRUTH_DRAWS, log_likelihood=False)), truth)
-    steps = posterior.losses.numel() * posterior.program.particles
-    row = replace(
+    raw, corrected = held_against(posterior, truth, _TRUTH_DRAWS, _TRUTH_DRAWS)
+    return replace(
         row,
         mean_error=raw.mean_error,
         mean_error_average=float(raw.bias.abs().mean()),
         sd_off=raw.sd_off,
+        corrected_mean_error=math.nan if corrected is None else corrected.mean_error,
+        corrected_sd_off=math.nan if corrected is None else corrected.sd_off,
         wasserstein=float(raw.distance.mean()),
-        gradients=float(posterior.gradients if isinstance(posterior, Sampled) else steps),
+        gradients=float(posterior.evaluations),
     )
-    try:
-        corrected = errors(_pooled(posterior.draws(_TRUTH_DRAWS, log_likelihood=False, corrected=True)), truth)
-    except OptionError:  # draws of points and of samplers have no weights
-        return row
-    return replace(row, corrected_mean_error=corrected.mean_error, corrected_sd_off=corrected.sd_off)
 
 
 def _one_line(error: Exception) -> str:

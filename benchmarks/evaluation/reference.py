@@ -8,9 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.protocol.split import Evaluation
-from guides import Sampled
-from guides.diagnostics.truth import errors
-from guides.errors import OptionError
+from guides.diagnostics.truth import held_against
 
 __all__ = ["VERDICTS", "against", "judged"]
 
@@ -25,24 +23,16 @@ def against(posterior: Any, reference: Mapping[str, Tensor], seed: int) -> Evalu
     :param reference: draws of the truth by site, ``(N, *shape)``.
     :param seed: seed of the draws; the verdict is that of ``posterior.diagnose()`` as a user calls it.
     """
-    drawn = posterior.draws(RAW_DRAWS, seed=seed, log_likelihood=False)
-    raw = errors({name: value.flatten(0, 1) for name, value in (drawn.latents | drawn.deterministic).items()}, reference)
+    raw, corrected = held_against(posterior, reference, RAW_DRAWS, CORRECTED_DRAWS, seed)
     metrics = {
         "mean_error": raw.mean_error,
         "mean_error_average": float(raw.bias.abs().mean()),
         "sd_off": raw.sd_off,
         "wasserstein": float(raw.distance.mean()),
-        "gradients": _gradients(posterior),
+        "gradients": float(posterior.evaluations),
     }
     found = {"raw": raw}
-    try:
-        drawn = posterior.draws(CORRECTED_DRAWS, seed=seed, log_likelihood=False, corrected=True)
-    except OptionError:  # point masses, and densities that are not finite, have no weights
-        corrected = None
-    else:
-        corrected = errors(
-            {name: value.flatten(0, 1) for name, value in (drawn.latents | drawn.deterministic).items()}, reference
-        )
+    if corrected is not None:
         metrics |= {"corrected_mean_error": corrected.mean_error, "corrected_sd_off": corrected.sd_off}
         found["corrected"] = corrected
     diagnosis = posterior.diagnose()
@@ -54,12 +44,6 @@ def against(posterior: Any, reference: Mapping[str, Tensor], seed: int) -> Evalu
         }
     }
     return Evaluation(metrics, curves, {"level": diagnosis.verdict, "summary": diagnosis.summary})
-
-
-def _gradients(posterior: Any) -> float:
-    if isinstance(posterior, Sampled):
-        return float(posterior.gradients)
-    return float(posterior.losses.numel() * posterior.program.particles)
 
 
 def judged(verdict: str, raw: bool, corrected: bool | None) -> dict[str, float]:

@@ -11,7 +11,7 @@ from benchmarks.protocol.task import Suite
 from benchmarks.reporting.report import known_tasks
 from benchmarks.reporting.tables import Entry, Section, Table
 from benchmarks.running.store import Record
-from guides.diagnostics.truth import BIAS, RATIO
+from guides.diagnostics.answers import BIAS, RATIO
 
 __all__ = ["confusion", "lies", "sections", "synthetic"]
 

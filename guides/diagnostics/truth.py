@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guides.errors import DataError
+from guides.diagnostics.answers import BIAS, RATIO
+from guides.errors import DataError, OptionError
+from guides.fitted.draws import Draws
+from guides.fitted.fitted import FittedGuide
 
-__all__ = ["BIAS", "RATIO", "Errors", "errors"]
-
-BIAS, RATIO = 0.1, 1.2
-"""When an answer is right: its mean within a tenth of a true standard deviation, its standard deviation within a fifth."""
+__all__ = ["Errors", "errors", "held_against", "together"]
 
 _QUANTILES = 400
 
@@ -68,14 +68,40 @@ def errors(draws: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Erro
         if site not in draws:
             continue
         names += _elements(site, truth.shape[1:])
-        have, want = (value.double().cpu().flatten(1) if value.dim() > 1 else value.double().cpu().unsqueeze(-1)
-                      for value in (draws[site], truth))  # fmt: skip
+        have, want = (value.double().cpu().reshape(len(value), -1) for value in (draws[site], truth))
         sd = want.std(0)
         apart = (torch.quantile(have, levels, dim=0) - torch.quantile(want, levels, dim=0)).abs().mean(0)
         parts.append(torch.stack([(have.mean(0) - want.mean(0)) / sd, have.std(0) / sd, apart / sd]))
     if not parts:
         raise DataError(f"the reference knows none of the sites {', '.join(draws)}; it has {', '.join(reference)}")
     return Errors(tuple(names), *torch.cat(parts, 1))
+
+
+def together(draws: Draws) -> dict[str, Tensor]:
+    """Return draws of all chains together, ``(C * S, *shape)``, by continuous latent or deterministic site."""
+    every = {**draws.latents, **draws.deterministic}
+    return {name: value.flatten(0, 1) for name, value in every.items() if value.is_floating_point()}
+
+
+def held_against(
+    posterior: FittedGuide,
+    reference: Mapping[str, Tensor],
+    num_samples: int,
+    num_corrected: int,
+    seed: int | None = None,
+) -> tuple[Errors, Errors | None]:
+    """Return the errors of a posterior's raw draws, and of draws that are corrected by their weights.
+
+    :param num_samples: raw draws; ``num_corrected``: corrected ones.
+    :returns: the latter ``None`` for point masses, samplers, and densities that are not finite, which have no weights.
+    """
+    raw = posterior.draws(num_samples, seed=seed, log_likelihood=False)
+    found = errors(together(raw), reference)
+    try:
+        corrected = posterior.draws(num_corrected, seed=seed, log_likelihood=False, corrected=True)
+    except OptionError:
+        return found, None
+    return found, errors(together(corrected), reference)
 
 
 def _elements(site: str, shape: torch.Size) -> list[str]:

@@ -117,6 +117,11 @@ class FittedGuide:
         return self
 
     @property
+    def evaluations(self) -> int:
+        """Evaluations of the model's gradient that the fit took, over all replicates."""
+        return self.losses.numel() * self.program.particles
+
+    @property
     def data(self) -> tuple[Any, ...]:
         """Positional arguments of the training data."""
         return self.training.args

@@ -56,6 +56,11 @@ class Sampled(Posterior):
         """Number of chains C."""
         return self.points.shape[0]
 
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the model's gradient: :attr:`gradients`."""
+        return self.gradients
+
     def replicate(self, index: int) -> Sampled:
         """Return one chain as a posterior of its own.
 
