@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 from guides.conjugate.structure import ConjugatePosterior, ConjugateStructure, Natural, rows_per_chunk
 from guides.errors import DataError, OptionError, UnsupportedModelError
 from guides.program.data import Data
+from guides.program.progress import shows_progress
 
 __all__ = ["cavi"]
 
@@ -82,7 +82,7 @@ def cavi(
         rows = structure.rows(x)
         first = _initial(structure, rows, init, restarts, seed)
         ready = time.perf_counter()
-        show = sys.stderr.isatty() if progress is None else progress
+        show = shows_progress(progress)
         natural, elbos, converged = _ascend(structure, rows, first, max_iterations, tolerance, show)
         iterations = (elbos.isfinite().sum(1) - 1).tolist()
         best = int(elbos.gather(1, elbos.isfinite().sum(1, keepdim=True) - 1).argmax())

@@ -14,9 +14,10 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from guides.compile.executable import COMPILE_MODES
 from guides.compile.native.build import MachineCode
 from guides.density.doubles import doubled, in_double
-from guides.density.kernels import COMPILE, Kernel, Workspace
+from guides.density.kernels import Kernel, Workspace
 from guides.density.points import Point
 from guides.errors import DataError, UnsupportedModelError, check_known, check_whole
 from guides.fitted.draws import Site, sites, take_draws
@@ -88,7 +89,7 @@ def log_density(
         "log_density", misspelt, keywords_of(log_density), "arguments of the model go by position, or in model_kwargs={...}"
     )
     check_model(model, "log_density(model, x, y)")
-    check_known("compile", compile, COMPILE)
+    check_known("compile", compile, COMPILE_MODES)
     check_whole("seed", seed)
     with undivided("guides.log_density"):
         with in_double():

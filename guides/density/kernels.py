@@ -22,10 +22,7 @@ from guides.compile.tracing import recorded, said
 from guides.density.doubles import double_by_default
 from guides.program.vectorise import Vectorised
 
-__all__ = ["COMPILE", "Kernel", "Workspace"]
-
-COMPILE = ("auto", "eager", "trace", "native")
-"""How a density can be run, as for :func:`guides.fit`."""
+__all__ = ["Kernel", "Workspace"]
 
 _AGREE = 1e-9  # of the largest number of a result: what the order of sums can change in double precision
 
@@ -40,7 +37,7 @@ class Kernel:
     :param function: runs the model; slow, and right by definition.
     :param points: inputs at which graph and machine code are compared with it.
     :param what: names it in warnings.
-    :param mode: one of :data:`COMPILE`. ``"auto"`` compiles once calls have cost about what compiling costs.
+    :param mode: one of ``COMPILE_MODES``. ``"auto"`` compiles once calls have cost about what compiling costs.
     """
 
     def __init__(self, function: Callable[..., Tensor], points: Sequence[Point], what: str, mode: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from guides.program.isolation import quiet, seeded
 from guides.program.noise import Noise, NoiseTape
 from guides.program.parameters import isolated_store
 from guides.program.program import Program
+from guides.program.progress import shows_progress
 from guides.program.vectorise import Vectorised
 from guides.psis import MIN_DRAWS, float_tolerance, psis
 
@@ -159,7 +159,7 @@ def inference_gap(
         posterior, data, {"num_samples": num_samples, "steps": steps, "particles": particles, "chunk": chunk}, lr
     )
     generator = torch.Generator(posterior.device).manual_seed(seed)
-    show = sys.stderr.isatty() if progress is None else progress
+    show = shows_progress(progress)
     with isolated_store(), quiet(), seeded(seed), torch.no_grad():
         kernel = WeightKernel(posterior.program, posterior.flat[0], rows, particles, chunk=chunk, compile="eager")
         search = _Search(kernel, posterior.program, particles, float(lr))

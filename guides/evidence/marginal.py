@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from guides.program.guide import is_point_mass
 from guides.program.inputs import read_like
 from guides.program.isolation import quiet, seeded
 from guides.program.parameters import isolated_store
+from guides.program.progress import shows_progress
 from guides.program.row_keys import row_keys
 from guides.psis import MIN_DRAWS, pareto_k_threshold
 
@@ -190,7 +190,7 @@ def log_marginal(
         if checkpoint is not None:
             saver = StreamCheckpoint(Path(checkpoint), _fingerprint(posterior, rows, run, denominator))
             saver.restore(run)
-        show = sys.stderr.isatty() if progress is None else progress
+        show = shows_progress(progress)
         total = num_samples * (rows.size if kernel.apart else 1)
         with tqdm(
             total=total, desc="log p(x)", unit="draw", unit_scale=True, disable=not show, delay=1.0, leave=False

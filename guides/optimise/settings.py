@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from guides.errors import OptionError, check_known, check_whole
 from guides.optimise.precision import products_in
 from guides.program.checks import check_batch_size
 from guides.program.data import Data
+from guides.program.progress import shows_progress
 
 __all__ = ["Settings"]
 
@@ -92,6 +92,6 @@ class Settings:
             patience=patience,
             compile=compile,
             precision=precision,
-            progress=sys.stderr.isatty() if progress is None else progress,
+            progress=shows_progress(progress),
             by_default=steps is None and epochs is None,
         )

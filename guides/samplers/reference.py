@@ -13,6 +13,7 @@ from guides.compile.cache import find, keep
 from guides.diagnostics.chains import ChainFigures
 from guides.errors import NoReferenceError, check_whole
 from guides.program.fingerprint import versions
+from guides.program.progress import shows_progress
 from guides.samplers.base import Chains
 from guides.samplers.nuts import NUTS
 from guides.samplers.sampled import Sampled
@@ -86,7 +87,7 @@ def reference(
     draws, accept, tried = min(_FIRST_DRAWS, max_draws), 0, []
     while True:
         sampler = NUTS(draws=draws, tune=max(1000, draws // 2), chains=chains, target_accept=_ACCEPT[accept])
-        posterior = concluded(ready, sampler, sampler.run(ready.density, ready.start, seed, bool(progress)))
+        posterior = concluded(ready, sampler, sampler.run(ready.density, ready.start, seed, shows_progress(progress)))
         figures = cast(ChainFigures, posterior.diagnose(only=["chains"]).findings["chains"])
         wrong = _wrong(figures, ess)
         if not wrong:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -21,6 +20,7 @@ from guides.program.data import Data
 from guides.program.inputs import read
 from guides.program.keywords import check_names
 from guides.program.program import Program
+from guides.program.progress import shows_progress
 from guides.registries import samplers
 from guides.samplers.base import Chains, Sampler, Start
 from guides.samplers.sampled import Drawn, Sampled
@@ -105,7 +105,7 @@ def sample(
     if str(device) not in ("auto", "cpu"):
         raise OptionError(f"device={str(device)!r}, but samplers run on the CPU, in float64; leave it out")
     ready = prepared(model, data, guide_name(sampler), seed, compile, model_kwargs)
-    chains = sampler.run(ready.density, ready.start, seed, sys.stderr.isatty() if progress is None else progress)
+    chains = sampler.run(ready.density, ready.start, seed, shows_progress(progress))
     return concluded(ready, sampler, chains)
 
 
