@@ -1,34 +1,18 @@
 """Approximate posteriors, objectives and diagnostics for any Pyro model.
 
-Start with :func:`fit`; the registries :data:`families` and :data:`objectives` list what there is.
+Start with :func:`fit`; the registries :data:`families`, :data:`objectives` and :data:`samplers` list what there is, and
+:mod:`guides.errors` what can go wrong. Results of these functions, and what authors of guides need beside the two base
+classes, are documented where they are defined.
 """
 
-from guides.calibration import Calibration, calibrate
-from guides.comparison import Comparison, compare
+from guides import errors
+from guides.calibration import calibrate
+from guides.comparison import compare
 from guides.conjugate.cavi import cavi
-from guides.conjugate.structure import ConjugatePosterior, ConjugateStructure
-from guides.density.density import LogDensity, log_density
-from guides.diagnostics import Diagnosis, diagnose, diagnostics_registry
-from guides.errors import (
-    DataError,
-    DiscreteLatentError,
-    EagerFallbackWarning,
-    FailedDrawsWarning,
-    FixedSubsampleWarning,
-    GuideMismatchError,
-    InterruptedFitWarning,
-    MinibatchScaleError,
-    NonFiniteLossError,
-    NonFiniteLossWarning,
-    NoReferenceError,
-    NotAtTheModeWarning,
-    OptionError,
-    StorageError,
-    StorageWarning,
-    UnsupportedModelError,
-)
-from guides.evidence.gaps import InferenceGap, inference_gap
-from guides.evidence.marginal import LogMarginal, log_marginal
+from guides.density.density import log_density
+from guides.diagnostics import diagnose
+from guides.evidence.gaps import inference_gap
+from guides.evidence.marginal import log_marginal
 from guides.families import (
     MAP,
     Amortized,
@@ -36,7 +20,6 @@ from guides.families import (
     DeepMixtureAmortized,
     Dropout,
     Ensemble,
-    Family,
     FlatFamily,
     FullRank,
     Laplace,
@@ -49,7 +32,6 @@ from guides.families import (
     Structured,
 )
 from guides.fitted.arviz_io import to_arviz
-from guides.fitted.draws import Draws, Site
 from guides.fitting import fit, fit_many
 from guides.objectives import (
     DLGMMELBO,
@@ -57,90 +39,49 @@ from guides.objectives import (
     IWAE,
     SELBO,
     SIWAE,
-    Compacted,
-    Cyclical,
     EntropyBoundELBO,
-    Estimate,
+    KLAnnealing,
     Objective,
     Renyi,
     ScoreFunction,
-    Warmup,
 )
-from guides.pooled import Pooled
 from guides.posterior import Posterior
-from guides.program.prior import sample_prior
 from guides.registries import families, objectives, samplers
-from guides.samplers import HMC, NUTS, Sampled, Sampler
 from guides.samplers.reference import reference
 
 __all__ = [
     "DLGMMELBO",
     "ELBO",
-    "HMC",
     "IWAE",
     "MAP",
-    "NUTS",
     "SELBO",
     "SIWAE",
     "Amortized",
     "AmortizedKumaraswamy",
-    "Calibration",
-    "Compacted",
-    "Comparison",
-    "ConjugatePosterior",
-    "ConjugateStructure",
-    "Cyclical",
-    "DataError",
     "DeepMixtureAmortized",
-    "Diagnosis",
-    "DiscreteLatentError",
-    "Draws",
     "Dropout",
-    "EagerFallbackWarning",
     "Ensemble",
     "EntropyBoundELBO",
-    "Estimate",
-    "FailedDrawsWarning",
-    "Family",
-    "FixedSubsampleWarning",
     "FlatFamily",
     "FullRank",
-    "GuideMismatchError",
-    "InferenceGap",
-    "InterruptedFitWarning",
+    "KLAnnealing",
     "Laplace",
-    "LogDensity",
-    "LogMarginal",
     "LowRank",
     "MeanField",
-    "MinibatchScaleError",
     "Mixture",
     "MixtureAmortized",
-    "NoReferenceError",
-    "NonFiniteLossError",
-    "NonFiniteLossWarning",
-    "NotAtTheModeWarning",
     "Objective",
-    "OptionError",
-    "Pooled",
     "Posterior",
     "Renyi",
-    "Sampled",
-    "Sampler",
     "ScoreFunction",
     "SemiAmortized",
-    "Site",
     "StickBreakingRNN",
-    "StorageError",
-    "StorageWarning",
     "Structured",
-    "UnsupportedModelError",
-    "Warmup",
     "calibrate",
     "cavi",
     "compare",
     "diagnose",
-    "diagnostics_registry",
+    "errors",
     "families",
     "fit",
     "fit_many",
@@ -149,7 +90,6 @@ __all__ = [
     "log_marginal",
     "objectives",
     "reference",
-    "sample_prior",
     "samplers",
     "to_arviz",
 ]

@@ -80,7 +80,7 @@ def fit(
         pattern of site names (``{"w.*": "low_rank"}``, see :class:`guides.Structured`), a family class, a guide object, or
         any Pyro guide function; or a sampler (``"nuts"``, ``"hmc"``), whose own options go beside it
         (``draws=2000, chains=4``) and which takes ``seed``, ``compile``, ``progress`` and ``model_kwargs`` of those below:
-        see :class:`guides.NUTS`. Left out, the model's ``natural_guide`` is used.
+        see :class:`guides.samplers.NUTS`. Left out, the model's ``natural_guide`` is used.
     :param data: the model's positional arguments. Tensors share their first dimension, the data points.
     :param objective: a registry name or an :class:`~guides.Objective`.
     :param steps: optimisation steps; 2000 if neither this nor ``epochs`` is given, or none for ``laplace`` around the last
@@ -118,10 +118,10 @@ def fit(
     found, in 100 passes over batches.
 
     A loss that turns NaN later, or a matrix that has no Cholesky factor, stops that replicate with a
-    :class:`~guides.NonFiniteLossWarning`, keeps the last finite parameters, and says in ``stop_reasons`` at which step and
-    site it went wrong. Ctrl-C ends the training and returns what was fitted, with a :class:`~guides.InterruptedFitWarning`
-    (before the first steps it ends the call). Pyro's parameter store, torch's random state, default dtype and grad mode are
-    left as they were.
+    :class:`~guides.errors.NonFiniteLossWarning`, keeps the last finite parameters, and says in ``stop_reasons`` at which
+    step and site it went wrong. Ctrl-C ends the training and returns what was fitted, with an
+    :class:`~guides.errors.InterruptedFitWarning` (before the first steps it ends the call). Pyro's parameter store, torch's
+    random state, default dtype and grad mode are left as they were.
 
     The posterior has a model and guide of its own. The modules that were passed get its parameters too, if it is one
     replicate, unless they belong to a posterior: a fit that starts from ``posterior.guide`` leaves that posterior as it is

@@ -36,7 +36,7 @@ class Rising:
 
     def __call__(self, step: Tensor) -> Tensor:
         """Return the weight of one step."""
-        return self.weight * guides.Warmup(self.rise)(step - self.wait)
+        return self.weight * guides.KLAnnealing(self.rise)(step - self.wait)
 
 
 def penalised(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.protocol.split import Curve, Evaluation, Split
-from guides import Sampled, diagnostics, predictive
+from guides import diagnostics, predictive
+from guides.samplers import Sampled
 
 __all__ = ["classification", "fit_only", "kept_inference_data", "regression", "trust"]
 

@@ -25,11 +25,11 @@ STEPS = 8
 """Enough for the graph to be traced and checked and the loop to be compiled and checked."""
 FILE = Path("docs/results/compiled.json")
 REFUSALS = (
-    guides.DataError,
-    guides.OptionError,
-    guides.GuideMismatchError,
-    guides.DiscreteLatentError,
-    guides.UnsupportedModelError,
+    guides.errors.DataError,
+    guides.errors.OptionError,
+    guides.errors.GuideMismatchError,
+    guides.errors.DiscreteLatentError,
+    guides.errors.UnsupportedModelError,
 )
 Record = dict[str, str]
 
@@ -61,7 +61,7 @@ def try_one(name: str, example: Callable[[], Example], guide: str, compile: str 
             guides.fit(model, chosen, *data, steps=STEPS, compile=compile, progress=False)
         except REFUSALS as error:
             return {**found, "runs": "refused", "why": str(error).splitlines()[0]}
-    said = [str(w.message) for w in caught if issubclass(w.category, guides.EagerFallbackWarning)]
+    said = [str(w.message) for w in caught if issubclass(w.category, guides.errors.EagerFallbackWarning)]
     eager = [text for text in said if "without acceleration" in text]
     runs = "eager" if eager else "traced" if said else "compiled"
     return {**found, "runs": runs, "why": (eager or said or [": "])[0].partition(": ")[2].splitlines()[0] if said else ""}

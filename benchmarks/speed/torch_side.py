@@ -236,7 +236,7 @@ def open(case: dict[str, Any], arrays: str, contender: str) -> Any:
         warnings.simplefilter("always")
         ready = _Contender(CONTENDERS[contender](made, start, data), made)
         ready.train(WARM_UP_CALLS * ready.steps)
-    ready.notes = [str(w.message) for w in caught if issubclass(w.category, guides.EagerFallbackWarning)]
+    ready.notes = [str(w.message) for w in caught if issubclass(w.category, guides.errors.EagerFallbackWarning)]
     return ready
 
 

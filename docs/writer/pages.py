@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +26,50 @@ from benchmarks.speed import compiled
 from benchmarks.speed import report as speed
 from docs.writer import readme
 from docs.writer.docstrings import Docstring, parse
+from guides.calibration import Calibration
+from guides.comparison import Comparison
+from guides.conjugate.structure import ConjugatePosterior, ConjugateStructure
+from guides.density.density import LogDensity
+from guides.diagnostics import Diagnosis
+from guides.evidence.gaps import InferenceGap
+from guides.evidence.marginal import LogMarginal
+from guides.families import Family
+from guides.fitted.draws import Draws, Site
+from guides.program.objective import Estimate
+from guides.samplers import Sampled
 
 __all__ = ["KINDS", "ROOT", "Kind", "api_names", "blocks", "documented", "fill", "generate", "preamble", "stale", "write"]
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- Written by `python -m docs.writer`"
-PACKAGES = (guides, guides.diagnostics, guides.information, guides.predictive, zoo, zoo.datasets, zoo.networks, zoo.pixels)
+PACKAGES = (
+    guides,
+    guides.diagnostics,
+    guides.information,
+    guides.predictive,
+    # registries stand under these names in `guides`
+    *(import_module(f"guides.{name}") for name in ("families", "objectives", "samplers")),
+    zoo,
+    zoo.datasets,
+    zoo.networks,
+    zoo.pixels,
+)
 API = (
-    ("Fit and compare", (guides.fit, guides.fit_many, guides.compare, guides.Comparison)),
-    ("The result of a fit", (guides.Posterior, guides.Draws, guides.Site)),
-    ("The model as one function, and chains", (guides.log_density, guides.LogDensity, guides.Sampled, guides.reference)),
-    ("Closed-form coordinate ascent", (guides.cavi, guides.ConjugatePosterior, guides.ConjugateStructure)),
-    ("Can it be trusted?", (guides.diagnose, guides.Diagnosis, guides.calibrate, guides.Calibration)),
+    ("Fit and compare", (guides.fit, guides.fit_many, guides.compare, Comparison)),
+    ("The result of a fit", (guides.Posterior, Draws, Site)),
+    ("The model as one function, and chains", (guides.log_density, LogDensity, Sampled, guides.reference)),
+    ("Closed-form coordinate ascent", (guides.cavi, ConjugatePosterior, ConjugateStructure)),
+    ("Can it be trusted?", (guides.diagnose, Diagnosis, guides.calibrate, Calibration)),
     (
         "Marginal likelihoods and gaps",
-        (guides.log_marginal, guides.LogMarginal, guides.inference_gap, guides.InferenceGap),
+        (guides.log_marginal, LogMarginal, guides.inference_gap, InferenceGap),
     ),
     (
         "Scores of predictions",
         tuple(getattr(guides.predictive, name) for name in guides.predictive.__all__ if name != "LEVELS"),
     ),
     ("Information", tuple(getattr(guides.information, name) for name in guides.information.__all__)),
-    ("For authors of guides and objectives", (guides.Family, guides.FlatFamily, guides.Objective, guides.Estimate)),
+    ("For authors of guides and objectives", (Family, guides.FlatFamily, guides.Objective, Estimate)),
     ("Models and data", (zoo.bayesianize, zoo.Likelihood, zoo.datasets.Dataset, zoo.datasets.Split)),
     (
         "Networks for images",

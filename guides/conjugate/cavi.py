@@ -44,7 +44,8 @@ def cavi(
     decreases. There is no learning rate and no Monte Carlo noise; the optimum is a local one. Computed in float64 on the
     device of ``x``; restarts run side by side and leave the computation when they have converged.
 
-    :param model: a model with a method ``conjugate(x)`` that returns its :class:`~guides.ConjugateStructure`, such as
+    :param model: a model with a method ``conjugate(x)`` that returns its
+        :class:`~guides.conjugate.structure.ConjugateStructure`, such as
         ``zoo.GaussianMixture`` and ``zoo.DirichletProcessMixture``.
     :param x: data, data points first.
     :param init: first responsibilities: ``"kmeans"`` (scikit-learn's, from another seed for each restart), ``"random"``
@@ -124,7 +125,7 @@ def _structure(model: Callable[..., Any], x: Tensor) -> ConjugateStructure:
     if conjugate is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no method conjugate(x), so there are no updates in closed form; use guides.fit, or "
-            "give the model a guides.ConjugateStructure"
+            "give the model a guides.conjugate.structure.ConjugateStructure"
         )
     try:
         structure: ConjugateStructure = conjugate(x)

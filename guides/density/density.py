@@ -108,7 +108,7 @@ class LogDensity:
 
     :ivar size: D.
     :ivar names: of the coordinates: the site's, with the index in the site's unconstrained value.
-    :ivar sites: the latent sites by name, with shapes, dimensions and supports; see :class:`guides.Site`.
+    :ivar sites: the latent sites by name, with shapes, dimensions and supports; see :class:`guides.fitted.draws.Site`.
     :ivar dims: by latent site, a name per dimension: plates where there are some.
     :ivar start: a point ``(D,)`` at medians of the prior, or wherever the model says that a site starts.
     """

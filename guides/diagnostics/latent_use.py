@@ -19,8 +19,9 @@ _MAX_ROWS, _MAX_DRAWN = 300, 100
 _LITTLE = 0.5  # nats; more than that without an active unit is a prior of small scale, which 0.01 is no limit for
 
 _ADVICE = (
-    "let the divergence come in slowly, objective=guides.ELBO(kl_weight=guides.Warmup(steps)) over a good part of the steps;"
-    " or make some of it free, guides.ELBO(free_bits=0.1); or weaken the decoder, so that it cannot explain the data alone"
+    "let the divergence come in slowly, objective=guides.ELBO(kl_weight=guides.KLAnnealing(steps)) over a good part of the"
+    " steps; or make some of it free, guides.ELBO(free_bits=0.1); or weaken the decoder, so that it cannot explain the data"
+    " alone"
 )
 
 

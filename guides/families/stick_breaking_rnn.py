@@ -34,8 +34,8 @@ class StickBreakingRNN(MixtureAmortized):
     :meth:`components_run` says how many a data point has.
 
     In the compiled engine, whose shapes are fixed, K components are computed and the model is run on K draws for every row;
-    those after the last have weight zero. ``guides.Compacted(objective)``, with Pyro's own SVI, runs both on the rows alone
-    that are not done, to the same values and gradients.
+    those after the last have weight zero. ``guides.objectives.compacted.Compacted(objective)``, with Pyro's own
+    SVI, runs both on the rows alone that are not done, to the same values and gradients.
 
     Fewer components come from ``guides.EntropyBoundELBO(penalty=...)``, which takes :math:`\lambda H[\pi]` off the
     objective. Let it start from zero (a schedule): a data point that stops at its first step has no gradient with respect to

@@ -7,7 +7,7 @@ from guides.objectives.elbo import ELBO
 from guides.objectives.entropy_bound import EntropyBoundELBO
 from guides.objectives.iwae import IWAE
 from guides.objectives.renyi import Renyi
-from guides.objectives.schedules import Cyclical, Warmup
+from guides.objectives.schedules import KLAnnealing
 from guides.objectives.score_function import ScoreFunction
 from guides.objectives.selbo import SELBO
 from guides.objectives.siwae import SIWAE
@@ -20,11 +20,10 @@ __all__ = [
     "SELBO",
     "SIWAE",
     "Compacted",
-    "Cyclical",
     "EntropyBoundELBO",
     "Estimate",
+    "KLAnnealing",
     "Objective",
     "Renyi",
     "ScoreFunction",
-    "Warmup",
 ]

@@ -47,7 +47,7 @@ class Compacted(Objective):
         ...         pyro.sample("x", dist.Normal(z**2, 0.3), obs=x)
         >>> x = torch.rand(20)
         >>> guide = guides.StickBreakingRNN(model, components=3, hidden=4)
-        >>> objective = guides.Compacted(guides.EntropyBoundELBO(penalty=1.0))
+        >>> objective = Compacted(guides.EntropyBoundELBO(penalty=1.0))
         >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss=objective)
         >>> losses = [svi.step(x) for _ in range(3)]
         >>> objective.rows_asked, objective.rows_run

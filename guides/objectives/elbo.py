@@ -62,8 +62,7 @@ class ELBO(Objective):
         it the gradient has no variance at the optimum of a family that contains the posterior. It implies Monte Carlo
         divergences and runs the guide twice per step; an inverse autoregressive flow has to be inverted for it, which is
         slow and cannot be traced.
-    :param kl_weight: :math:`\beta_t`, a number, or a function of the number of the step such as :class:`guides.Warmup` and
-        :class:`guides.Cyclical`.
+    :param kl_weight: :math:`\beta_t`, a number, or a function of the number of the step such as :class:`guides.KLAnnealing`.
     :param free_bits: :math:`\lambda` in nats per latent dimension.
     :raises OptionError: for another ``kl`` or ``estimator``, or a weight or ``free_bits`` that is negative or not finite.
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import guides
+from guides import errors
 from guides.compile import cache, compilers
 from guides.compile.native.build import NativeLoop
 
@@ -201,8 +201,8 @@ def _in_a_temporary_folder(folder: Path, said: str) -> None:
         warnings.simplefilter("always")
         _right(folder)
         same(fit(steps=30))
-    relevant = [w for w in caught if issubclass(w.category, guides.StorageWarning | guides.EagerFallbackWarning)]
-    assert [w.category for w in relevant] == [guides.StorageWarning], [str(w.message) for w in relevant]
+    relevant = [w for w in caught if issubclass(w.category, errors.StorageWarning | errors.EagerFallbackWarning)]
+    assert [w.category for w in relevant] == [errors.StorageWarning], [str(w.message) for w in relevant]
     assert said in str(relevant[0].message), relevant[0].message
     (place,) = cache._TEMPORARY.values()
     assert len(libraries(place)) == 1
@@ -289,8 +289,8 @@ def _traced(said: str, **options: object) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         same(fit(**options))
-    relevant = [w for w in caught if issubclass(w.category, guides.StorageWarning | guides.EagerFallbackWarning)]
-    assert [w.category for w in relevant] == [guides.EagerFallbackWarning], [str(w.message) for w in relevant]
+    relevant = [w for w in caught if issubclass(w.category, errors.StorageWarning | errors.EagerFallbackWarning)]
+    assert [w.category for w in relevant] == [errors.EagerFallbackWarning], [str(w.message) for w in relevant]
     assert said in str(relevant[0].message), relevant[0].message
 
 
@@ -506,7 +506,7 @@ def _orphans(folder: Path) -> None:
 def _interrupted(folder: Path) -> None:
     text = f'[ "$1" = --version ] && exit 0\n: > {folder}/begun; kill -INT {os.getpid()}\nsleep 1000; : {folder}'
     os.environ["CXX"] = script(folder / "cxx", text)
-    warnings.simplefilter("ignore", guides.InterruptedFitWarning)
+    warnings.simplefilter("ignore", errors.InterruptedFitWarning)
     with contextlib.suppress(KeyboardInterrupt):
         assert fit().interrupted
     _nobody_runs(folder)

@@ -23,7 +23,7 @@ from benchmarks.running.netcdf import netcdf
 from .fits import X, Y, fit, regression
 from .harness import as_another_user, child, fault, full_after
 
-OWN = (guides.DataError, guides.OptionError, guides.StorageError)
+OWN = (guides.errors.DataError, guides.errors.OptionError, guides.errors.StorageError)
 REFUSED = "refused by one of the library's own errors"
 
 
@@ -122,7 +122,7 @@ def _full(folder: Path) -> None:
     full_after(1000)
     try:
         posterior.save(path)
-    except guides.StorageError:
+    except guides.errors.StorageError:
         assert path.read_bytes() == before
         assert list(folder.iterdir()) == [path]
         return
@@ -136,7 +136,7 @@ def _closed(folder: Path) -> None:
     (folder / "closed").mkdir(mode=0o500)
     try:
         posterior.save(folder / "closed" / "saved")
-    except guides.StorageError:
+    except guides.errors.StorageError:
         return
     raise AssertionError
 
@@ -172,7 +172,7 @@ for _what, _other in OTHERS.items():
         model, guide, data = (given.pop(name) for name in ("model", "guide", "data"))
         try:
             fit(model, guide, *data, compile="eager", checkpoint=path, **given)
-        except guides.OptionError as error:
+        except guides.errors.OptionError as error:
             assert "What differs" in str(error), error
         else:
             raise AssertionError("it was taken")
@@ -211,7 +211,7 @@ def _full_checkpoint(folder: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = fit(compile="eager", checkpoint=folder / "state")
-    assert [w.category for w in caught] == [guides.StorageWarning]
+    assert [w.category for w in caught] == [guides.errors.StorageWarning]
     assert torch.equal(found.flat, want)
     assert list(folder.iterdir()) == []
 
@@ -300,7 +300,7 @@ def _nested(folder: Path) -> None:
 
     try:
         fit(model, compile="eager", steps=2)
-    except (guides.UnsupportedModelError, guides.DataError) as error:
+    except (guides.errors.UnsupportedModelError, guides.errors.DataError) as error:
         assert "while a model was being run" in str(error), error
     else:
         raise AssertionError

@@ -28,6 +28,7 @@ from pyro.infer.reparam import AutoReparam, LocScaleReparam, TransformReparam
 from torch import Tensor
 
 import guides
+from guides import errors
 
 Y = torch.tensor([0.5, 1.5, -0.3, 2.0, 0.8, 1.1])
 PANEL = torch.arange(12.0).reshape(4, 3) / 5 - 1
@@ -195,7 +196,7 @@ def check(shape: str, names: tuple[str, ...], guide: str = "mean_field", everyth
             warnings.simplefilter("ignore")
             poutine.trace(model).get_trace(y).compute_log_prob()
     except (AssertionError, AttributeError, ValueError):
-        with pytest.raises((guides.DataError, guides.UnsupportedModelError), match=r"site '"):
+        with pytest.raises((errors.DataError, errors.UnsupportedModelError), match=r"site '"):
             guides.fit(model, guide, y, steps=10**6)
         return "refused"
     with warnings.catch_warnings():

@@ -12,6 +12,7 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_value
 
 import guides
+from guides import errors
 from guides.compile.evaluation import in_precision
 from guides.compile.loops import has_compiler
 from guides.compile.native.build import NativeLoop
@@ -63,7 +64,7 @@ run = NativeLoop.__call__
 )
 def test_a_loop_that_does_not_do_what_its_graph_does_is_refused(wrong, what, data, monkeypatch):
     monkeypatch.setattr(NativeLoop, "__call__", wrong)
-    with pytest.warns(guides.EagerFallbackWarning, match=f"gives other numbers: {what}.* step 3 is .* where .* is right"):
+    with pytest.warns(errors.EagerFallbackWarning, match=f"gives other numbers: {what}.* step 3 is .* where .* is right"):
         traced = fit(data)
     torch.testing.assert_close(traced.losses, fit(data, compile="trace").losses)
 
@@ -77,7 +78,7 @@ def test_a_loop_that_goes_wrong_later_is_found_at_the_end(data, monkeypatch):
         return (stands_still if max(steps[:-1]) > 50 else run)(loop, state, shared, varying)
 
     monkeypatch.setattr(NativeLoop, "__call__", late)
-    with pytest.warns(guides.EagerFallbackWarning, match="since step 3, when it was right, may be wrong"):
+    with pytest.warns(errors.EagerFallbackWarning, match="since step 3, when it was right, may be wrong"):
         fit(data)
 
 
@@ -141,6 +142,6 @@ def test_a_warning_shows_the_line_of_the_caller(data):
             pyro.sample("y", dist.Normal(z if z > 0 else 2 * z, 1.0), obs=y)
 
     for options in ({"compile": "trace"}, {"compile": "eager", "num_particles": 2}):
-        with pytest.warns(guides.EagerFallbackWarning) as caught:
+        with pytest.warns(errors.EagerFallbackWarning) as caught:
             guides.fit(branches, "mean_field", data, steps=3, **options)
         assert {warning.filename for warning in caught} == {__file__}

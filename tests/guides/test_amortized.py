@@ -28,6 +28,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from torch import nn
 
 import guides
+from guides import errors
 from guides.compile.loops import has_compiler
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-3}
@@ -121,7 +122,7 @@ def test_draws_have_the_density_that_log_q_claims(form, tmp_path):
     whole = posterior.draws(1)
     assert float(posterior.log_prob({"z": whole.latents["z"][0, 0]})) == pytest.approx(float(whole.log_q), abs=0.05)
     posterior.save(tmp_path / "posterior")
-    with pytest.raises(guides.OptionError, match=r"'encoder' of guide 'amortized' hold modules.*pass guide="):
+    with pytest.raises(errors.OptionError, match=r"'encoder' of guide 'amortized' hold modules.*pass guide="):
         guides.Posterior.load(tmp_path / "posterior", pca(weights))
     spec = ("amortized", {**FORMS[form], "encoder": encoder(seed=9)})
     loaded = guides.Posterior.load(tmp_path / "posterior", pca(weights), guide=spec)
@@ -159,7 +160,7 @@ def test_latents_in_other_plates_beside_the_rows():
     posterior = fit(model, x, steps=20, batch_size=20, lr=0.05)
     assert posterior.sites["rate"].shape == (len(x), PIXELS)
     assert posterior.draws(3, x[:5]).latents["rate"].shape == (1, 3, 5, PIXELS)
-    with pytest.raises(guides.OptionError, match="'rate' stands in other plates"):
+    with pytest.raises(errors.OptionError, match="'rate' stands in other plates"):
         fit(model, x, {"covariance": "full"})
 
 
@@ -221,7 +222,7 @@ def test_global_latents_go_to_another_family():
         assert float(value) == pytest.approx(float(one.log_q), abs=0.05)
     validated = fit(with_global, x, {"encoder": nn.Linear(PIXELS, 4)}, epochs=2, steps=None, batch_size=30, validation=0.2)
     assert validated.validation.isfinite().all()
-    with pytest.raises(guides.OptionError, match="rest='laplace' is finished"):
+    with pytest.raises(errors.OptionError, match="rest='laplace' is finished"):
         fit(with_global, x, {"rest": "laplace"})
 
 
@@ -257,7 +258,7 @@ def test_it_is_a_guide_in_stock_svi(loss):
     assert losses[-6:].mean() < losses[:6].mean() - 5
     draws = Predictive(model, guide=guide, num_samples=5)(x[:7])
     assert draws["z"].shape == (5, 7, LATENT)
-    with pytest.raises(guides.DataError, match=r"argument 0 of the encoder has NaN.*in 1 of 20 rows, first in row 3"):
+    with pytest.raises(errors.DataError, match=r"argument 0 of the encoder has NaN.*in 1 of 20 rows, first in row 3"):
         svi.step(torch.where(torch.arange(20)[:, None] == 3, math.nan, x[:20]))
 
 
@@ -297,7 +298,7 @@ class Returns(nn.Module):
 )
 def test_an_encoder_that_does_not_fit(make, message):
     weights = skewed_loadings()
-    with pytest.raises(guides.GuideMismatchError, match=message):
+    with pytest.raises(errors.GuideMismatchError, match=message):
         fit(pca(weights), rows_of(weights), {"encoder": Returns(make)})
 
 
@@ -351,16 +352,16 @@ def test_models_that_cannot_be_amortised():
             other = pyro.sample("z_1", dist.LogNormal(z, 1.0).to_event(1))
             pyro.sample("x", dist.Normal(other.sum(-1, keepdim=True).expand(x.shape), 1.0).to_event(1), obs=x)
 
-    with pytest.raises(guides.UnsupportedModelError, match=r"no latent with one value per row of the 60 rows.*'mean'"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"no latent with one value per row of the 60 rows.*'mean'"):
         fit(only_global, x)
-    with pytest.raises(guides.UnsupportedModelError, match=r"'z' has shape .* stands in no plate"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"'z' has shape .* stands in no plate"):
         fit(no_plate, x)
-    with pytest.raises(guides.UnsupportedModelError, match="support of latent site 'z' depends on the row"):
+    with pytest.raises(errors.UnsupportedModelError, match="support of latent site 'z' depends on the row"):
         fit(moving, x)
     two = [encoder(), encoder(8)]
-    with pytest.raises(guides.UnsupportedModelError, match="'z_1' is LogNormal below the top layer"):
+    with pytest.raises(errors.UnsupportedModelError, match="'z_1' is LogNormal below the top layer"):
         fit(upside_down, x, {"encoder": two, "order": "ladder"})
-    with pytest.raises(guides.UnsupportedModelError, match="draws 'z_1' before 'z_2', the model after it"):
+    with pytest.raises(errors.UnsupportedModelError, match="draws 'z_1' before 'z_2', the model after it"):
         fit(pair, x, {"encoder": two, "order": "ladder", "layers": [["z_2"], ["z_1"]]})
 
 

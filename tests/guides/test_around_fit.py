@@ -20,6 +20,7 @@ from pyro.infer.autoguide import AutoNormal, init_to_value
 from torch import nn
 
 import guides
+from guides import errors
 
 QUICK = {"steps": 60, "lr": 0.05}
 
@@ -295,7 +296,7 @@ def started(at):
 @pytest.mark.parametrize("compile", ["eager", "auto"])
 def test_a_cholesky_factor_that_fails_stops_the_replicate_as_a_nan_loss_does(compile):
     y = torch.ones(12)  # constant: the longer the scale the better
-    with pytest.warns(guides.NonFiniteLossWarning, match=r"at step \d+.*'y'.*no Cholesky factor"):
+    with pytest.warns(errors.NonFiniteLossWarning, match=r"at step \d+.*'y'.*no Cholesky factor"):
         posterior = guides.fit(process, started(-3.0), GRID, y, steps=300, lr=0.05, compile=compile)
     assert "kept the last finite parameters" in posterior.stop_reasons[0]
     assert -3.0 < float(posterior.parameters["loc"]) < 2.0
@@ -312,7 +313,7 @@ def test_a_cholesky_factor_that_fails_costs_the_other_replicates_nothing():
 
     rough = torch.tensor([1.0, -1.0]).repeat(6)
     options = {"steps": 300, "lr": 0.05, "compile": "eager", "seeds": [0, 1]}
-    with pytest.warns(guides.NonFiniteLossWarning, match="replicate 0"):
+    with pytest.warns(errors.NonFiniteLossWarning, match="replicate 0"):
         smooth, good = guides.fit_many(model, started(-3.0), [(x, torch.ones(12)), (x, rough)], **options)
     assert "no Cholesky factor" in smooth.stop_reasons[0]
     assert good.stop_reasons == ("ran all 300 steps",)
@@ -326,7 +327,7 @@ def test_a_cholesky_factor_that_fails_before_the_first_step_is_an_error():
         covariance = torch.exp(-0.5 * ((x[:, None] - x) / scale) ** 2) + (0.1 - (scale > 1).float()) * torch.eye(len(x))
         pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), covariance), obs=y)
 
-    with pytest.raises(guides.NonFiniteLossError, match=r"before the first step.*'y'.*no Cholesky factor"):
+    with pytest.raises(errors.NonFiniteLossError, match=r"before the first step.*'y'.*no Cholesky factor"):
         guides.fit(indefinite, started(1.0), GRID, torch.ones(12), steps=30, compile="eager")
 
 
@@ -337,7 +338,7 @@ def test_a_draw_without_a_cholesky_factor_is_reported_and_has_no_density():
 
     posterior = guides.fit(process, started(-3.0), GRID, torch.ones(12), steps=2, lr=1e-9, compile="eager")
     posterior = replace(posterior, program=replace(posterior.program, guide=wide))
-    with pytest.warns(guides.FailedDrawsWarning, match=r"\d+ of 200 draws"):
+    with pytest.warns(errors.FailedDrawsWarning, match=r"\d+ of 200 draws"):
         draws = posterior.draws(200)
     scale, log_p = draws.latents["scale"][0], draws.log_p[0]
     bad = log_p == -torch.inf
@@ -347,10 +348,10 @@ def test_a_draw_without_a_cholesky_factor_is_reported_and_has_no_density():
     for s in (~bad).nonzero().flatten()[:5].tolist():
         want = poutine.trace(poutine.condition(process, data={"scale": scale[s]})).get_trace(GRID, torch.ones(12))
         torch.testing.assert_close(log_p[s], want.log_prob_sum(), rtol=1e-3, atol=1e-2)
-    with pytest.warns(guides.FailedDrawsWarning):
+    with pytest.warns(errors.FailedDrawsWarning):
         found = posterior.diagnose(num_samples=200)
     assert str(found)
-    with pytest.warns(guides.FailedDrawsWarning):
+    with pytest.warns(errors.FailedDrawsWarning):
         assert posterior.predict(num_samples=200)["y"].shape == (200, 12)
 
 
@@ -400,9 +401,9 @@ def test_laplace_and_early_stopping_and_an_objective_with_a_network_train_on(tmp
     assert again.validation.shape[1] > stopped.validation.shape[1]
     assert again.validation.max() >= stopped.validation.max()
     stopped.save(tmp_path / "saved")
-    with pytest.raises(guides.OptionError, match=r"read from a file.*start a new fit from it"):
+    with pytest.raises(errors.OptionError, match=r"read from a file.*start a new fit from it"):
         guides.Posterior.load(tmp_path / "saved", linear).continue_(3)
-    with pytest.raises(guides.OptionError, match="steps must be at least 1"):
+    with pytest.raises(errors.OptionError, match="steps must be at least 1"):
         stopped.continue_(0)
 
 
@@ -416,7 +417,7 @@ def test_an_interrupted_fit_trains_on(monkeypatch):
             raise KeyboardInterrupt
         return linear(x, y)
 
-    with pytest.warns(guides.InterruptedFitWarning):
+    with pytest.warns(errors.InterruptedFitWarning):
         posterior = guides.fit(model, "mean_field", *line(), steps=100, lr=0.05, compile="eager")
     longer = posterior.continue_(steps=15)
     assert longer.steps == posterior.steps + 15
@@ -455,11 +456,11 @@ def test_a_fit_inside_a_model_is_refused():
         guides.fit(linear, "mean_field", x, torch.zeros(len(x)), steps=3)
         return linear(x, y)
 
-    with pytest.raises(guides.DataError, match=r"guides.fit was called while a model was being run"):
+    with pytest.raises(errors.DataError, match=r"guides.fit was called while a model was being run"):
         guides.fit(model, "mean_field", x, y, steps=3)
-    with poutine.scale(scale=2.0), pytest.raises(guides.UnsupportedModelError, match=r"handlers \(ScaleMessenger\)"):
+    with poutine.scale(scale=2.0), pytest.raises(errors.UnsupportedModelError, match=r"handlers \(ScaleMessenger\)"):
         guides.fit(linear, "mean_field", x, y, steps=3)
-    with poutine.trace(), pytest.raises(guides.UnsupportedModelError, match=r"guides.fit_many was called"):
+    with poutine.trace(), pytest.raises(errors.UnsupportedModelError, match=r"guides.fit_many was called"):
         guides.fit_many(linear, "mean_field", [(x, y)], steps=3)
 
 
@@ -503,15 +504,15 @@ def test_pooled_replicates_are_one_mixture(two_modes):
     assert pooled.predict(num_samples=50)["y"].shape == (50, 10)
     assert pooled.log_likelihood(num_samples=50)["y"].shape == (50, 10)
     assert pooled.diagnose(num_samples=200).verdict == "good"
-    with pytest.raises(guides.UnsupportedModelError, match="no single vector of parameters"):
+    with pytest.raises(errors.UnsupportedModelError, match="no single vector of parameters"):
         guides.log_marginal(pooled)
 
 
 def test_pooled_replicates_say_where_corrected_draws_are(two_modes):
     for take in ("draws", "predict", "log_likelihood", "sample"):
-        with pytest.raises(guides.OptionError, match=r"pooled\.of\.sample\(corrected=True\)"):
+        with pytest.raises(errors.OptionError, match=r"pooled\.of\.sample\(corrected=True\)"):
             getattr(two_modes.pooled(), take)(corrected=True)
-    with pytest.raises(guides.OptionError, match=r"pooled\.of\.sample\(corrected=True\)"):
+    with pytest.raises(errors.OptionError, match=r"pooled\.of\.sample\(corrected=True\)"):
         guides.to_arviz(two_modes.pooled(), corrected=True)
 
 
@@ -533,7 +534,7 @@ def test_weights_of_pooled_replicates(two_modes):
     z = worse.pooled("elbo").sample(1000)["z"]
     assert int((z < 0).sum()) == pytest.approx(1000 * odds / (1 + odds), abs=2)
     for wrong in ([1.0], [-1.0, 2.0], [0.0, 0.0], "best"):
-        with pytest.raises(guides.OptionError, match="weights"):
+        with pytest.raises(errors.OptionError, match="weights"):
             two_modes.pooled(wrong)
 
 
@@ -554,5 +555,5 @@ def test_quantiles_and_summary_have_the_names_and_shapes_of_pyros(replicates):
     torch.testing.assert_close(rows["mean"], drawn.mean(axis))
     torch.testing.assert_close(rows["std"], drawn.std(axis))
     torch.testing.assert_close(rows["95.0%"], torch.quantile(drawn, 0.95, dim=axis), rtol=1e-4, atol=1e-5)
-    with pytest.raises(guides.OptionError, match="between 0 and 1"):
+    with pytest.raises(errors.OptionError, match="between 0 and 1"):
         posterior.quantiles([50])

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 
 import guides
 from _posterior_zoo_registry import UnknownNameError
+from guides import errors
 from guides.compile.loops import has_compiler
 
 QUICK = {"steps": 30, "lr": 0.03}
@@ -32,56 +33,56 @@ def spoiled(values, index, value):
 def test_values_that_are_not_finite(value, data):
     x, y = data
     with pytest.raises(
-        guides.DataError, match=r"argument 1 has 1 NaN or infinite values, the first at index \(3,\).*impute"
+        errors.DataError, match=r"argument 1 has 1 NaN or infinite values, the first at index \(3,\).*impute"
     ):
         guides.fit(linear, "mean_field", x, spoiled(y, 3, value))
-    with pytest.raises(guides.DataError, match=r"argument 0 has 1 NaN or infinite values, the first at index \(2, 1\)"):
+    with pytest.raises(errors.DataError, match=r"argument 0 has 1 NaN or infinite values, the first at index \(2, 1\)"):
         guides.fit(linear, "mean_field", spoiled(x, (2, 1), value).numpy(), y.numpy())
-    with pytest.raises(guides.DataError, match="argument 'y' has 1 NaN"):
+    with pytest.raises(errors.DataError, match="argument 'y' has 1 NaN"):
         guides.fit(linear, "mean_field", x, model_kwargs={"y": spoiled(y, 3, value)})
-    with pytest.raises(guides.DataError, match="argument 1 has 1 NaN"):
+    with pytest.raises(errors.DataError, match="argument 1 has 1 NaN"):
         guides.fit_many(linear, "mean_field", [(x, y), (x, spoiled(y, 0, value))])
-    with pytest.raises(guides.DataError, match="argument 1 has 1 NaN"):
+    with pytest.raises(errors.DataError, match="argument 1 has 1 NaN"):
         guides.fit(linear, "mean_field", x, y, validation=(x, spoiled(y, 0, value)))
 
 
 def test_rows_that_do_not_match(data):
     x, y = data
-    with pytest.raises(guides.DataError, match=r"argument 0: \(30, 3\), argument 1: \(29,\).*same data points"):
+    with pytest.raises(errors.DataError, match=r"argument 0: \(30, 3\), argument 1: \(29,\).*same data points"):
         guides.fit(linear, "mean_field", x, y[:-1])
 
 
 def test_shapes_that_the_model_cannot_take(data):
     x, y = data
     for model in (linear, without_a_plate_or_event):  # would broadcast to 30 x 30 densities
-        with pytest.raises(guides.DataError, match=r"(?s)cannot be run.*\(30, 3\), \(30, 1\).*at site .y.*shape"):
+        with pytest.raises(errors.DataError, match=r"(?s)cannot be run.*\(30, 3\), \(30, 1\).*at site .y.*shape"):
             guides.fit(model, "mean_field", x, y[:, None])
-    with pytest.raises(guides.DataError, match=r"cannot be run.*\(30, 2\), \(30,\)"):
+    with pytest.raises(errors.DataError, match=r"cannot be run.*\(30, 2\), \(30,\)"):
         guides.fit(without_a_plate, "mean_field", x[:, :2], y)
 
 
 def test_shapes_that_differ_between_data_sets(data):
     x, y = data
-    with pytest.raises(guides.DataError, match=r"argument 0 has different shapes.*\(20, 3\), \(30, 3\)"):
+    with pytest.raises(errors.DataError, match=r"argument 0 has different shapes.*\(20, 3\), \(30, 3\)"):
         guides.fit_many(linear, "mean_field", [(x, y), (x[:20], y[:20])], steps=2)
-    with pytest.raises(guides.DataError, match="datasets is empty"):
+    with pytest.raises(errors.DataError, match="datasets is empty"):
         guides.fit_many(linear, "mean_field", [])
-    with pytest.raises(guides.DataError, match="1 validations for 2 data sets"):
+    with pytest.raises(errors.DataError, match="1 validations for 2 data sets"):
         guides.fit_many(linear, "mean_field", [(x, y), (x, y)], validations=[(x, y)])
-    with pytest.raises(guides.OptionError, match="1 seeds for 2 data sets"):
+    with pytest.raises(errors.OptionError, match="1 seeds for 2 data sets"):
         guides.fit_many(linear, "mean_field", [(x, y), (x, y)], seeds=[1])
 
 
 def test_empty_data():
-    with pytest.raises(guides.DataError, match=r"argument 0 is empty \(shape \(0, 3\)\)"):
+    with pytest.raises(errors.DataError, match=r"argument 0 is empty \(shape \(0, 3\)\)"):
         guides.fit(linear, "mean_field", torch.zeros(0, 3), torch.zeros(0))
-    with pytest.raises(guides.DataError, match="argument 0 is empty"):
+    with pytest.raises(errors.DataError, match="argument 0 is empty"):
         guides.fit(linear, "mean_field", np.zeros((0, 3)), np.zeros(0))
 
 
 @pytest.mark.parametrize("size", [31, 0, -1])
 def test_a_batch_that_does_not_fit_the_data(size, data):
-    with pytest.raises(guides.OptionError, match=rf"batch_size={size} but there are 30 data points; use 1 to 30"):
+    with pytest.raises(errors.OptionError, match=rf"batch_size={size} but there are 30 data points; use 1 to 30"):
         guides.fit(linear, "mean_field", *data, batch_size=size)
 
 
@@ -90,15 +91,15 @@ def test_batches_of_nothing():
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
 
-    with pytest.raises(guides.OptionError, match="batch_size was given but no positional tensor"):
+    with pytest.raises(errors.OptionError, match="batch_size was given but no positional tensor"):
         guides.fit(model, "mean_field", batch_size=3)
-    with pytest.raises(guides.OptionError, match="validation is a fraction, but no positional tensor"):
+    with pytest.raises(errors.OptionError, match="validation is a fraction, but no positional tensor"):
         guides.fit(model, "mean_field", validation=0.5)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 1.0, 1.7])
 def test_a_validation_fraction_that_leaves_nothing(fraction, data):
-    with pytest.raises(guides.OptionError, match=rf"validation={fraction} of 30 data points leaves a part empty"):
+    with pytest.raises(errors.OptionError, match=rf"validation={fraction} of 30 data points leaves a part empty"):
         guides.fit(linear, "mean_field", *data, validation=fraction)
 
 
@@ -129,13 +130,13 @@ def test_a_validation_fraction_that_leaves_nothing(fraction, data):
     ],
 )
 def test_options_that_make_no_sense(options, message, data):
-    with pytest.raises(guides.OptionError, match=message):
+    with pytest.raises(errors.OptionError, match=message):
         guides.fit(linear, "mean_field", *data, **options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there(data):
-    with pytest.raises(guides.OptionError, match="device='cuda' but no CUDA device"):
+    with pytest.raises(errors.OptionError, match="device='cuda' but no CUDA device"):
         guides.fit(linear, "mean_field", *data, device="cuda")
 
 
@@ -149,7 +150,7 @@ def test_unknown_names_get_the_nearest(data):
 
 
 def test_no_guide_and_no_natural_guide(data):
-    with pytest.raises(guides.OptionError, match=r"no natural_guide; pass one of amortized, .*mean_field"):
+    with pytest.raises(errors.OptionError, match=r"no natural_guide; pass one of amortized, .*mean_field"):
         guides.fit(linear, None, *data)
 
 
@@ -157,7 +158,7 @@ def test_a_guide_that_misses_a_site(data):
     def guide(x, y=None):
         pyro.sample("w", dist.Normal(pyro.param("m", torch.zeros(3, 1)), 1.0).to_event(2))
 
-    with pytest.raises(guides.GuideMismatchError, match="guide 'guide' does not sample latent site 's' of the model; it s"):
+    with pytest.raises(errors.GuideMismatchError, match="guide 'guide' does not sample latent site 's' of the model; it s"):
         guides.fit(regression, guide, *data)
 
 
@@ -166,7 +167,7 @@ def test_a_guide_that_invents_a_site(data):
         pyro.sample("w", dist.Normal(pyro.param("m", torch.zeros(3)), 1.0).to_event(1))
         pyro.sample("v", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(guides.GuideMismatchError, match=r"samples 'v', which the model does not have.*'w'.*is_auxiliary"):
+    with pytest.raises(errors.GuideMismatchError, match=r"samples 'v', which the model does not have.*'w'.*is_auxiliary"):
         guides.fit(linear, guide, *data)
 
 
@@ -175,7 +176,7 @@ def test_a_guide_that_draws_the_data(data):
         pyro.sample("w", dist.Normal(pyro.param("m", torch.zeros(3)), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(pyro.param("l", torch.zeros(())), 1.0))
 
-    with pytest.raises(guides.GuideMismatchError, match=r"samples 'y', which is observed in the model"):
+    with pytest.raises(errors.GuideMismatchError, match=r"samples 'y', which is observed in the model"):
         guides.fit(linear, guide, *data)
 
 
@@ -191,11 +192,11 @@ def test_a_guide_of_another_shape(data):
     def guide(x, y=None):
         pyro.sample("w", dist.Normal(pyro.param("m", torch.zeros(2)), 1.0).to_event(1))
 
-    with pytest.raises(guides.GuideMismatchError, match=r"site 'w' with shape \(2,\), the model with \(3,\)"):
+    with pytest.raises(errors.GuideMismatchError, match=r"site 'w' with shape \(2,\), the model with \(3,\)"):
         guides.fit(linear, guide, *data)
     used = guides.MeanField(linear)
     used(data[0][:, :2], data[1])
-    with pytest.raises(guides.GuideMismatchError, match="set up on other data"):
+    with pytest.raises(errors.GuideMismatchError, match="set up on other data"):
         guides.fit(linear, used, *data)
 
 
@@ -205,7 +206,7 @@ def test_a_guide_that_cannot_be_reparameterised(data):
         pyro.sample("w", dist.Normal(torch.zeros(3, 1), 1.0).to_event(2))
         pyro.sample("s", dist.Poisson(rate))
 
-    with pytest.raises(guides.GuideMismatchError, match=r"draws site 's' from Poisson, which cannot be reparameterised"):
+    with pytest.raises(errors.GuideMismatchError, match=r"draws site 's' from Poisson, which cannot be reparameterised"):
         guides.fit(regression, guide, *data)
 
 
@@ -217,7 +218,7 @@ def test_a_discrete_latent(family, data):
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal((x @ w).squeeze(-1) + k, 1.0), obs=y)
 
-    with pytest.raises(guides.DiscreteLatentError, match=r"latent site 'k' is discrete \(Bernoulli\).*marginalise"):
+    with pytest.raises(errors.DiscreteLatentError, match=r"latent site 'k' is discrete \(Bernoulli\).*marginalise"):
         guides.fit(model, family, *data)
 
 
@@ -226,7 +227,7 @@ def test_no_latent_at_all(data):
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0), obs=y)
 
-    with pytest.raises(guides.GuideMismatchError, match="no latent sample site"):
+    with pytest.raises(errors.GuideMismatchError, match="no latent sample site"):
         guides.fit(model, "mean_field", *data)
 
 
@@ -261,7 +262,7 @@ def subsampled(x, y=None):
 
 def test_a_minibatch_that_is_not_scaled_to_the_data(data):
     guides.fit(without_a_plate, "mean_field", *data, **QUICK)  # all of the data is fine
-    with pytest.raises(guides.MinibatchScaleError, match=r"observed site 'y' gets 10 of 30.*by 1 instead of 3.*pyro\.plate"):
+    with pytest.raises(errors.MinibatchScaleError, match=r"observed site 'y' gets 10 of 30.*by 1 instead of 3.*pyro\.plate"):
         guides.fit(without_a_plate, "mean_field", *data, batch_size=10)
 
 
@@ -277,7 +278,7 @@ def test_a_minibatch_that_is_scaled_has_the_full_datas_gradient_on_average(model
 
 def test_a_latent_per_data_point_under_minibatches():
     with pytest.raises(
-        guides.MinibatchScaleError, match=r"latent site 'theta' has one value per data point \(shape \(8,\)\)"
+        errors.MinibatchScaleError, match=r"latent site 'theta' has one value per data point \(shape \(8,\)\)"
     ):
         guides.fit(schools, "mean_field", *SCHOOLS, batch_size=4)
     assert guides.fit(schools, "mean_field", *SCHOOLS, **QUICK).losses.isfinite().all()
@@ -302,7 +303,7 @@ def drifting(x, y=None):
 @pytest.mark.parametrize("mode", ["eager", "trace", pytest.param("native", marks=NEEDS_COMPILER)])
 def test_a_loss_that_turns_nan_stops_there_and_names_the_site(mode):
     x, y = torch.ones(4), torch.zeros(4)
-    with pytest.warns(guides.NonFiniteLossWarning, match="the loss was not finite at step 11, first at model site 'bad'"):
+    with pytest.warns(errors.NonFiniteLossWarning, match="the loss was not finite at step 11, first at model site 'bad'"):
         posterior = guides.fit(drifting, "map", x, y, steps=50, lr=0.1, compile=mode)
     assert "at step 11, first at model site 'bad'; kept the last finite parameters" in posterior.stop_reasons[0]
     assert posterior.losses[0, :11].isfinite().all()
@@ -315,7 +316,7 @@ def test_a_loss_that_turns_nan_stops_there_and_names_the_site(mode):
 @pytest.mark.parametrize("chunk", [100, 11, 10])
 def test_the_parameters_kept_are_those_of_the_last_finite_loss(chunk, monkeypatch):
     monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", chunk)  # of 11, the bad step is the first of its chunk
-    with pytest.warns(guides.NonFiniteLossWarning):
+    with pytest.warns(errors.NonFiniteLossWarning):
         posterior = guides.fit(drifting, "map", torch.ones(4), torch.zeros(4), steps=50, lr=0.1)
     assert float(posterior.parameters["a"]) == pytest.approx(0.05, abs=1e-4)
     assert posterior.log_likelihood(num_samples=2)["bad"].isfinite().all()
@@ -323,7 +324,7 @@ def test_the_parameters_kept_are_those_of_the_last_finite_loss(chunk, monkeypatc
 
 def test_other_replicates_go_on():
     up, down, y = -torch.ones(4), torch.ones(4), torch.zeros(4)
-    with pytest.warns(guides.NonFiniteLossWarning, match="replicate 1: the loss was not finite at step 11"):
+    with pytest.warns(errors.NonFiniteLossWarning, match="replicate 1: the loss was not finite at step 11"):
         posteriors = guides.fit_many(drifting, "map", [(up, y), (down, y), (up, y)], steps=50, lr=0.1)
     assert posteriors[1].losses[0, 11:].isnan().all()
     for r in (0, 2):
@@ -340,7 +341,7 @@ def test_a_gradient_that_is_not_finite_keeps_the_parameters_before_it():
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
-    with pytest.warns(guides.NonFiniteLossWarning, match="the gradient was not finite at step 6"):
+    with pytest.warns(errors.NonFiniteLossWarning, match="the gradient was not finite at step 6"):
         posterior = guides.fit(cusp, "map", torch.ones(4), torch.zeros(4), steps=50, lr=0.1)
     assert float(posterior.parameters["a"]) == pytest.approx(0.4, abs=1e-3)
 
@@ -352,16 +353,16 @@ def test_a_loss_that_is_nan_at_once(data):
             pyro.sample("y", dist.Normal(x @ w, 1e-30), obs=y)
 
     with pytest.raises(
-        guides.NonFiniteLossError, match=r"before the first step, first at model site 'y'.*init_loc_fn='sample'"
+        errors.NonFiniteLossError, match=r"before the first step, first at model site 'y'.*init_loc_fn='sample'"
     ):
         guides.fit(model, "mean_field", *data, **QUICK)
 
 
-@pytest.mark.filterwarnings("ignore::guides.NotAtTheModeWarning")  # which is so, and said of laplace besides
+@pytest.mark.filterwarnings("ignore::errors.NotAtTheModeWarning")  # which is so, and said of laplace besides
 @pytest.mark.parametrize("family", ["low_rank", "full_rank", "mean_field", "laplace"])
 def test_every_family_survives_parameters_that_blow_up(family, data):
     x, y = data
-    with pytest.warns(guides.NonFiniteLossWarning, match=r"not finite at step \d+"):
+    with pytest.warns(errors.NonFiniteLossWarning, match=r"not finite at step \d+"):
         posterior = guides.fit(network, family, x, 1e10 * y, steps=200, lr=1e25, optimizer="sgd")
     assert all(p.isfinite().all() for p in posterior.parameters.values())
 
@@ -375,12 +376,12 @@ def test_saved_posteriors_that_are_not_one(data, tmp_path):
         guides.Posterior.load(tmp_path / "missing", linear)
     for broken in (content[: len(content) // 2], b"", b"not a posterior"):
         (tmp_path / "broken").write_bytes(broken)
-        with pytest.raises(guides.DataError, match=r"broken is not a saved posterior, or is damaged"):
+        with pytest.raises(errors.DataError, match=r"broken is not a saved posterior, or is damaged"):
             guides.Posterior.load(tmp_path / "broken", linear)
     torch.save({"format": 0}, tmp_path / "old")
-    with pytest.raises(guides.DataError, match="old is not a posterior saved by this version"):
+    with pytest.raises(errors.DataError, match="old is not a posterior saved by this version"):
         guides.Posterior.load(tmp_path / "old", linear)
-    with pytest.raises(guides.DataError, match="not those of this model"):
+    with pytest.raises(errors.DataError, match="not those of this model"):
         guides.Posterior.load(path, regression)
 
 
@@ -391,7 +392,7 @@ def test_a_posterior_of_a_guide_that_is_not_registered_needs_it_again(data, tmp_
 
     posterior = guides.fit(linear, mine, *data, **QUICK)
     posterior.save(tmp_path / "posterior")
-    with pytest.raises(guides.OptionError, match="saved guide 'mine' is not in the registry; pass it as guide="):
+    with pytest.raises(errors.OptionError, match="saved guide 'mine' is not in the registry; pass it as guide="):
         guides.Posterior.load(tmp_path / "posterior", linear)
     loaded = guides.Posterior.load(tmp_path / "posterior", linear, guide=mine)
     torch.testing.assert_close(loaded.sample(3), posterior.sample(3))
@@ -400,43 +401,43 @@ def test_a_posterior_of_a_guide_that_is_not_registered_needs_it_again(data, tmp_
 def test_what_cannot_be_saved_is_named_and_leaves_no_file(data, tmp_path):
     init = pyro.infer.autoguide.init_to_median
     posterior = guides.fit(linear, ("mean_field", {"init_loc_fn": init}), *data, **QUICK)
-    with pytest.raises(guides.OptionError, match="cannot be saved"):
+    with pytest.raises(errors.OptionError, match="cannot be saved"):
         posterior.save(tmp_path / "posterior")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_posteriors_refuse_what_they_cannot_answer(data):
     posterior = guides.fit(linear, "mean_field", *data, **QUICK)
-    with pytest.raises(guides.OptionError, match="num_samples must be at least 1"):
+    with pytest.raises(errors.OptionError, match="num_samples must be at least 1"):
         posterior.sample(0)
     with pytest.raises(IndexError, match="replicate 1 of 1"):
         posterior.replicate(1)
-    with pytest.raises(guides.DataError, match="log_prob needs a value for latent site 'w'"):
+    with pytest.raises(errors.DataError, match="log_prob needs a value for latent site 'w'"):
         posterior.log_prob({})
-    with pytest.raises(guides.DataError, match=r"latent site 'w' has shape \(3,\), the value has \(2,\)"):
+    with pytest.raises(errors.DataError, match=r"latent site 'w' has shape \(3,\), the value has \(2,\)"):
         posterior.log_prob({"w": torch.zeros(2)})
-    with pytest.raises(guides.DataError, match="no site of the model is observed on these data"):
+    with pytest.raises(errors.DataError, match="no site of the model is observed on these data"):
         posterior.log_likelihood(data[0], num_samples=2)
-    with pytest.raises(guides.DataError, match="argument 0 has 1 NaN"):
+    with pytest.raises(errors.DataError, match="argument 0 has 1 NaN"):
         posterior.predict(spoiled(data[0], (0, 0), math.nan))
 
 
 def test_predicting_for_other_columns_than_those_of_the_data(data):
     posterior = guides.fit(linear, "mean_field", *data, **QUICK)
-    with pytest.raises(guides.DataError, match=r"argument 0 has shape \(4, 2\), the training data's was \(rows, 3\)"):
+    with pytest.raises(errors.DataError, match=r"argument 0 has shape \(4, 2\), the training data's was \(rows, 3\)"):
         posterior.predict(torch.zeros(4, 2), num_samples=2)
 
 
 def test_draws_that_no_memory_could_hold(data):
     posterior = guides.fit(linear, "mean_field", *data, **QUICK)
-    with pytest.raises(guides.OptionError, match=r"1000000000 draws of site 'y' for 30 rows .*\(120 GB\); ask for fewer"):
+    with pytest.raises(errors.OptionError, match=r"1000000000 draws of site 'y' for 30 rows .*\(120 GB\); ask for fewer"):
         posterior.predict(*data, num_samples=10**9)
 
 
 def test_compare_refuses_an_empty_list_and_equal_labels(data):
-    with pytest.raises(guides.OptionError, match="guides is empty"):
+    with pytest.raises(errors.OptionError, match="guides is empty"):
         guides.compare(linear, [], *data)
-    with pytest.raises(guides.OptionError, match="two guides have the same label"):
+    with pytest.raises(errors.OptionError, match="two guides have the same label"):
         guides.compare(linear, ["map", "map"], *data)
 
 
@@ -455,9 +456,9 @@ def factored_in_a_plate(x, y=None):
 
 def test_a_factor_that_is_not_scaled_to_the_data(data):
     guides.fit(factored, "map", *data, **QUICK)
-    with pytest.raises(guides.MinibatchScaleError, match=r"pyro.factor 'likelihood' depends on the data points of a batch"):
+    with pytest.raises(errors.MinibatchScaleError, match=r"pyro.factor 'likelihood' depends on the data points of a batch"):
         guides.fit(factored, "map", *data, batch_size=10)
-    with pytest.raises(guides.MinibatchScaleError, match="from 10 to all 30"):
+    with pytest.raises(errors.MinibatchScaleError, match="from 10 to all 30"):
         guides.fit(lambda x, y=None: scaled_factor(x, y, 2.0), "map", *data, batch_size=10)
     for model in (factored_in_a_plate, lambda x, y=None: scaled_factor(x, y, 30 / len(x))):
         assert guides.fit(model, "map", *data, batch_size=10, **QUICK).losses.isfinite().all()
@@ -482,7 +483,7 @@ def test_an_unknown_option_of_a_family_costs_no_finished_work(data):
     assert "init_scal" in next(r.error for r in table.rows if r.guide != "map")
 
 
-@pytest.mark.filterwarnings("ignore::guides.EagerFallbackWarning")
+@pytest.mark.filterwarnings("ignore::errors.EagerFallbackWarning")
 @pytest.mark.parametrize("options", [{"replicates": 2}, {"num_particles": 2}, {"replicates": 2, "num_particles": 3}])
 def test_a_model_that_cannot_be_vectorised_runs_one_by_one(options, data):
     def branching(x, y=None):
@@ -490,7 +491,7 @@ def test_a_model_that_cannot_be_vectorised_runs_one_by_one(options, data):
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(z if z > 0 else -z, 0.5), obs=y)
 
-    with pytest.warns(guides.EagerFallbackWarning) as warned:
+    with pytest.warns(errors.EagerFallbackWarning) as warned:
         slow = guides.fit(branching, "mean_field", *data, compile="eager", **options, **QUICK)
     for what in options:
         kind = what.removeprefix("num_")
@@ -511,7 +512,7 @@ def test_a_guide_object_is_saved_with_its_options(guide, data, tmp_path):
 
 
 def test_validation_with_a_latent_per_data_point():
-    with pytest.raises(guides.OptionError, match=r"'theta' has one value per data point.*fit without validation"):
+    with pytest.raises(errors.OptionError, match=r"'theta' has one value per data point.*fit without validation"):
         guides.fit(schools, "mean_field", *SCHOOLS, validation=0.25, epochs=3)
 
 
@@ -521,5 +522,5 @@ def test_a_model_that_leaves_torch_for_numpy(guide):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(torch.tensor(float(z.numpy() ** 2)), 1.0), obs=y)
 
-    with pytest.raises(guides.UnsupportedModelError, match=r"cannot be differentiated.*z\.numpy.*through numpy: write"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"cannot be differentiated.*z\.numpy.*through numpy: write"):
         guides.fit(model, guide, torch.tensor(1.0), steps=10**6)

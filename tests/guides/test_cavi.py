@@ -15,6 +15,7 @@ from sklearn.mixture import BayesianGaussianMixture
 
 import guides
 import zoo
+from guides import errors
 from zoo.conjugate import ConjugateMixture, DirichletWeights
 
 MODELS = [zoo.GaussianMixture, zoo.DirichletProcessMixture]
@@ -439,7 +440,7 @@ def test_a_structure_that_does_not_hold_together_is_found_out():
             return -super().expected_log_density(rows, natural)
 
     x = torch.cat([torch.poisson(torch.full((150,), 2.0)), torch.poisson(torch.full((50,), 20.0))])
-    with pytest.raises(guides.UnsupportedModelError, match=r"the ELBO fell from .* do not belong together"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"the ELBO fell from .* do not belong together"):
         guides.cavi(PoissonMixture(Wrong), x)
 
 
@@ -461,29 +462,29 @@ def test_a_structure_that_does_not_hold_together_is_found_out():
     ],
 )
 def test_options_that_make_no_sense(options, message):
-    with pytest.raises(guides.OptionError, match=message):
+    with pytest.raises(errors.OptionError, match=message):
         guides.cavi(zoo.GaussianMixture(2, 2), clusters()[0], **options)
 
 
 def test_data_that_no_mixture_can_use():
     model = zoo.GaussianMixture(3, 2)
     x, _ = clusters()
-    with pytest.raises(guides.DataError, match="2 data points for 3 components"):
+    with pytest.raises(errors.DataError, match="2 data points for 3 components"):
         guides.cavi(model, x[:2])
-    with pytest.raises(guides.DataError, match=r"takes \(rows, 2\)"):
+    with pytest.raises(errors.DataError, match=r"takes \(rows, 2\)"):
         guides.cavi(model, x[:, :1])
-    with pytest.raises(guides.DataError, match="argument 0 is empty"):
+    with pytest.raises(errors.DataError, match="argument 0 is empty"):
         guides.cavi(model, x[:0])
     bad = x.clone()
     bad[3, 1] = math.nan
-    with pytest.raises(guides.DataError, match=r"NaN|not finite|infinite"):
+    with pytest.raises(errors.DataError, match=r"NaN|not finite|infinite"):
         guides.cavi(model, bad)
-    with pytest.raises(guides.OptionError, match="num_samples must be at least 1"):
+    with pytest.raises(errors.OptionError, match="num_samples must be at least 1"):
         guides.cavi(model, x).sample(0)
 
 
 def test_a_model_without_closed_forms_is_told_so():
-    with pytest.raises(guides.UnsupportedModelError, match=r"BayesianMLP has no method conjugate\(x\).*use guides.fit"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"BayesianMLP has no method conjugate\(x\).*use guides.fit"):
         guides.cavi(zoo.BayesianMLP(2), clusters()[0])
 
 

@@ -70,7 +70,7 @@ OTHERS = {
     "guide": {"guide": "full_rank"},
     "objective": {"objective": "iwae"},
     "objective's setting": {"objective": guides.ELBO(kl_weight=0.5)},
-    "warmup": {"objective": guides.ELBO(kl_weight=guides.Warmup(7))},
+    "warmup": {"objective": guides.ELBO(kl_weight=guides.KLAnnealing(7))},
     "seed": {"seed": 1},
     "precision": {"precision": "bfloat16"},
     "patience": {"validation": (X[:5], Y[:5]), "patience": 2},
@@ -94,7 +94,7 @@ def test_a_checkpoint_of_any_other_fit_is_refused(what, tmp_path):
     first = fit(path, **base)
     again = fit(path, **base)
     torch.testing.assert_close(again.flat, first.flat, rtol=0, atol=0)
-    with pytest.raises(guides.OptionError, match="belongs to a fit with other options, data or model; delete it"):
+    with pytest.raises(guides.errors.OptionError, match="belongs to a fit with other options, data or model; delete it"):
         fit(path, **{**base, **OTHERS[what]})
 
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_any_other_fit_is_refused(what, tmp_path):
 )
 def test_the_refusal_says_what_differs(what, named, tmp_path):
     fit(tmp_path / "state")
-    with pytest.raises(guides.OptionError, match=named):
+    with pytest.raises(guides.errors.OptionError, match=named):
         fit(tmp_path / "state", **OTHERS[what])
 
 
@@ -126,7 +126,7 @@ def test_a_model_that_cannot_be_traced_is_told_by_its_code_and_what_it_computes(
 
     fit(tmp_path / "state", model=branching(1.0))
     fit(tmp_path / "state", model=branching(1.0))
-    with pytest.raises(guides.OptionError, match="belongs to a fit with other"):
+    with pytest.raises(guides.errors.OptionError, match="belongs to a fit with other"):
         fit(tmp_path / "state", model=branching(1.5))
 
 
@@ -146,7 +146,7 @@ def test_the_same_fit_goes_on_although_its_networks_were_trained_meanwhile(tmp_p
     assert longer.losses.shape == (1, 20)
     with torch.no_grad():
         net.weight.add_(1.0)
-    with pytest.raises(guides.OptionError, match=r"where parameter 'net\$\$\$weight' starts"):
+    with pytest.raises(guides.errors.OptionError, match=r"where parameter 'net\$\$\$weight' starts"):
         fit(tmp_path / "state", model=model)
 
 
@@ -162,7 +162,7 @@ def test_a_checkpoint_is_trained_longer(options, tmp_path, monkeypatch):
     torch.testing.assert_close(longer.losses[:, :50], whole.losses[:, :50], rtol=1e-4, atol=1e-3)
     assert longer.stop_reasons == whole.stop_reasons
     assert longer.steps == 60
-    with pytest.raises(guides.OptionError, match="it has run 60 steps, 10 are asked for"):
+    with pytest.raises(guides.errors.OptionError, match="it has run 60 steps, 10 are asked for"):
         fit(path, steps=10, **options)
 
 
@@ -170,7 +170,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_nothing(tmp_path, monkeypatch
     monkeypatch.setattr("guides.checkpoint_file._SECONDS_BETWEEN", -1.0)
     monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 10)
     want = fit(steps=40)
-    with pytest.warns(guides.StorageWarning, match="cannot be written") as caught:
+    with pytest.warns(guides.errors.StorageWarning, match="cannot be written") as caught:
         found = fit(tmp_path / "no folder" / "state", steps=40)
     assert len(caught) == 1
     torch.testing.assert_close(found.flat, want.flat, rtol=0, atol=0)
@@ -189,12 +189,12 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     again = fit(checkpoint=sys.argv[1] + "/state")
     found = fit(checkpoint=sys.argv[1] + "/state")
-assert [w.category for w in caught] == [guides.StorageWarning] * 2, caught
+assert [w.category for w in caught] == [guides.errors.StorageWarning] * 2, caught
 assert torch.equal(again.flat, posterior.flat)
 for path in ("/new", "/saved"):
     try:
         posterior.save(sys.argv[1] + path)
-    except guides.StorageError as error:
+    except guides.errors.StorageError as error:
         assert "cannot be written" in str(error), error
     else:
         raise AssertionError
@@ -229,7 +229,7 @@ def test_a_planted_link_is_not_written_through(tmp_path):
 
 def test_what_cannot_be_pickled_leaves_no_file_behind(tmp_path):
     posterior = fit(model=lambda x, y=None, offset=None, net=None: linear(x, y), model_kwargs={"net": object})
-    with pytest.raises(guides.OptionError, match="cannot be saved without pickle"):
+    with pytest.raises(guides.errors.OptionError, match="cannot be saved without pickle"):
         posterior.save(tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
 
@@ -240,7 +240,7 @@ def test_a_checkpoint_without_an_entry_is_damaged(tmp_path):
     content = torch.load(path, weights_only=True)
     for name in ("state", "noise", "initial", "estimates"):
         torch.save({k: v for k, v in content.items() if k != name}, path)
-        with pytest.raises(guides.OptionError, match=r"damaged.*delete it"):
+        with pytest.raises(guides.errors.OptionError, match=r"damaged.*delete it"):
             fit(path)
 
 
@@ -259,7 +259,7 @@ class Interrupting:
 
 def test_ctrl_c_returns_what_was_fitted(monkeypatch):
     monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 10)
-    with pytest.warns(guides.InterruptedFitWarning, match="interrupted after 20 of 400 steps"):
+    with pytest.warns(guides.errors.InterruptedFitWarning, match="interrupted after 20 of 400 steps"):
         posterior = fit(model=Interrupting(linear, 30), steps=400)
     assert posterior.stop_reasons == ("interrupted at step 20",)
     assert posterior.steps == 20
@@ -277,7 +277,7 @@ def test_ctrl_c_before_anything_was_fitted_ends_the_fit():
 def test_an_interrupted_fit_goes_on_from_its_checkpoint_as_if_nothing_had_happened(tmp_path, monkeypatch):
     monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 10)
     whole, path = fit(model=linear, steps=60), tmp_path / "state"
-    with pytest.warns(guides.InterruptedFitWarning):
+    with pytest.warns(guides.errors.InterruptedFitWarning):
         fit(path, model=Interrupting(linear, 45), steps=60)
     longer = fit(path, model=Interrupting(linear, 10**6), steps=60)
     torch.testing.assert_close(longer.flat, whole.flat, rtol=0, atol=0)
@@ -309,7 +309,7 @@ def test_ctrl_c_in_a_terminal_with_a_progress_bar(tmp_path):
 def test_a_comparison_ends_at_ctrl_c(monkeypatch):
     monkeypatch.setattr("guides.optimise.loop._STEPS_PER_CHUNK", 10)
     model = Interrupting(linear, 40)
-    with pytest.raises(KeyboardInterrupt), pytest.warns(guides.InterruptedFitWarning):
+    with pytest.raises(KeyboardInterrupt), pytest.warns(guides.errors.InterruptedFitWarning):
         guides.compare(model, ["mean_field", "full_rank"], X, Y, **{**QUICK, "steps": 400}, num_samples=30)
 
 
@@ -333,8 +333,8 @@ def test_a_run_of_log_marginal_of_another_model_is_refused(tmp_path):
     options = {"num_samples": 50, "checkpoint": tmp_path / "run"}
     want = guides.log_marginal(first, x, **options)
     assert torch.equal(guides.log_marginal(first, x, **options).values, want.values)
-    with pytest.raises(guides.OptionError, match=r"belongs to a run with other.*the operations of model and guide"):
+    with pytest.raises(guides.errors.OptionError, match=r"belongs to a run with other.*the operations of model and guide"):
         guides.log_marginal(other, x, **options)
-    with pytest.warns(guides.StorageWarning, match="cannot be written"):
+    with pytest.warns(guides.errors.StorageWarning, match="cannot be written"):
         lost = guides.log_marginal(first, x, num_samples=50, checkpoint=tmp_path / "no folder" / "run")
     assert torch.equal(lost.values, want.values)

@@ -13,6 +13,7 @@ from torch.distributions import MultivariateNormal
 
 import guides
 import zoo
+from guides import errors
 from guides.compile.loops import has_compiler
 from guides.program.rows import row_log_weights
 from zoo.networks import GaussianNetwork, mlp
@@ -325,7 +326,7 @@ def test_steps_far_too_long_stay_finite(weights):
     ],
 )
 def test_bad_options_are_named(others, message):
-    with pytest.raises(guides.OptionError, match=message):
+    with pytest.raises(errors.OptionError, match=message):
         guides.DeepMixtureAmortized(linear, **options(**others))
 
 
@@ -349,13 +350,18 @@ def shared(x):
 @pytest.mark.parametrize(
     ("model", "others", "error", "message"),
     [
-        (linear, {"components": 4}, guides.GuideMismatchError, "components=4, but latent site 'v' has 2 fractions"),
-        (linear, {"components": 1}, guides.GuideMismatchError, "components=1, but latent site 'v' has 2 fractions"),
-        (normal_codes, {}, guides.GuideMismatchError, r"has 1 codes \(z\) and 0 vectors of fractions \(none\)"),
-        (two_layers, {}, guides.GuideMismatchError, r"1 encoders for 2 layers of codes \(z_1, z_2\)"),
-        (linear, {"encoder": nn.Flatten(0)}, guides.GuideMismatchError, r"needs features \(60, F\)"),
-        (simplex, {}, guides.UnsupportedModelError, "latent site 'share' is no vector of fractions or of real numbers"),
-        (shared, {}, guides.UnsupportedModelError, "latent site 'mean' is shared by all rows"),
+        (linear, {"components": 4}, errors.GuideMismatchError, "components=4, but latent site 'v' has 2 fractions"),
+        (linear, {"components": 1}, errors.GuideMismatchError, "components=1, but latent site 'v' has 2 fractions"),
+        (normal_codes, {}, errors.GuideMismatchError, r"has 1 codes \(z\) and 0 vectors of fractions \(none\)"),
+        (two_layers, {}, errors.GuideMismatchError, r"1 encoders for 2 layers of codes \(z_1, z_2\)"),
+        (linear, {"encoder": nn.Flatten(0)}, errors.GuideMismatchError, r"needs features \(60, F\)"),
+        (
+            simplex,
+            {},
+            errors.UnsupportedModelError,
+            "latent site 'share' is no vector of fractions or of real numbers",
+        ),
+        (shared, {}, errors.UnsupportedModelError, "latent site 'mean' is shared by all rows"),
     ],
 )
 def test_models_that_do_not_fit_are_named(model, others, error, message):
@@ -366,7 +372,7 @@ def test_models_that_do_not_fit_are_named(model, others, error, message):
 def test_a_zoo_model_and_a_guide_with_another_number_of_components():
     model, (x,) = zoo.DeepLatentGaussianMixture.example()
     name, given = model.natural_guide
-    with pytest.raises(guides.GuideMismatchError, match="components=3, but latent site 'sticks' has 1 fractions"):
+    with pytest.raises(errors.GuideMismatchError, match="components=3, but latent site 'sticks' has 1 fractions"):
         guides.fit(model, (name, {**given, "components": 3}), x, steps=1)
 
 
@@ -380,12 +386,12 @@ def test_a_zoo_model_and_a_guide_with_another_number_of_components():
     ],
 )
 def test_objectives_that_cannot_weigh_layers_say_so(objective, message):
-    with pytest.raises(guides.OptionError, match=message):
+    with pytest.raises(errors.OptionError, match=message):
         guides.fit(linear, ("deep_mixture_amortized", options()), rows(), objective=objective, steps=1)
 
 
 def test_bad_options_of_the_objective_are_named():
-    with pytest.raises(guides.OptionError, match="weights='sampled' is not known; use one of 'mean', 'drawn'"):
+    with pytest.raises(errors.OptionError, match="weights='sampled' is not known; use one of 'mean', 'drawn'"):
         guides.DLGMMELBO(weights="sampled")
-    with pytest.raises(guides.OptionError, match="kl must be 'closed_form' or 'monte_carlo'"):
+    with pytest.raises(errors.OptionError, match="kl must be 'closed_form' or 'monte_carlo'"):
         guides.DLGMMELBO(kl="exact")

@@ -16,6 +16,7 @@ from pyro.infer.reparam import DiscreteCosineReparam, HaarReparam, TransformRepa
 from torch import Tensor
 
 import guides
+from guides import errors
 
 PAIRS = sample_of_pairs(22)
 
@@ -49,7 +50,7 @@ def test_a_point_mass_is_no_latent() -> None:
         with pyro.plate("rows", len(y)):
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
-    with pytest.raises(guides.UnsupportedModelError, match=r"'z' is a point mass.*pyro\.deterministic\('z'"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"'z' is a point mass.*pyro\.deterministic\('z'"):
         guides.fit(model, "mean_field", Y, steps=10**9)
 
 

@@ -17,6 +17,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 import guides
+from guides import errors
 from guides.errors import OptionError
 
 FLAT = {
@@ -398,7 +399,7 @@ def test_mixtures_inside_a_list_learn_their_weights() -> None:
 
 
 def test_what_cannot_be_a_part_is_refused_before_any_step() -> None:
-    with pytest.raises(guides.UnsupportedModelError, match="Laplace is a point until it is finished"):
+    with pytest.raises(errors.UnsupportedModelError, match="Laplace is a point until it is finished"):
         guides.fit(two_means, listed(guides.Laplace, guides.MeanField), Y, steps=1)
     with pytest.raises(OptionError, match="mixture among its parts"):
         guides.fit(two_means, listed(Two, guides.MeanField), Y, steps=1, objective="iwae")
@@ -493,7 +494,7 @@ def test_a_method_that_is_a_guide_says_what_it_computes_from_rows(made: object) 
 
 def test_a_method_that_does_not_is_told_how() -> None:
     coder = Coder()
-    with pytest.raises(guides.MinibatchScaleError, match=r"below the class: Coder\.guide\.amortized = frozenset\(\{'z'\}\)"):
+    with pytest.raises(errors.MinibatchScaleError, match=r"below the class: Coder\.guide\.amortized = frozenset\(\{'z'\}\)"):
         guides.fit(coder.model, coder.guide, torch.randn(40), batch_size=10, steps=1)
 
 
@@ -553,6 +554,6 @@ def test_a_density_through_sites_nobody_knows_is_refused() -> None:
 
     posterior = guides.fit(positive, guide, Y, steps=2, compile="eager")
     with pytest.raises(
-        guides.UnsupportedModelError, match="site of its own, 'u', whose value at given latents is not known"
+        errors.UnsupportedModelError, match="site of its own, 'u', whose value at given latents is not known"
     ):
         posterior.log_prob({"a": torch.tensor(1.0), "b": torch.tensor(1.0)})

@@ -11,6 +11,7 @@ import torch
 from guide_models import GENERAL, line, network, regression
 
 import guides
+from guides import errors
 from guides.compile.agreement import Judge
 from guides.compile.loops import has_compiler
 from guides.compile.native.build import NativeLoop
@@ -196,7 +197,7 @@ def branching(x, y=None):
 
 def test_a_branch_on_a_latent_runs_eagerly_and_says_why(data):
     x, y = data[0][:, 0], data[1]
-    with pytest.warns(guides.EagerFallbackWarning, match="cannot be traced") as caught:
+    with pytest.warns(errors.EagerFallbackWarning, match="cannot be traced") as caught:
         traced = guides.fit(branching, "mean_field", x, y, steps=STEPS, lr=LR, compile="trace")
     assert len(caught) == 1
     eager = guides.fit(branching, "mean_field", x, y, steps=STEPS, lr=LR, compile="eager")
@@ -215,7 +216,7 @@ def test_python_state_that_changes_the_model_is_found_by_the_check(data):
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
 
-    with pytest.warns(guides.EagerFallbackWarning, match="depend on the values"):
+    with pytest.warns(errors.EagerFallbackWarning, match="depend on the values"):
         guides.fit(annealed, "mean_field", x, y, steps=STEPS, compile="trace")
 
 
@@ -233,7 +234,7 @@ def test_a_branch_taken_late_in_the_fit_is_found(data, monkeypatch):
     guides.fit(late, "mean_field", x, y, steps=STEPS, compile="trace")
     early = len(runs)  # what set-up, tracing and the first check take
     runs.clear()
-    with pytest.warns(guides.EagerFallbackWarning, match="since an earlier check"):
+    with pytest.warns(errors.EagerFallbackWarning, match="since an earlier check"):
         guides.fit(late, "mean_field", x, y, steps=120, compile="trace")
 
 
@@ -248,7 +249,7 @@ def test_a_compiled_loop_is_found_again_and_used_at_once(data, monkeypatch, tmp_
     assert calls
     torch.testing.assert_close(again.losses, first.losses)
     monkeypatch.setattr(Judge, "difference", lambda *_: "nothing is right")
-    with pytest.warns(guides.EagerFallbackWarning, match="other numbers"):
+    with pytest.warns(errors.EagerFallbackWarning, match="other numbers"):
         traced = fit("mean_field", *data, compile="native")
     assert not library.exists()
     torch.testing.assert_close(traced.losses, first.losses, **CLOSE)
@@ -260,7 +261,7 @@ def test_a_compiler_that_fails_leaves_the_fit_traced(data, monkeypatch, tmp_path
 
     monkeypatch.setenv("GUIDES_CACHE", str(tmp_path))
     monkeypatch.setattr(NativeLoop, "_compile", broken)
-    with pytest.warns(guides.EagerFallbackWarning, match="no space left") as caught:
+    with pytest.warns(errors.EagerFallbackWarning, match="no space left") as caught:
         fitted = fit("mean_field", *data, compile="native")
     assert len(caught) == 1
     torch.testing.assert_close(fitted.losses, fit("mean_field", *data).losses, **CLOSE)
@@ -279,7 +280,7 @@ def test_what_a_killed_compiler_left_is_cleared_away(data, monkeypatch, tmp_path
 def test_no_compiler_is_said_once(data, monkeypatch, tmp_path):
     monkeypatch.setenv("GUIDES_CACHE", str(tmp_path))
     monkeypatch.setattr("guides.compile.executable.has_compiler", lambda: False)
-    with pytest.warns(guides.EagerFallbackWarning, match=r"no C\+\+ compiler") as caught:
+    with pytest.warns(errors.EagerFallbackWarning, match=r"no C\+\+ compiler") as caught:
         fit("mean_field", *data, compile="native")
     assert len(caught) == 1
 
@@ -335,7 +336,7 @@ def test_a_guide_whose_draws_torch_func_cannot_differentiate_runs_eagerly():
         pyro.sample("p", dist.Beta(ab[0], ab[1]))
 
     ones = torch.tensor([1.0, 0.0, 1.0, 1.0])
-    with pytest.warns(guides.EagerFallbackWarning):
+    with pytest.warns(errors.EagerFallbackWarning):
         posterior = guides.fit(model, guide, ones, steps=250, lr=0.1, schedule="cosine", num_particles=5)
     torch.testing.assert_close(posterior.parameters["ab"], torch.tensor([5.0, 2.0]), rtol=0.2, atol=0.0)
 

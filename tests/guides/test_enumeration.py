@@ -15,6 +15,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 import guides
+from guides import errors
 from guides.program.discrete.enumeration import Enumerated
 
 W, LOCS = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([-2.0, 0.0, 3.0])
@@ -239,7 +240,7 @@ def test_stock_guides_of_the_rest_of_the_model_work():
     guide = AutoNormal(poutine.block(gmm, hide=["k"]))
     posterior = guides.fit(gmm, guide, torch.tensor([-2.0, 0.4]), steps=20)
     assert posterior.sample(3)["k"].shape == (3, 2)
-    with pytest.raises(guides.DiscreteLatentError, match="block"):
+    with pytest.raises(errors.DiscreteLatentError, match="block"):
         guides.fit(gmm, AutoNormal(gmm), torch.tensor([-2.0, 0.4]), steps=20)
 
 
@@ -250,7 +251,7 @@ def test_an_unmarked_discrete_latent_is_refused_with_the_way_out():
             k = pyro.sample("k", dist.Categorical(W))
             pyro.sample("x", dist.Normal(LOCS[k] + mean, 1.0), obs=x)
 
-    with pytest.raises(guides.DiscreteLatentError, match=r"'k'.*infer=\{\"enumerate\": \"parallel\"\}"):
+    with pytest.raises(errors.DiscreteLatentError, match=r"'k'.*infer=\{\"enumerate\": \"parallel\"\}"):
         guides.fit(model, "mean_field", torch.zeros(3), steps=5)
 
 
@@ -262,7 +263,7 @@ def test_a_shared_discrete_latent_is_refused_under_minibatches():
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(LOCS[k] + mean, 1.0), obs=x)
 
-    with pytest.raises(guides.MinibatchScaleError, match="'k'"):
+    with pytest.raises(errors.MinibatchScaleError, match="'k'"):
         guides.fit(model, "mean_field", torch.randn(20), batch_size=5, steps=5)
 
 
@@ -275,7 +276,7 @@ def test_a_site_outside_the_plate_of_a_discrete_latent_is_refused(reduce):
             k = pyro.sample("k", dist.Categorical(W))
         pyro.sample("x", dist.Normal(reduce(LOCS[k]) + mean, 1.0), obs=x)
 
-    with pytest.raises(guides.UnsupportedModelError, match="'k'"):
+    with pytest.raises(errors.UnsupportedModelError, match="'k'"):
         guides.fit(model, "mean_field", torch.tensor(1.0), steps=5)
 
 

@@ -11,6 +11,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from torch.distributions import MultivariateNormal, biject_to
 
 import guides
+from guides import errors
 from guides.families.base import FlatFamily
 
 QUICK = {"steps": 10, "lr": 0.03, "compile": "eager"}
@@ -193,7 +194,7 @@ def test_global_state_is_left_alone(family, data, tmp_path):
         posterior.save(tmp_path / "posterior")
         guides.Posterior.load(tmp_path / "posterior", regression).sample(2)
         assert global_state() == before
-        with pytest.raises(guides.NonFiniteLossError):
+        with pytest.raises(errors.NonFiniteLossError):
             guides.fit(regression, family, data[0], data[1] * 1e30, **QUICK)
         assert global_state() == before
     finally:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions import constraints
 
 import guides
+from guides import errors
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ def test_a_checkpoint_of_another_fit_is_refused(data, tmp_path):
     ):
         arguments = {**options, **other}
         guide, rows = arguments.pop("guide", "mean_field"), arguments.pop("data", data)
-        with pytest.raises(guides.OptionError, match="belongs to a fit with other options, data or model; delete it"):
+        with pytest.raises(errors.OptionError, match="belongs to a fit with other options, data or model; delete it"):
             guides.fit(linear, guide, *rows, **arguments)
 
 
@@ -162,7 +163,7 @@ def test_a_checkpoint_of_another_fit_is_refused(data, tmp_path):
 def test_a_checkpoint_of_another_objective_is_refused(other, data, tmp_path):
     options = {"steps": 30, "lr": 0.02, "checkpoint": tmp_path / "checkpoint"}
     guides.fit(linear, "mean_field", *data, **options)
-    with pytest.raises(guides.OptionError, match="belongs to a fit with other options, data or model; delete it"):
+    with pytest.raises(errors.OptionError, match="belongs to a fit with other options, data or model; delete it"):
         guides.fit(linear, "mean_field", *data, **options, **other)
 
 
@@ -172,7 +173,7 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path):
     content = path.read_bytes()
     for broken in (content[: len(content) // 2], b""):
         path.write_bytes(broken)
-        with pytest.raises((guides.OptionError, guides.DataError), match=r"checkpoint.*delete it"):
+        with pytest.raises((errors.OptionError, errors.DataError), match=r"checkpoint.*delete it"):
             guides.fit(linear, "mean_field", *data, steps=30, checkpoint=path)
 
 
@@ -321,7 +322,7 @@ def test_a_module_that_cannot_be_reached_is_named(data):
     def model(x, y=None):
         return Scale()(x, y)  # a new network in every run, so there is none to train
 
-    with pytest.raises(guides.UnsupportedModelError, match=r"parameter 'net\$\$\$0.weight'.*make the model an nn.Module"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"parameter 'net\$\$\$0.weight'.*make the model an nn.Module"):
         guides.fit(model, "mean_field", *data, steps=2)
 
 

@@ -13,7 +13,7 @@ from latent_models import LinearGaussian, gap_of
 from torch import nn
 
 import guides
-from guides import inference_gap
+from guides import errors, inference_gap
 from guides.distributions.normals import LowRankNormal
 from guides.evidence.offsets import OffsetLayout, Refine
 
@@ -162,13 +162,13 @@ def test_zero_offsets_change_nothing_and_others_change_both_draw_and_density(fn)
     ],
 )
 def test_options_that_make_no_sense_are_named(options, message):
-    with pytest.raises(guides.OptionError, match=message):
+    with pytest.raises(errors.OptionError, match=message):
         inference_gap(CORRELATED.fitted(X), NEW, **options)
 
 
 def test_models_without_anything_amortised_are_refused():
     x, y = line()
-    with pytest.raises(guides.UnsupportedModelError, match="'w' is not computed from the rows by the guide 'mean_field'"):
+    with pytest.raises(errors.UnsupportedModelError, match="'w' is not computed from the rows by the guide 'mean_field'"):
         inference_gap(guides.fit(linear, "mean_field", x, y, steps=5))
 
 
@@ -179,5 +179,5 @@ def test_families_without_a_gaussian_are_refused():
             pyro.sample("z", dist.StudentT(5.0, CORRELATED.posterior_mean(x) + 0 * idle, 1.0).to_event(1))
 
     guide.amortized = frozenset({"z"})
-    with pytest.raises(guides.UnsupportedModelError, match="'z' from StudentT"):
+    with pytest.raises(errors.UnsupportedModelError, match="'z' from StudentT"):
         inference_gap(fit(CORRELATED, guide), NEW)

@@ -13,6 +13,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 
 import guides
+from guides import errors
 from guides.program.discrete.enumeration import Enumerated
 from guides.program.discrete.guide_sums import GuideSums
 
@@ -113,16 +114,16 @@ def test_a_semi_supervised_autoencoder_learns_from_rows_without_labels():
 def test_refusals_of_discrete_draws_say_where_to_mark_them():
     net = SemiSupervised()
     x = torch.zeros(4, 5)
-    with pytest.raises(guides.DiscreteLatentError, match=r"'y'.*guide 'guide' draws it.*over the guide.*score_function"):
+    with pytest.raises(errors.DiscreteLatentError, match=r"'y'.*guide 'guide' draws it.*over the guide.*score_function"):
         guides.fit(net.model, net.guide, x, steps=2)
-    with pytest.raises(guides.OptionError, match=r"'y'.*IWAE.*'elbo'"):
+    with pytest.raises(errors.OptionError, match=r"'y'.*IWAE.*'elbo'"):
         guides.fit(net.model, config_enumerate(net.guide, expand=True), x, steps=2, objective="iwae")
 
     def model(x: Tensor) -> None:
         shown = pyro.sample("shown", dist.Bernoulli(torch.full((2,), 0.5)).to_event(1))
         pyro.sample("x", dist.Normal(shown.sum(), 1.0), obs=x)
 
-    with pytest.raises(guides.DiscreteLatentError, match=r"'shown'.*Bernoulli.to_event\(1\).*without .to_event"):
+    with pytest.raises(errors.DiscreteLatentError, match=r"'shown'.*Bernoulli.to_event\(1\).*without .to_event"):
         guides.fit(model, "mean_field", torch.tensor(1.0), steps=2)
 
     def guide(*_: Any) -> None:
@@ -139,5 +140,5 @@ def test_refusals_of_discrete_draws_say_where_to_mark_them():
         return model
 
     for of, found in ((lambda k: k.sum(-1, keepdim=True), "'x'.*'k'.*'inside'"), (lambda k: k.sum(), "'x'.*'k'.*not that")):
-        with pytest.raises(guides.UnsupportedModelError, match=found):
+        with pytest.raises(errors.UnsupportedModelError, match=found):
             guides.fit(summed(of), guide, torch.ones(1), steps=2)

@@ -15,6 +15,7 @@ from pyro.infer.reparam import AutoReparam, LocScaleReparam, TransformReparam
 from torch import Tensor
 
 import guides
+from guides import errors
 
 Y = torch.tensor([0.5, 1.5, -0.3, 2.0, 0.8, 1.1])
 
@@ -61,7 +62,7 @@ def test_rows_whose_data_are_all_alike_are_chosen_all_the_same() -> None:
 @pytest.mark.filterwarnings("ignore:the model chooses the rows of plate 'rows' always alike")
 @pytest.mark.parametrize("model", [by_size, by_index])
 def test_latents_of_rows_that_are_never_seen_are_refused(model: Any) -> None:
-    with pytest.raises(guides.UnsupportedModelError, match=r"latent site 'z'.*plate 'rows'.*2 of 6 rows.*without a seed"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"latent site 'z'.*plate 'rows'.*2 of 6 rows.*without a seed"):
         guides.fit(poutine.seed(model, 3), "mean_field", Y, steps=10**6)
 
 
@@ -85,7 +86,7 @@ def masked(y: Tensor) -> None:
     ],
 )
 def test_what_pyro_refuses_is_told_with_a_way_out(model: Any, said: str) -> None:
-    with pytest.raises(guides.DataError, match=said):
+    with pytest.raises(errors.DataError, match=said):
         guides.fit(model, "mean_field", Y, steps=10**6)
 
 
@@ -95,7 +96,7 @@ def test_data_that_condition_holds_are_not_cut_into_batches() -> None:
         with pyro.plate("rows", len(y)):
             pyro.sample("y", dist.Normal(z, 0.5))
 
-    with pytest.raises(guides.DataError, match=r"'rows' has 2 rows and the value 6.*as an argument of the model"):
+    with pytest.raises(errors.DataError, match=r"'rows' has 2 rows and the value 6.*as an argument of the model"):
         guides.fit(pyro.condition(model, {"y": Y}), "mean_field", Y, batch_size=2, steps=10**6)
 
 
@@ -105,7 +106,7 @@ def test_a_seed_that_fixes_the_rows_is_told() -> None:
         with pyro.plate("rows", len(y), subsample_size=2) as i:
             pyro.sample("y", dist.Normal(z, 0.5), obs=y[i])
 
-    with pytest.warns(guides.FixedSubsampleWarning, match=r"plate 'rows' always alike.*without a seed"):
+    with pytest.warns(errors.FixedSubsampleWarning, match=r"plate 'rows' always alike.*without a seed"):
         guides.fit(poutine.seed(model, 3), "mean_field", Y, steps=1, compile="eager")
 
 
@@ -128,7 +129,7 @@ def test_latents_in_a_sequential_plate_of_some_rows_are_refused() -> None:
             z = pyro.sample(f"z{i}", dist.Normal(0.0, 1.0))
             pyro.sample(f"y{i}", dist.Normal(z, 0.5), obs=y[i])
 
-    with pytest.raises(guides.UnsupportedModelError, match=r"sequential plate 'rows'.*2 of 6.*a vectorised plate"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"sequential plate 'rows'.*2 of 6.*a vectorised plate"):
         guides.fit(model, "mean_field", Y, steps=10**6)
 
 

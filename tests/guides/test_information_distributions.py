@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guides import DataError, OptionError
 from guides import information as info
+from guides.errors import DataError, OptionError
 
 T = torch.tensor
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import guides
 import zoo
-from guides import OptionError, UnsupportedModelError
+from guides.errors import OptionError, UnsupportedModelError
 from guides.information import aggregate as aggregation
 from guides.information import latent_information
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import guides
-from guides import DataError, OptionError, UnsupportedModelError
+from guides.errors import DataError, OptionError, UnsupportedModelError
 from guides.information import surprise
 
 T = torch.tensor

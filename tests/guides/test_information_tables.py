@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guides import DataError, OptionError
+from guides.errors import DataError, OptionError
 from guides.information import Table
 
 NAMES = ("x", "y", "z")

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import guides
 import zoo
+from guides import errors
 from guides.predictive import class_probabilities
 
 QUICK = {"steps": 30, "lr": 0.05}
@@ -112,7 +113,7 @@ def test_a_data_loader_brings_rows_and_batch_size(data):
     ],
 )
 def test_data_sets_that_are_no_tensors(make, message, data):
-    with pytest.raises(guides.DataError, match=message):
+    with pytest.raises(errors.DataError, match=message):
         guides.fit(linear, "mean_field", make(*data), **NEVER)
 
 
@@ -160,7 +161,7 @@ def test_whole_numbers_through_an_encoder():
 def test_numbers_that_float32_cannot_tell_apart(data):
     times = 1.7e9 + torch.arange(24, dtype=torch.float64)
     for x in (torch.stack([times] * 3, -1).numpy(), torch.stack([times] * 3, -1).tolist()):
-        with pytest.raises(guides.DataError, match=r"argument 0 \(column 0\) runs from 17.*float32 cannot tell apart"):
+        with pytest.raises(errors.DataError, match=r"argument 0 \(column 0\) runs from 17.*float32 cannot tell apart"):
             guides.fit(linear, "mean_field", x, data[1], **NEVER)
 
 
@@ -183,13 +184,13 @@ def test_numbers_that_float32_cannot_tell_apart(data):
 )
 def test_arguments_that_are_no_numbers(spoil, message, data):
     x, y = data
-    with pytest.raises(guides.DataError, match=rf"(?s){message}"):
+    with pytest.raises(errors.DataError, match=rf"(?s){message}"):
         guides.fit(linear, "mean_field", x, spoil(y), **NEVER)
 
 
 def test_sparse_matrices(data):
     scipy = pytest.importorskip("scipy.sparse")
-    with pytest.raises(guides.DataError, match=r"argument 0 is a sparse matrix .*csr.*; pass it dense.*toarray"):
+    with pytest.raises(errors.DataError, match=r"argument 0 is a sparse matrix .*csr.*; pass it dense.*toarray"):
         guides.fit(linear, "mean_field", scipy.csr_matrix(data[0].numpy()), data[1], **NEVER)
 
 
@@ -209,7 +210,7 @@ def test_sparse_matrices(data):
 )
 def test_labels_that_do_not_count_from_zero(model, change, message, data):
     x, y = data
-    with pytest.raises(guides.DataError, match=message) as error:
+    with pytest.raises(errors.DataError, match=message) as error:
         guides.fit(model, "mean_field", x, change((y > 0).long()), **NEVER)
     assert "Trace Shapes" not in str(error.value)
     assert "tensor(" not in str(error.value)
@@ -218,43 +219,83 @@ def test_labels_that_do_not_count_from_zero(model, change, message, data):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x, y: guides.fit(linear, "mean_field", x, y, learning_rate=1.0), guides.OptionError, "did you mean lr"),
-        (lambda x, y: guides.fit(linear, "mean_field", x, y, n_steps=1), guides.OptionError, "did you mean steps"),
-        (lambda x, y: guides.fit(linear, "mean_field", x, y, batchsize=1), guides.OptionError, "did you mean batch_size"),
-        (lambda x, y: guides.fit(linear, "mean_field", x, y, compiled=1), guides.OptionError, "did you mean compile"),
-        (lambda x, y: guides.fit(linear, "mean_field", x, y=y), guides.OptionError, "by position, or in model_kwargs"),
-        (lambda x, y: guides.fit_many(linear, "mean_field", [(x, y)], stpes=1), guides.OptionError, "did you mean steps"),
-        (lambda x, y: guides.compare(linear, ["map"], x, y, n_iter=1), guides.OptionError, "did you mean steps"),
+        (
+            lambda x, y: guides.fit(linear, "mean_field", x, y, learning_rate=1.0),
+            errors.OptionError,
+            "did you mean lr",
+        ),
+        (lambda x, y: guides.fit(linear, "mean_field", x, y, n_steps=1), errors.OptionError, "did you mean steps"),
+        (
+            lambda x, y: guides.fit(linear, "mean_field", x, y, batchsize=1),
+            errors.OptionError,
+            "did you mean batch_size",
+        ),
+        (lambda x, y: guides.fit(linear, "mean_field", x, y, compiled=1), errors.OptionError, "did you mean compile"),
+        (
+            lambda x, y: guides.fit(linear, "mean_field", x, y=y),
+            errors.OptionError,
+            "by position, or in model_kwargs",
+        ),
+        (
+            lambda x, y: guides.fit_many(linear, "mean_field", [(x, y)], stpes=1),
+            errors.OptionError,
+            "did you mean steps",
+        ),
+        (lambda x, y: guides.compare(linear, ["map"], x, y, n_iter=1), errors.OptionError, "did you mean steps"),
         (
             lambda x, y: guides.compare(linear, "mean_field", x, y),
-            guides.OptionError,
+            errors.OptionError,
             "guides is 'mean_field'.*a list",
         ),
-        (lambda x, y: guides.compare(linear, ("low_rank", {"rank": 2}), x, y), guides.OptionError, "takes a list of guides"),
-        (lambda x, y: guides.compare(linear, x, ["map"], y), guides.OptionError, "guides is a Tensor.*takes a list"),
-        (lambda x, y: guides.compare(linear, ["map"], x, y, options={"maq": {}}), guides.OptionError, "guide 'maq'"),
+        (
+            lambda x, y: guides.compare(linear, ("low_rank", {"rank": 2}), x, y),
+            errors.OptionError,
+            "takes a list of guides",
+        ),
+        (lambda x, y: guides.compare(linear, x, ["map"], y), errors.OptionError, "guides is a Tensor.*takes a list"),
+        (lambda x, y: guides.compare(linear, ["map"], x, y, options={"maq": {}}), errors.OptionError, "guide 'maq'"),
         (
             lambda x, y: guides.fit(linear, x, "mean_field", y),
-            guides.OptionError,
+            errors.OptionError,
             r"'mean_field' stands among the data",
         ),
-        (lambda x, y: guides.fit(linear, x, y, "map"), guides.OptionError, r"'map' stands among the data \(argument 2\)"),
-        (lambda x, y: guides.fit(linear, ["map"], x, y), guides.OptionError, "guide is a list.*compare"),
-        (lambda x, y: guides.fit("mean_field", linear, x, y), guides.OptionError, "the model is 'mean_field'; pass a Pyro"),
-        (lambda x, y: guides.fit(x, "mean_field", y), guides.OptionError, "the model is a Tensor; pass a Pyro model first"),
-        (lambda x, y: guides.fit(zoo.BayesianMLP, x, y), guides.OptionError, r"class BayesianMLP; pass an instance, Ba"),
+        (
+            lambda x, y: guides.fit(linear, x, y, "map"),
+            errors.OptionError,
+            r"'map' stands among the data \(argument 2\)",
+        ),
+        (lambda x, y: guides.fit(linear, ["map"], x, y), errors.OptionError, "guide is a list.*compare"),
+        (
+            lambda x, y: guides.fit("mean_field", linear, x, y),
+            errors.OptionError,
+            "the model is 'mean_field'; pass a Pyro",
+        ),
+        (
+            lambda x, y: guides.fit(x, "mean_field", y),
+            errors.OptionError,
+            "the model is a Tensor; pass a Pyro model first",
+        ),
+        (
+            lambda x, y: guides.fit(zoo.BayesianMLP, x, y),
+            errors.OptionError,
+            r"class BayesianMLP; pass an instance, Ba",
+        ),
         (
             lambda x, y: guides.fit(linear, "map", x, y, x),
-            guides.DataError,
+            errors.DataError,
             r"takes linear\(x, y=None\) and was given 3",
         ),
-        (lambda x, y: guides.fit(linear, "map"), guides.DataError, "given 0 positional arguments: missing.*'x'"),
+        (lambda x, y: guides.fit(linear, "map"), errors.DataError, "given 0 positional arguments: missing.*'x'"),
         (
             lambda x, y: guides.fit(linear, "map", x, y, model_kwargs={"y": y}),
-            guides.DataError,
+            errors.DataError,
             "2 positional arguments and the keywords y: multiple values for argument 'y'",
         ),
-        (lambda x, y: guides.fit(linear, "map", x, y, model_kwargs={"z": y}), guides.DataError, "unexpected keyword.*'z'"),
+        (
+            lambda x, y: guides.fit(linear, "map", x, y, model_kwargs={"z": y}),
+            errors.DataError,
+            "unexpected keyword.*'z'",
+        ),
     ],
 )
 def test_calls_that_are_not_meant_so(call, error, message, data):
@@ -273,12 +314,12 @@ def test_observations_that_were_left_out(data):
             pyro.sample("target", dist.Normal(w * x[:, 0], 1.0), obs=None if y is None else y.unsqueeze(-1)[..., 0] * 2.0)
 
     for given in ((x,), (x, None), (x, 3)):
-        with pytest.raises(guides.DataError, match=r"argument 'y' was left out .*'target' would be.* latent.*prior"):
+        with pytest.raises(errors.DataError, match=r"argument 'y' was left out .*'target' would be.* latent.*prior"):
             guides.fit(transformed, "mean_field", *given, **NEVER)
     assert len(calls) < 50
-    with pytest.raises(guides.DataError, match="argument 'y' was left out"):
+    with pytest.raises(errors.DataError, match="argument 'y' was left out"):
         guides.fit(linear, "mean_field", x, model_kwargs={"y": None}, batch_size=8, **NEVER)
-    with pytest.raises(guides.DataError, match="argument 'y' was left out"):
+    with pytest.raises(errors.DataError, match="argument 'y' was left out"):
         guides.fit(zoo.BayesianLinearRegression(3), x, **NEVER)
 
     def unknown(x, y=None):
@@ -286,7 +327,7 @@ def test_observations_that_were_left_out(data):
         if y is not None:
             pyro.sample("y", dist.Normal(w, 1.0), obs=torch.as_tensor(y["target"]))
 
-    with pytest.raises(guides.DataError, match="nothing is observed: the model's argument 'y' was left out"):
+    with pytest.raises(errors.DataError, match="nothing is observed: the model's argument 'y' was left out"):
         guides.fit(unknown, "mean_field", x, **NEVER)
 
 
@@ -326,17 +367,17 @@ def test_predictions_at_inputs_that_would_broadcast(data):
 
     posterior = guides.fit(sums, "mean_field", x, y, **QUICK)
     for ask in (posterior.predict, posterior.log_likelihood):
-        with pytest.raises(guides.DataError, match=r"argument 0 has shape \(3,\).*\(rows, 3\).*x\[None, :\] for one row"):
+        with pytest.raises(errors.DataError, match=r"argument 0 has shape \(3,\).*\(rows, 3\).*x\[None, :\] for one row"):
             ask(x[0])
-        with pytest.raises(guides.DataError, match=r"argument 0 has shape \(24,\), the training data's was \(rows, 3\)"):
+        with pytest.raises(errors.DataError, match=r"argument 0 has shape \(24,\), the training data's was \(rows, 3\)"):
             ask(x[:, 0])
-        with pytest.raises(guides.DataError, match=r"argument 0 has shape \(24, 1\).*give it 3 columns"):
+        with pytest.raises(errors.DataError, match=r"argument 0 has shape \(24, 1\).*give it 3 columns"):
             ask(x[:, :1])
-        with pytest.raises(guides.DataError, match=r"argument 0 has shape \(1, 24, 3\).*give it 2 dimensions"):
+        with pytest.raises(errors.DataError, match=r"argument 0 has shape \(1, 24, 3\).*give it 2 dimensions"):
             ask(x[None])
-    with pytest.raises(guides.DataError, match=r"argument 1 has shape \(24, 1\), the training data's was \(rows\)"):
+    with pytest.raises(errors.DataError, match=r"argument 1 has shape \(24, 1\), the training data's was \(rows\)"):
         posterior.log_likelihood(x, y[:, None])
-    with pytest.raises(guides.DataError, match="was given 3 positional arguments: too many"):
+    with pytest.raises(errors.DataError, match="was given 3 positional arguments: too many"):
         posterior.predict(x, y, x)
     assert posterior.predict(x[:1], num_samples=2)["y"].shape == (2, 1)
     assert posterior.predict(x[:5].numpy(), num_samples=2)["y"].shape == (2, 5)
@@ -348,7 +389,7 @@ def test_messages_print_no_tensors():
             pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(0.0, x.mean(-1, keepdim=True) - 1e6).to_event(1), obs=x)
 
-    with pytest.raises(guides.DataError, match=r"scale of Normal must satisfy .*; 50 of 50 .* from -.*\(line \d+ of test"):
+    with pytest.raises(errors.DataError, match=r"scale of Normal must satisfy .*; 50 of 50 .* from -.*\(line \d+ of test"):
         guides.fit(unscaled, "mean_field", torch.rand(50, 4), **NEVER)
 
 
@@ -361,14 +402,14 @@ def test_data_far_from_the_scale_of_a_network():
     encoder = ("amortized", {"encoder": torch.nn.Linear(4, 4)})
     values = 200 * torch.rand(50, 4)
     with pytest.raises(
-        guides.DataError, match=r"'Amortized' cannot be run.*Normal.*up to .*e\+0.*scale of about 1"
+        errors.DataError, match=r"'Amortized' cannot be run.*Normal.*up to .*e\+0.*scale of about 1"
     ) as error:
         guides.fit(vae(), encoder, 1e5 * values, **NEVER)
     assert "tensor(" not in str(error.value)
     assert len(str(error.value)) < 400
-    with pytest.raises(guides.NonFiniteLossError, match=r"Argument 0 has values up to .* scale of about 1"):
+    with pytest.raises(errors.NonFiniteLossError, match=r"Argument 0 has values up to .* scale of about 1"):
         guides.fit(vae(), encoder, values, steps=5)
-    with pytest.warns(guides.NonFiniteLossWarning, match=r"Argument 0 has values up to .* scale of about 1"):
+    with pytest.warns(errors.NonFiniteLossWarning, match=r"Argument 0 has values up to .* scale of about 1"):
         fitted = guides.fit(vae(), encoder, 0.2 * values, steps=100, lr=10.0)
     assert "scale of about 1" in fitted.stop_reasons[0]
 
@@ -396,7 +437,7 @@ def test_data_frames_are_their_numbers_and_name_the_coordinates(frames, data, tm
         wanted = posterior.predict(x, num_samples=3)["y"]
         assert torch.equal(posterior.predict(x[["dose", "age", "bmi"]], num_samples=3)["y"], wanted)
         assert torch.equal(posterior.predict(x.to_numpy(), num_samples=3)["y"], wanted)
-        with pytest.raises(guides.DataError, match="argument 0 lacks the column 'dose' of the training data"):
+        with pytest.raises(errors.DataError, match="argument 0 lacks the column 'dose' of the training data"):
             posterior.predict(x[["age", "bmi"]])
     renamed = fitted.to_arviz(num_samples=2, prior_samples=0, coords={"w_dim_0": [1, 2, 3]})
     assert renamed["posterior"].coords["w_dim_0"].values.tolist() == [1, 2, 3]
@@ -425,7 +466,7 @@ def test_labelled_arrays(data):
     assert same(fitted, guides.fit(linear, "mean_field", *data, **QUICK))
     tree = fitted.to_arviz(num_samples=2, prior_samples=0)
     assert tree["posterior"].coords["w_dim_0"].values.tolist() == ["a", "b", "c"]
-    with pytest.raises(guides.DataError, match="argument 0 is a Dataset of several arrays"):
+    with pytest.raises(errors.DataError, match="argument 0 is a Dataset of several arrays"):
         guides.fit(linear, "mean_field", x.to_dataset(name="x"), data[1], **NEVER)
 
 
@@ -450,9 +491,9 @@ def test_categories_are_codes_where_they_stand_alone(frames, data):
     fitted = guides.fit(groups, "mean_field", g, data[1], **QUICK)
     assert same(fitted, wanted)
     assert fitted.predict(g[:2], torch.zeros(2), num_samples=2)["y"].shape == (2, 2)
-    with pytest.raises(guides.DataError, match=r"argument 0 has the categories 'b', 'c', .* were 'a', 'b', 'c'"):
+    with pytest.raises(errors.DataError, match=r"argument 0 has the categories 'b', 'c', .* were 'a', 'b', 'c'"):
         fitted.predict(pandas.Series(["b", "c"], dtype="category"), torch.zeros(2))
-    with pytest.raises(guides.DataError, match=r"argument 0 is categorical \('a', 'b', 'c'\) with missing values"):
+    with pytest.raises(errors.DataError, match=r"argument 0 is categorical \('a', 'b', 'c'\) with missing values"):
         guides.fit(groups, "mean_field", g.where(g != "c"), data[1], **NEVER)
     for column, message in (
         (g.to_numpy(), "column 'dose' of argument 0 holds the strings 'a', 'b', 'c'"),
@@ -460,7 +501,7 @@ def test_categories_are_codes_where_they_stand_alone(frames, data):
         (pandas.date_range("2020", periods=24), "column 'dose' of argument 0 holds dates"),
         ([None, *range(22), "x"], "column 'dose' of argument 0 holds None, which is no number"),
     ):
-        with pytest.raises(guides.DataError, match=message):
+        with pytest.raises(errors.DataError, match=message):
             guides.fit(linear, "mean_field", x.assign(dose=column), y, **NEVER)
 
 
@@ -472,10 +513,10 @@ def test_a_saved_posterior_of_another_model(data, tmp_path):
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(w.sum(), 1.0), obs=y)
 
-    with pytest.raises(guides.DataError, match=r"not those of this model: .* latent sites w \(3,\), this one has w \(4,\)"):
+    with pytest.raises(errors.DataError, match=r"not those of this model: .* latent sites w \(3,\), this one has w \(4,\)"):
         guides.Posterior.load(tmp_path / "fit", other)
     with pytest.raises(
-        guides.DataError, match=r"saved posterior is of a model with the latent sites w \(3,\), which this is no"
+        errors.DataError, match=r"saved posterior is of a model with the latent sites w \(3,\), which this is no"
     ):
         guides.Posterior.load(tmp_path / "fit", lambda x: None)
 

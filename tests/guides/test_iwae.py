@@ -21,6 +21,7 @@ from estimates import (
 from guide_models import line, linear, linear_posterior
 
 import guides
+from guides import errors
 from guides.program.rows import row_log_weights
 
 
@@ -261,5 +262,5 @@ def loss_of(optimiser, weight, x):
     ],
 )
 def test_bad_options_are_named(make, message):
-    with pytest.raises(guides.OptionError, match=message):
+    with pytest.raises(errors.OptionError, match=message):
         make()

@@ -12,6 +12,7 @@ from torch.func import vmap
 
 import guides
 import zoo
+from guides import errors
 from guides.distributions.kumaraswamy import Kumaraswamy
 
 PAIRS = [(0.3, 0.2), (0.5, 2.0), (1.0, 1.0), (3.0, 0.5), (8.0, 5.0), (40.0, 3.0), (200.0, 20.0)]
@@ -154,16 +155,16 @@ def test_what_it_is_not_for():
             pyro.sample("x", dist.Normal(z, 1.0).expand([len(x)]), obs=x)
 
     x = torch.zeros(5)
-    with pytest.raises(guides.UnsupportedModelError, match=r"no local latent has the support \(0, 1\).*use 'amortized'"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"no local latent has the support \(0, 1\).*use 'amortized'"):
         guides.AmortizedKumaraswamy(unbounded, encoder())(x)
-    with pytest.raises(guides.OptionError, match=r"encoder must be one torch.nn.Module"):
+    with pytest.raises(errors.OptionError, match=r"encoder must be one torch.nn.Module"):
         guides.AmortizedKumaraswamy(fractions, [encoder(), encoder()])
 
     class Pair(nn.Module):
         def forward(self, x):
             return x, x.exp()
 
-    with pytest.raises(guides.OptionError, match=r"return features \(rows, F\)"):
+    with pytest.raises(errors.OptionError, match=r"return features \(rows, F\)"):
         guides.AmortizedKumaraswamy(fractions, Pair())(x)
 
 

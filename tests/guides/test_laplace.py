@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributions import constraints
 
 import guides
+from guides import errors
 from guides.families.laplace import curvature
 from guides.families.laplace.curvature import Curvature, positive_part
 from guides.program.data import Data
@@ -227,7 +228,7 @@ def test_kronecker_factors_refuse_what_they_cannot_describe(data):
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal((torch.tanh(x @ w) @ w).sum(-1), 1.0), obs=y)
 
-    with pytest.raises(guides.UnsupportedModelError, match=r"site 'w' multiplies.*again.*curvature='ggn'"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"site 'w' multiplies.*again.*curvature='ggn'"):
         fit_at(embedded, data, {"curvature": "kron"})
 
 

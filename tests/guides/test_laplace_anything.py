@@ -14,6 +14,7 @@ from torch.distributions import transforms
 
 import guides
 import zoo
+from guides import errors
 from guides.families.laplace.likelihoods import coordinates
 
 ROWS = 30
@@ -455,7 +456,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("model", "options", "message"), REFUSED)
 def test_what_cannot_be_is_refused_before_the_optimisation(model, options, message, no_work):
-    with pytest.raises((guides.UnsupportedModelError, guides.OptionError), match=message):
+    with pytest.raises((errors.UnsupportedModelError, errors.OptionError), match=message):
         guides.fit(model, ("laplace", options), torch.randn(10, 3), torch.randn(10))
 
 
@@ -464,7 +465,7 @@ def test_a_curvature_that_is_not_finite_is_refused_in_words():
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
         pyro.factor("root", torch.sqrt(a.clamp(min=0.0)) + 0.0 * y.sum())
 
-    with pytest.raises(guides.UnsupportedModelError, match="'a' at the optimum is not finite"):
+    with pytest.raises(errors.UnsupportedModelError, match="'a' at the optimum is not finite"):
         precision_of(model, torch.ones(3), a=0.0)
 
 
@@ -603,7 +604,7 @@ def test_an_optimisation_that_did_not_reach_the_mode_is_told():
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     start = ("laplace", {"init_loc_fn": init_to_value(values={"z": torch.tensor(0.0)})})
-    with pytest.warns(guides.NotAtTheModeWarning, match="'z' by 4.47e\\+08 posterior standard deviations"):
+    with pytest.warns(errors.NotAtTheModeWarning, match="'z' by 4.47e\\+08 posterior standard deviations"):
         guides.fit(model, start, torch.full((20,), 1e8), steps=20)
     near = guides.fit(model, start, torch.full((20,), 1.0), steps=20)
     assert near.info[0]["from_mode"] == pytest.approx(0.8 * 20**0.5, rel=0.05)  # 20 steps go 0.2 of the way

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-import guides
+from guides import errors
 from guides.families.laplace import likelihoods
 from guides.families.laplace.likelihoods import coordinates
 
@@ -68,7 +68,7 @@ def test_events_are_unwrapped_and_wrapped_again(name):
 
 def test_an_unknown_distribution_is_named():
     listed = r"observed site 'y' is Cauchy.*Bernoulli, .*predictive='sampled'"
-    with pytest.raises(guides.UnsupportedModelError, match=listed):
+    with pytest.raises(errors.UnsupportedModelError, match=listed):
         coordinates("y", dist.Cauchy(2.0, T([1.0])).to_event(1))
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributions import constraints
 
 import guides
+from guides import errors
 from guides.optimise import scoring
 from guides.program.checks import check_values
 from guides.program.data import Data
@@ -92,7 +93,7 @@ def test_a_guide_that_keeps_a_value_per_row_is_told_what_to_do(rows):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(pair.slope * x, 1.0))
 
-    with pytest.raises(guides.MinibatchScaleError, match=r"'z' has one value .*\(shape \(200,\)\).*amortized ="):
+    with pytest.raises(errors.MinibatchScaleError, match=r"'z' has one value .*\(shape \(200,\)\).*amortized ="):
         guides.fit(pair.model, guide, rows, batch_size=20)
 
 
@@ -110,7 +111,7 @@ def test_setting_up_for_batches_runs_the_model_on_few_rows_at_a_time():
     assert max(seen) <= 1000
     assert sum(seen) >= 100_000  # every row was looked at
     x[70_123] = 0.5
-    with pytest.raises(guides.DataError, match="cannot be run on the data"):
+    with pytest.raises(errors.DataError, match="cannot be run on the data"):
         guides.fit(model, "mean_field", x, batch_size=100, steps=2)
 
 
@@ -143,7 +144,7 @@ def test_a_model_without_latents_is_fitted_by_maximum_likelihood(rows, tmp_path)
     posterior.save(tmp_path / "posterior")
     loaded = guides.Posterior.load(tmp_path / "posterior", model)
     torch.testing.assert_close(loaded.parameters, posterior.parameters)
-    with pytest.raises(guides.GuideMismatchError, match=r"no latent sample site.*maximum likelihood with the guide 'map'"):
+    with pytest.raises(errors.GuideMismatchError, match=r"no latent sample site.*maximum likelihood with the guide 'map'"):
         guides.fit(model, "mean_field", rows)
-    with pytest.raises(guides.OptionError, match="parameters to optimise"):
+    with pytest.raises(errors.OptionError, match="parameters to optimise"):
         guides.fit(lambda x: pyro.sample("x", dist.Normal(0.0, 1.0).expand([len(x)]).to_event(1), obs=x), "map", rows)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import guides
+from guides import errors
 from guides.compile.agreement import Judge
 from guides.compile.loops import has_compiler
 from guides.compile.native.codegen import source
@@ -117,7 +118,7 @@ def model(y):
 def test_every_loop_is_written_down_and_one_that_is_refused_says_where(monkeypatch, tmp_path):
     monkeypatch.setenv("GUIDES_DUMP", str(tmp_path / "there"))
     monkeypatch.setattr(Judge, "difference", lambda *_: "the loss is 1 where 2 is right")
-    with pytest.warns(guides.EagerFallbackWarning, match="the loss is 1 where 2 is right; its source is in") as caught:
+    with pytest.warns(errors.EagerFallbackWarning, match="the loss is 1 where 2 is right; its source is in") as caught:
         guides.fit(model, "mean_field", torch.ones(5), steps=10, compile="native")
     (folder,) = (tmp_path / "there").iterdir()
     assert str(folder) in str(caught[0].message)
@@ -126,7 +127,7 @@ def test_every_loop_is_written_down_and_one_that_is_refused_says_where(monkeypat
     assert 'extern "C" void run(' in (folder / "loop.cpp").read_text()
     assert "# (1, 2) float32" in (folder / "graph.txt").read_text()
     monkeypatch.delenv("GUIDES_DUMP")
-    with pytest.warns(guides.EagerFallbackWarning, match="its source is in") as caught:
+    with pytest.warns(errors.EagerFallbackWarning, match="its source is in") as caught:
         guides.fit(model, "mean_field", torch.ones(5), steps=10, compile="native")
     where = Path(str(caught[0].message).split("its source is in ")[1])
     assert (where / "difference.txt").read_text() == "the loss is 1 where 2 is right\n"

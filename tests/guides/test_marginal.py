@@ -122,20 +122,20 @@ def test_shared_latents_give_one_log_evidence_of_all_training_data():
     assert found.values.shape == (1,) and found.num_points == 30 and math.isnan(found.sampling_error)
     assert abs(found.mean - evidence) < 4 * found.mean_standard_error + 1e-3
     assert "together" in str(found)
-    with pytest.raises(guides.UnsupportedModelError, match=r"'w' is shared by all rows.*log_likelihood"):
+    with pytest.raises(guides.errors.UnsupportedModelError, match=r"'w' is shared by all rows.*log_likelihood"):
         log_marginal(posterior, x[:5], y[:5])
 
 
 def test_a_guide_that_keeps_values_of_rows_takes_the_training_rows_only():
     posterior = guides.fit(PCA.model, "mean_field", X, steps=20)
     assert log_marginal(posterior, X, num_samples=50).values.shape == (1,)
-    with pytest.raises(guides.UnsupportedModelError, match=r"'z' has one value per row.*'amortized'"):
+    with pytest.raises(guides.errors.UnsupportedModelError, match=r"'z' has one value per row.*'amortized'"):
         log_marginal(posterior, NEW)
 
 
 def test_guides_without_a_density_are_refused():
     x, y = line()
-    with pytest.raises(guides.UnsupportedModelError, match="'map' is a point mass"):
+    with pytest.raises(guides.errors.UnsupportedModelError, match="'map' is a point mass"):
         log_marginal(guides.fit(linear, "map", x, y, steps=20))
 
 
@@ -146,7 +146,7 @@ def test_sites_outside_of_the_plate_are_named():
 
     guide.amortized = frozenset({"z"})
     posterior = guides.fit(PCA.model, guide, X, steps=1)
-    with pytest.raises(guides.UnsupportedModelError, match="one plate of the"):
+    with pytest.raises(guides.errors.UnsupportedModelError, match="one plate of the"):
         log_marginal(posterior, NEW)
 
 
@@ -170,9 +170,9 @@ def test_mixtures_divide_by_their_whole_density_or_by_the_component():
     assert abs(full.mean - exact) < 4 * full.mean_standard_error
     assert abs(component.mean - (exact - math.log(2))) < 0.05
     assert component.k_hat < 0.7 and component.standard_error < 0.01
-    with pytest.raises(guides.OptionError, match="no mixture"):
+    with pytest.raises(guides.errors.OptionError, match="no mixture"):
         log_marginal(guides.fit(two_sided, "mean_field", x, steps=5), denominator="component")
-    with pytest.raises(guides.OptionError, match="use 'full'"):
+    with pytest.raises(guides.errors.OptionError, match="use 'full'"):
         log_marginal(posterior, denominator="all")
 
 
@@ -245,7 +245,7 @@ def test_compiled_weights_are_the_traced_ones(monkeypatch):
 
 
 def test_weights_that_cannot_be_compiled_are_traced_and_that_is_said(wrong):
-    with pytest.warns(guides.EagerFallbackWarning, match="linalg_inv"):
+    with pytest.warns(guides.errors.EagerFallbackWarning, match="linalg_inv"):
         found = log_marginal(wrong, NEW, num_samples=20, chunk=100, compile="native")
     traced = log_marginal(wrong, NEW, num_samples=20, chunk=100, compile="trace")
     torch.testing.assert_close(found.values, traced.values)
@@ -363,10 +363,10 @@ def test_a_checkpoint_of_another_run_is_refused(wrong, tmp_path):
         (wrong, NEW[:49], {}),
         (other, NEW, {}),
     ):
-        with pytest.raises(guides.OptionError, match="belongs to a run with other"):
+        with pytest.raises(guides.errors.OptionError, match="belongs to a run with other"):
             log_marginal(posterior, rows, checkpoint=path, **{"num_samples": 100, **options})
     path.write_bytes(b"no checkpoint")
-    with pytest.raises(guides.OptionError, match="damaged"):
+    with pytest.raises(guides.errors.OptionError, match="damaged"):
         log_marginal(wrong, NEW, num_samples=100, checkpoint=path)
 
 
@@ -390,14 +390,14 @@ def test_progress_counts_draws(wrong, capsys):
     ],
 )
 def test_options_that_make_no_sense_are_named(wrong, options, message):
-    with pytest.raises(guides.OptionError, match=message):
+    with pytest.raises(guides.errors.OptionError, match=message):
         log_marginal(wrong, NEW, **options)
 
 
 def test_rows_with_nan_are_refused(wrong):
     rows = NEW.clone()
     rows[3, 1] = math.nan
-    with pytest.raises(guides.DataError, match=r"NaN or infinite values, the first at index \(3, 1\)"):
+    with pytest.raises(guides.errors.DataError, match=r"NaN or infinite values, the first at index \(3, 1\)"):
         log_marginal(wrong, rows)
 
 
@@ -419,13 +419,13 @@ def test_values_outside_a_support_are_refused_in_new_rows_too():
     grey = torch.full((2000, 3), 1.0)
     grey[1999] = 0.4
     for function in (log_marginal, guides.inference_gap):
-        with pytest.raises(guides.DataError, match="cannot be run on the data it was given"):
+        with pytest.raises(guides.errors.DataError, match="cannot be run on the data it was given"):
             function(posterior, grey)
 
 
 def test_training_rows_are_no_test_rows(wrong):
     for rows in ((), (X,), (X[5:9],), (X.flip(0),), (torch.cat([X, NEW[:20]]),)):
-        with pytest.raises(guides.DataError, match="rows that the posterior was fitted to"):
+        with pytest.raises(guides.errors.DataError, match="rows that the posterior was fitted to"):
             log_marginal(wrong, *rows, num_samples=10, split="test")
     found = log_marginal(wrong, X, num_samples=10, split="train")
     assert found.split == "train" and "train data" not in str(found) and "of train 60" in str(found)
@@ -435,7 +435,7 @@ def test_training_rows_are_no_test_rows(wrong):
 def test_several_fits_are_refused():
     x, y = line()
     posterior = guides.fit(linear, "mean_field", x, y, steps=5, replicates=2)
-    with pytest.raises(guides.OptionError, match=r"replicate\(0\)"):
+    with pytest.raises(guides.errors.OptionError, match=r"replicate\(0\)"):
         log_marginal(posterior)
 
 

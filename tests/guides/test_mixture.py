@@ -329,7 +329,7 @@ def test_a_dead_component_can_be_seeded_again(data):
     again = guides.fit(square, guide, ONES, steps=30, lr=0.02, compile="eager")
     assert again.info[0]["dead_components"] == []
     uniform = made("mixture", square, (ONES,), components=2, weights="uniform")
-    with pytest.raises(guides.UnsupportedModelError, match="reseed needs learned weights"):
+    with pytest.raises(guides.errors.UnsupportedModelError, match="reseed needs learned weights"):
         uniform.reseed()
 
 
@@ -362,7 +362,7 @@ def test_scales_that_collapse_or_explode_end_the_fit_at_finite_parameters(power,
         "mixture",
         {"components": 2, "init_loc_fn": pyro.infer.autoguide.init_to_value(values={"z": torch.tensor(0.0)})},
     )
-    with pytest.warns(guides.NonFiniteLossWarning, match="not finite"):
+    with pytest.warns(guides.errors.NonFiniteLossWarning, match="not finite"):
         posterior = guides.fit(improper, guide, steps=30, lr=lr, compile="eager", objective="selbo")
     assert posterior.flat.isfinite().all()
     assert "not finite" in posterior.stop_reasons[0]
@@ -396,7 +396,7 @@ def test_bad_options_are_named(options, message, data):
 def test_components_that_differ_in_their_sites_are_refused():
     changing.calls = 0
     with pytest.raises(
-        guides.GuideMismatchError, match=r"components found different latent sites: z \(2,\), before z \(1,\)"
+        guides.errors.GuideMismatchError, match=r"components found different latent sites: z \(2,\), before z \(1,\)"
     ):
         guides.Mixture(changing, components=3)()
 
@@ -413,7 +413,7 @@ def test_components_that_differ_in_their_sites_are_refused():
     ],
 )
 def test_bad_options_of_objectives_are_named(make, message):
-    with pytest.raises(guides.OptionError, match=message):
+    with pytest.raises(guides.errors.OptionError, match=message):
         make()
 
 
@@ -437,7 +437,7 @@ def test_five_components_are_one_batch(data):
 
 @pytest.mark.parametrize("objective", ["iwae", "renyi"])
 def test_objectives_that_weigh_components_alike_refuse_mixtures(objective, data):
-    with pytest.raises(guides.OptionError, match="use 'siwae'"):
+    with pytest.raises(guides.errors.OptionError, match="use 'siwae'"):
         guides.fit(regression, "mixture", *data, objective=objective, steps=2, compile="eager")
 
 

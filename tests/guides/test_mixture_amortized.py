@@ -25,6 +25,7 @@ from pyro import poutine
 from torch import nn
 
 import guides
+from guides import errors
 from guides.distributions.mixtures import MixtureDensity
 from guides.families.encoders.component_heads import WEIGHTS, log_weights_of
 from guides.program.data import Data
@@ -299,16 +300,16 @@ def test_what_it_refuses():
         ({"init_spread": -1.0}, "init_spread must be 0 or more"),
         ({"init_scale": 0.0}, "init_scale must be positive"),
     ):
-        with pytest.raises(guides.OptionError, match=message):
+        with pytest.raises(errors.OptionError, match=message):
             guides.MixtureAmortized(model, **{"encoder": encoder(), **options})
 
     class Pair(nn.Module):
         def forward(self, x):
             return x[:, :LATENT], x[:, :LATENT].exp()
 
-    with pytest.raises(guides.GuideMismatchError, match=r"encoder 1 returns a tuple; .* needs features \(6, F\)"):
+    with pytest.raises(errors.GuideMismatchError, match=r"encoder 1 returns a tuple; .* needs features \(6, F\)"):
         guides.MixtureAmortized(model, Pair())(x)
-    with pytest.raises(guides.UnsupportedModelError, match="latent site 'mean' is shared by all rows"):
+    with pytest.raises(errors.UnsupportedModelError, match="latent site 'mean' is shared by all rows"):
         guides.MixtureAmortized(with_global, encoder())(x)
 
     def grid(x):
@@ -316,10 +317,10 @@ def test_what_it_refuses():
             z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0))
             pyro.sample("x", dist.Normal(z, NOISE), obs=x)
 
-    with pytest.raises(guides.UnsupportedModelError, match=r"stands in other plates .* plates data, pixels"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"stands in other plates .* plates data, pixels"):
         guides.MixtureAmortized(grid, encoder())(x)
     for objective in ("iwae", "renyi", "score_function"):
-        with pytest.raises(guides.OptionError, match="gives every component of a mixture the same weight"):
+        with pytest.raises(errors.OptionError, match="gives every component of a mixture the same weight"):
             guides.fit(model, ("mixture_amortized", options_of("heads")), x, objective=objective, steps=1)
 
 
@@ -336,5 +337,5 @@ def test_a_term_outside_the_rows_is_counted_once():
     for objective in (guides.SELBO(), guides.ELBO(), guides.EntropyBoundELBO()):
         with_term, without = (estimate(objective, m, guide, x)[0] for m in (model, plain))
         torch.testing.assert_close(with_term, without - 7.0, rtol=1e-5, atol=1e-4)
-    with pytest.raises(guides.UnsupportedModelError, match="siwae needs every site in the plate of the rows"):
+    with pytest.raises(errors.UnsupportedModelError, match="siwae needs every site in the plate of the rows"):
         guides.SIWAE().estimate(model, guide, (x,), {})

@@ -15,7 +15,6 @@ from torch.distributions import (
     Normal,
 )
 
-from guides import OptionError
 from guides.distributions.mixtures import (
     BOUNDS,
     MixtureDensity,
@@ -27,6 +26,7 @@ from guides.distributions.mixtures import (
     weight_entropy,
     weighted_sum,
 )
+from guides.errors import OptionError
 
 KINDS = ("diagonal", "low_rank", "full")
 steady = settings(derandomize=True, deadline=None, max_examples=25)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
 import guides
+from guides import errors
 from guides.compile.loops import has_compiler
 from guides.compile.native.build import NativeLoop
 from guides.compile.native.expressions import Unsupported
@@ -422,7 +423,7 @@ def test_a_fit_with_an_unknown_operation_stays_traced(monkeypatch):
         raise Unsupported("aten.nothing.default")
 
     monkeypatch.setattr("guides.compile.native.build.lower", refuse)
-    with pytest.warns(guides.EagerFallbackWarning, match=r"aten\.nothing"):
+    with pytest.warns(errors.EagerFallbackWarning, match=r"aten\.nothing"):
         named = guides.fit(regression, "mean_field", *data, steps=40, compile="native")
     assert len(asked) == 1
     torch.testing.assert_close(guides.fit(regression, "mean_field", *data, steps=40).losses, named.losses)

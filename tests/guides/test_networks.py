@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import guides
 import zoo
+from guides import errors
 from guides.errors import EagerFallbackWarning
 from guides.program.noise import Noise, NoiseTape
 from guides.program.vectorise import Vectorised
@@ -392,11 +393,11 @@ def test_normalisation_in_evaluation_mode_keeps_its_statistics() -> None:
 def test_what_normalisation_cannot_share_is_refused_before_any_step() -> None:
     model = Around(_normalising(training=True))
     before = _statistics(model)
-    with pytest.raises(guides.OptionError, match=r"BatchNorm1d is in training mode.*\.eval\(\)"):
+    with pytest.raises(errors.OptionError, match=r"BatchNorm1d is in training mode.*\.eval\(\)"):
         guides.fit(model, "mean_field", X, Y, steps=4, replicates=2)
-    with pytest.raises(guides.UnsupportedModelError, match=r"depends on the others of its batch.*\.eval\(\)"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"depends on the others of its batch.*\.eval\(\)"):
         guides.fit(model, "laplace", X, Y, steps=4)
-    with pytest.raises(guides.DataError):
+    with pytest.raises(errors.DataError):
         guides.fit(model, "mean_field", X, torch.ones(N, 3), steps=4)
     _check_unmoved(model, before)
 
@@ -416,7 +417,7 @@ class Counting(nn.Module):
 
 def test_a_buffer_that_the_model_changes_is_refused_by_name() -> None:
     model = Around(Counting())
-    with pytest.raises(guides.UnsupportedModelError, match=r"changes the buffer 'network\.calls' of a Counting"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"changes the buffer 'network\.calls' of a Counting"):
         guides.fit(model, "mean_field", X, Y, steps=4, batch_size=4)
     assert float(model.network.calls) == 0.0
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import guides
+from guides import errors
 from guides.compile.loops import has_compiler
 from guides.program.joint import frozen_guide_trace
 from guides.program.rows import log_density
@@ -338,7 +339,7 @@ VARIANTS = {
     **{name: guides.objectives[name] for name in guides.objectives},
     "dreg": lambda: guides.IWAE(num_particles=3, gradient="dreg"),
     "sticking the landing": lambda: guides.ELBO(estimator="stl"),
-    "warm-up and free bits": lambda: guides.ELBO(kl_weight=guides.Warmup(10), free_bits=0.1),
+    "warm-up and free bits": lambda: guides.ELBO(kl_weight=guides.KLAnnealing(10), free_bits=0.1),
 }
 
 
@@ -377,7 +378,7 @@ def test_every_objective_trains_in_stock_svi(name):
 
 @pytest.mark.parametrize("options", [{"kl": "closed"}, {"kl": None}])
 def test_bad_options_are_named(options):
-    with pytest.raises(guides.OptionError, match="kl must be 'closed_form' or 'monte_carlo'"):
+    with pytest.raises(errors.OptionError, match="kl must be 'closed_form' or 'monte_carlo'"):
         guides.ELBO(**options)
 
 
@@ -457,6 +458,6 @@ def twice(x, y=None):
 
 @pytest.mark.parametrize("estimator", ["local", "flipout"])
 def test_a_weight_used_twice_is_refused(estimator, data):
-    with pytest.raises(guides.UnsupportedModelError, match=r"weight 'w' more than once.*estimator='weights'"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"weight 'w' more than once.*estimator='weights'"):
         guides.fit(twice, ("mean_field", {"estimator": estimator}), *data, steps=2)
     guides.fit(twice, ("mean_field", {"estimator": "weights"}), *data, steps=2)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from pyro import poutine
 
 import guides
+from guides import errors
 
 QUICK = {"steps": 60, "lr": 0.05}
 
@@ -120,7 +121,7 @@ def branching(x, y=None):
 def test_a_model_that_cannot_be_vectorised_is_drawn_one_by_one(data):
     x, y = data
     posterior = guides.fit(branching, "mean_field", x, y, steps=20, compile="eager")
-    with pytest.warns(guides.EagerFallbackWarning, match="cannot be vectorised over draws"):
+    with pytest.warns(errors.EagerFallbackWarning, match="cannot be vectorised over draws"):
         draws = posterior.draws(20)
     z = draws.latents["z"][0]
     want = dist.Normal(z.abs()[:, None], 0.5).log_prob(y)
@@ -198,7 +199,7 @@ def test_the_table_prints_and_converts_and_draws(comparison):
     assert by_name["laplace"]["elbo"] == pytest.approx(next(r.elbo for r in comparison.rows if r.guide == "laplace"))
     assert isinstance(comparison.plot(), Figure)
     assert isinstance(comparison.plot("w"), Figure)
-    with pytest.raises(guides.OptionError, match="site='v' is not a latent site; the model has w"):
+    with pytest.raises(errors.OptionError, match="site='v' is not a latent site; the model has w"):
         comparison.plot("v")
 
 

@@ -16,6 +16,7 @@ from pyro.ops.special import safe_log
 from torch import Tensor, nn
 
 import guides
+from guides import errors
 from guides.program.functions import followable
 
 X = torch.linspace(-2.0, 2.0, 8)
@@ -109,7 +110,7 @@ def test_steps_that_depend_on_the_lengths_of_sequences_are_recorded() -> None:
     y, lengths = torch.randn(4, 3), torch.tensor([3, 1, 2, 3])  # a warning that it runs eagerly would be an error
     fits = [guides.fit(model, "mean_field", y, lengths, steps=4, compile=c) for c in ("eager", "trace")]
     torch.testing.assert_close(fits[0].losses, fits[1].losses)
-    with pytest.warns(guides.EagerFallbackWarning, match="cannot be traced"):  # other lengths at every step
+    with pytest.warns(errors.EagerFallbackWarning, match="cannot be traced"):  # other lengths at every step
         guides.fit(model, "mean_field", y, lengths, steps=3, batch_size=2, compile="trace")
 
 
@@ -144,7 +145,7 @@ def test_a_guide_that_draws_nothing_fits_the_parameters_of_a_model_without_laten
     assert abs(float(posterior.parameters["share"]) - 5 / 8) < 0.01
     assert posterior.predict(num_samples=5)["y"].shape == (5, 8)
     assert posterior.diagnose(num_samples=30).num_samples == 30
-    with pytest.raises(guides.GuideMismatchError, match="no latent sample site"):
+    with pytest.raises(errors.GuideMismatchError, match="no latent sample site"):
         guides.fit(model, "mean_field", y, steps=2)
 
 

@@ -10,6 +10,7 @@ from estimates import has_mean, replicate_estimates
 from torch import nn
 
 import guides
+from guides import errors
 from guides.program.noise import Noise, NoiseTape
 
 X = torch.tensor([-1.5, 0.4, 2.0])
@@ -268,7 +269,7 @@ def test_stock_svi_trains_guide_and_baseline(name):
     ],
 )
 def test_bad_options_are_named(make, message):
-    with pytest.raises(guides.OptionError, match=message):
+    with pytest.raises(errors.OptionError, match=message):
         make()
 
 
@@ -278,15 +279,15 @@ class Wide(nn.Module):
 
 
 def test_bad_input_is_named():
-    with pytest.raises(guides.OptionError, match="num_particles=1; use 2 or more"):
+    with pytest.raises(errors.OptionError, match="num_particles=1; use 2 or more"):
         guides.fit(sides, classifier, X, objective="score_function", num_particles=1, steps=2)
     with pytest.raises(
-        guides.DataError, match=r"baseline returned shape \(3, 2\) for site 'k', whose signal has shape \(3,\)"
+        errors.DataError, match=r"baseline returned shape \(3, 2\) for site 'k', whose signal has shape \(3,\)"
     ):
         guides.fit(sides, classifier, X, objective=guides.ScoreFunction(1, Wide()), steps=2)
-    with pytest.raises(guides.DiscreteLatentError, match=r"'k' is discrete.*objective='score_function'"):
+    with pytest.raises(errors.DiscreteLatentError, match=r"'k' is discrete.*objective='score_function'"):
         guides.fit(sides, classifier, X, steps=2)
-    with pytest.raises(guides.DiscreteLatentError, match=r"'k' is discrete.*guide 'MeanField' needs continuous"):
+    with pytest.raises(errors.DiscreteLatentError, match=r"'k' is discrete.*guide 'MeanField' needs continuous"):
         guides.fit(sides, "mean_field", X, objective="score_function", steps=2)
 
 
@@ -313,6 +314,6 @@ def test_stock_svi_is_told_where_a_gradient_would_know_nothing_of_discrete_draws
             pyro.sample("k", dist.Bernoulli(logits=pyro.param("logits", torch.zeros(len(x)))))
 
     x = torch.tensor([0.0, 3.0])
-    with pytest.raises(guides.DiscreteLatentError, match=r"draws latent site 'k'.*guides.ScoreFunction"):
+    with pytest.raises(errors.DiscreteLatentError, match=r"draws latent site 'k'.*guides.ScoreFunction"):
         pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), objective).step(x)
     assert pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), guides.ScoreFunction()).step(x) > 0

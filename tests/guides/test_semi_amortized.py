@@ -146,5 +146,5 @@ def test_any_support_and_stock_svi():
     ],
 )
 def test_options_that_do_not_fit(options, message):
-    with pytest.raises(guides.OptionError, match=message):
+    with pytest.raises(guides.errors.OptionError, match=message):
         guides.fit(pca(loadings()), ("semi_amortized", {"encoder": encoder(), **options}), rows_of(loadings()), steps=1)

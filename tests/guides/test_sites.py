@@ -14,6 +14,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.reparam import DiscreteCosineReparam, HaarReparam, LocScaleReparam, TransformReparam
 
 import guides
+from guides import errors
 from guides.program.sites import contribution, counted, density_sites, nodes, role
 
 Y = torch.tensor([0.5, 1.5, -0.3, 2.0, 0.8, 1.1])
@@ -317,7 +318,7 @@ def sequential(y):
 
 
 @pytest.mark.parametrize("model", [subsampled, indexed, sequential])
-@pytest.mark.filterwarnings("ignore::guides.EagerFallbackWarning")
+@pytest.mark.filterwarnings("ignore::errors.EagerFallbackWarning")
 def test_a_model_that_subsamples_is_judged_on_all_rows(model):
     settings = {"lr": 0.05, "schedule": "cosine", "compile": "trace" if model is not sequential else "eager"}
     posterior = guides.fit(model, "full_rank", Y, steps=300, num_particles=4, **settings)
@@ -373,7 +374,7 @@ def test_rows_that_nobody_can_steer_are_said():
         with pyro.plate("rows", len(y), subsample=index):
             pyro.sample("y", dist.Normal(z, 1.0), obs=y[index])
 
-    with pytest.warns(guides.FixedSubsampleWarning, match=r"plate 'rows'.*subsample_size"):
+    with pytest.warns(errors.FixedSubsampleWarning, match=r"plate 'rows'.*subsample_size"):
         guides.fit(model, "mean_field", Y, steps=2, compile="eager")
 
 
@@ -409,7 +410,7 @@ def test_missing_values_are_welcome_where_the_model_leaves_them_out(model):
 
 @pytest.mark.parametrize("model", [normal, lambda y: masked_rows(y.cumsum(0))])
 def test_missing_values_that_reach_the_density_are_refused_before_any_work(model):
-    with pytest.raises(guides.DataError, match=r"argument 0 has 2 NaN.*poutine\.mask"):
+    with pytest.raises(errors.DataError, match=r"argument 0 has 2 NaN.*poutine\.mask"):
         guides.fit(model, "mean_field", torch.where(HALF, Y, math.nan), steps=10**9)
 
 

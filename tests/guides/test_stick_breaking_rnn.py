@@ -11,6 +11,8 @@ from pyro.infer import SVI
 from torch import nn
 
 import guides
+from guides import errors
+from guides.objectives import Compacted
 from guides.program.noise import Noise, NoiseTape
 from guides.program.strata import Stratum
 
@@ -69,7 +71,7 @@ def test_compaction_is_masking(cell, covariance, objective, skip):
     guide = uneven(x, cell=cell, covariance=covariance, encoder=encoder(), skip=skip)
     run = guide.components_run(x)
     assert 1 <= run.min() < run.max() and len(run.unique()) > 2
-    compact = guides.Compacted(OBJECTIVES[objective])
+    compact = Compacted(OBJECTIVES[objective])
     value, gradients = estimate(compact, guide, x)
     want, wanted = estimate(OBJECTIVES[objective], guide, x)
     torch.testing.assert_close(value, want, rtol=1e-5, atol=1e-4)
@@ -89,7 +91,7 @@ def test_the_model_runs_on_active_rows_alone():
         seen.append(len(x))
         MODEL(x)
 
-    compact = guides.Compacted(guides.EntropyBoundELBO())
+    compact = Compacted(guides.EntropyBoundELBO())
     compact.estimate(counting, guide, (x,), {})
     run = guide.components_run(x)
     assert seen == [int((run > k).sum()) for k in range(5) if (run > k).any()]
@@ -118,7 +120,7 @@ def test_all_rows_may_stop_at_the_first_step():
         guide.heads[0].weight.bias.fill_(40.0)
     assert (guide.components_run(x) == 1).all()
     for name, objective in OBJECTIVES.items():
-        for one in (objective, guides.Compacted(objective)):
+        for one in (objective, Compacted(objective)):
             value, gradients = estimate(one, guide, x)
             assert torch.isfinite(value), name
             assert all(torch.isfinite(g).all() for g in gradients.values()), name
@@ -221,7 +223,7 @@ def test_a_penalty_uses_fewer_components_in_both_forms():
     penalty = guides.EntropyBoundELBO(penalty=20.0)
     guide = made(x, components=4, hidden=8, epsilon=0.1)
     before = guide.components_run(x).float().mean()
-    compact = guides.Compacted(penalty)
+    compact = Compacted(penalty)
     svi = SVI(MODEL, guide, pyro.optim.Adam({"lr": 0.05}), loss=compact)
     losses = [svi.step(x) for _ in range(100)]
     assert all(map(math.isfinite, losses)) and losses[-1] < losses[0]
@@ -246,25 +248,25 @@ def test_what_it_refuses():
         ({"hidden": 0}, "hidden must be a whole number of at least 1"),
         ({"encoder": [encoder()]}, "encoder must be one torch.nn.Module, not list"),
     ):
-        with pytest.raises(guides.OptionError, match=message):
+        with pytest.raises(errors.OptionError, match=message):
             guides.StickBreakingRNN(MODEL, **options)
-    with pytest.raises(guides.OptionError, match="Compacted takes an EntropyBoundELBO, SELBO or SIWAE, not ELBO"):
-        guides.Compacted(guides.ELBO())
-    with pytest.raises(guides.OptionError, match="warmup=5 fits all components"):
-        guides.Compacted(guides.SELBO(warmup=5))
-    with pytest.raises(guides.OptionError, match="warmup=5 fits all components"):
-        guides.Compacted(guides.EntropyBoundELBO(warmup=5))
+    with pytest.raises(errors.OptionError, match="Compacted takes an EntropyBoundELBO, SELBO or SIWAE, not ELBO"):
+        Compacted(guides.ELBO())
+    with pytest.raises(errors.OptionError, match="warmup=5 fits all components"):
+        Compacted(guides.SELBO(warmup=5))
+    with pytest.raises(errors.OptionError, match="warmup=5 fits all components"):
+        Compacted(guides.EntropyBoundELBO(warmup=5))
     x = rows_of(SLOPES, 6)
-    with pytest.raises(guides.UnsupportedModelError, match=r"rows differ in their number of components.*not Amortized"):
-        guides.Compacted(guides.SELBO()).estimate(MODEL, guides.Amortized(MODEL, encoder()), (x,), {})
+    with pytest.raises(errors.UnsupportedModelError, match=r"rows differ in their number of components.*not Amortized"):
+        Compacted(guides.SELBO()).estimate(MODEL, guides.Amortized(MODEL, encoder()), (x,), {})
 
     def whole(x):
         with pyro.plate("data", 60, subsample=torch.arange(len(x))):
             z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
             pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).expand(list(x.shape)).to_event(1), obs=x)
 
-    with pytest.raises(guides.UnsupportedModelError, match="plate 'data' is one of all the data"):
-        guides.Compacted(guides.SELBO()).estimate(whole, guides.StickBreakingRNN(whole, hidden=4), (x,), {})
+    with pytest.raises(errors.UnsupportedModelError, match="plate 'data' is one of all the data"):
+        Compacted(guides.SELBO()).estimate(whole, guides.StickBreakingRNN(whole, hidden=4), (x,), {})
     guide = made(x)
-    with pytest.raises(guides.OptionError, match="encoder's inputs"):
+    with pytest.raises(errors.OptionError, match="encoder's inputs"):
         guide.components_run(None)

@@ -20,6 +20,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import AffineTransform, ExpTransform
 
 import guides
+from guides import errors
 from guides.program.bijections import BoundedTransform, LowerCholeskyVector, PositiveDefiniteVector
 from guides.program.supports import plain_support
 
@@ -208,7 +209,7 @@ def shifted(y: Tensor) -> None:
 @pytest.mark.parametrize("model", [level, between, shifted])
 def test_support_that_depends_on_a_latent_is_refused_by_both_names(model: Any, guide: Any) -> None:
     wanted = "(?s)'level'.*'low'" if guide is not AutoNormal or model is not shifted else "'level'"
-    with pytest.raises(guides.errors.UnsupportedModelError, match=wanted) as refused:
+    with pytest.raises(errors.UnsupportedModelError, match=wanted) as refused:
         guides.fit(model, guide, torch.ones(5), steps=2)
     assert "'free'" not in str(refused.value)
 
@@ -216,7 +217,7 @@ def test_support_that_depends_on_a_latent_is_refused_by_both_names(model: Any, g
 def test_support_that_depends_on_a_latent_is_refused_in_parts_of_a_guide() -> None:
     guide = AutoGuideList(between)
     guide.append(guides.MeanField(between))
-    with pytest.raises(guides.errors.UnsupportedModelError, match=r"'level'.*'low'"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"'level'.*'low'"):
         guides.fit(between, guide, torch.ones(5), steps=2)
 
 
@@ -227,7 +228,7 @@ def test_support_that_depends_on_a_parameter_is_refused() -> None:
         with pyro.plate("d", len(y)):
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
-    with pytest.raises(guides.errors.UnsupportedModelError, match=r"'z'.*parameters"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"'z'.*parameters"):
         guides.fit(model, "mean_field", torch.ones(5), steps=2)
 
 
@@ -252,7 +253,7 @@ def test_support_that_depends_on_the_batch_is_refused() -> None:
 
     y = torch.rand(100)
     guides.fit(model, "mean_field", y, steps=2)
-    with pytest.raises(guides.errors.UnsupportedModelError, match=r"'z'.*batch"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"'z'.*batch"):
         guides.fit(model, "mean_field", y, steps=2, batch_size=10)
 
 
@@ -262,13 +263,13 @@ def test_support_that_depends_on_the_data_set_is_refused_by_joint_fits() -> None
         with pyro.plate("d", len(y)):
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
-    with pytest.raises(guides.errors.UnsupportedModelError, match=r"'z'.*data set"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"'z'.*data set"):
         guides.fit_many(model, "mean_field", [(torch.ones(5),), (2 * torch.ones(5),)], steps=2)
 
 
 def test_support_without_a_map_is_refused_and_has_a_mode() -> None:
     model = one_latent(dist.ProjectedNormal(torch.ones(3)))
-    with pytest.raises(guides.errors.UnsupportedModelError, match=r"(?s)'z' \(ProjectedNormal\).*Sphere"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"(?s)'z' \(ProjectedNormal\).*Sphere"):
         guides.fit(model, "mean_field", torch.ones(5), steps=2)
     z = guides.fit(model, "map", torch.ones(5), steps=5).sample(1)["z"]
     torch.testing.assert_close(z.norm(dim=-1), torch.ones(1))
@@ -279,12 +280,12 @@ def test_prior_without_a_density_is_refused() -> None:
         def log_prob(self, value: Tensor) -> Tensor:
             raise NotImplementedError
 
-    with pytest.raises(guides.errors.UnsupportedModelError, match="'z'"):
+    with pytest.raises(errors.UnsupportedModelError, match="'z'"):
         guides.fit(one_latent(Drawn(torch.tensor(1.5), torch.tensor(1.0))), "mean_field", torch.ones(5), steps=2)
 
 
 def test_autoguide_of_pyro_is_refused_where_it_would_map_to_a_wrong_support() -> None:
-    with pytest.raises(guides.errors.UnsupportedModelError, match=r"(?s)'z'.*AutoNormal"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"(?s)'z'.*AutoNormal"):
         guides.fit(one_latent(INTERVALS["mirrored"][0]), AutoNormal, -torch.ones(5), steps=2)
 
 
@@ -325,7 +326,7 @@ def test_values_are_still_checked_before_any_work() -> None:
         with pyro.plate("d", 3):
             pyro.sample("y", likelihood, obs=y)
 
-    with pytest.raises(guides.errors.DataError, match="support"):
+    with pytest.raises(errors.DataError, match="support"):
         guides.fit(model, "mean_field", torch.tensor([1.0, -1.0, 2.0]), steps=2)
 
 
@@ -346,7 +347,7 @@ def test_warning_that_a_model_runs_eagerly_names_the_site() -> None:
         with pyro.plate("d", len(y)):
             pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
 
-    with pytest.warns(guides.errors.EagerFallbackWarning, match="'b'"):
+    with pytest.warns(errors.EagerFallbackWarning, match="'b'"):
         guides.fit(model, "full_rank", torch.ones(5), steps=3, compile="trace")
 
 

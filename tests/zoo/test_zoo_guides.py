@@ -6,6 +6,7 @@ from torch import nn
 
 import guides
 import zoo
+from guides import errors
 from zoo import VAE, ConditionalRegressor, ConditionalVAE, ProbabilisticPCA
 from zoo.datasets import digits, digits_images, quadrants
 from zoo.networks import GaussianNetwork, JointNetwork, convolutional, mlp
@@ -113,10 +114,10 @@ def test_a_regressor_is_fitted_by_maximum_likelihood():
 
 def test_grey_levels_are_refused_before_the_fit():
     model = VAE(mlp((2, 64)), 2, encoder=encoder())
-    with pytest.raises(guides.DataError, match=r"grey levels.*binarized_mnist.*mnist\(binarize='dynamic'\)"):
+    with pytest.raises(errors.DataError, match=r"grey levels.*binarized_mnist.*mnist\(binarize='dynamic'\)"):
         guides.fit(model, digits().x[:50], steps=1)
 
 
 def test_a_model_without_its_encoder_asks_for_a_guide(images):
-    with pytest.raises(guides.OptionError, match="the model has no natural_guide; pass one of amortized"):
+    with pytest.raises(errors.OptionError, match="the model has no natural_guide; pass one of amortized"):
         guides.fit(VAE(mlp((2, 64)), 2), images, steps=1)

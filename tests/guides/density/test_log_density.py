@@ -13,6 +13,7 @@ from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam import LocScaleReparam
 
 import guides
+from guides import errors
 from guides.program.bijections import LowerCholeskyVector
 from guides.program.supports import PlainSupports
 
@@ -303,16 +304,16 @@ def test_refuses_what_has_no_density():
         k = pyro.sample("k", dist.Bernoulli(0.5))
         pyro.sample("y", dist.Normal(k, 1.0), obs=y.sum())
 
-    with pytest.raises(guides.UnsupportedModelError, match="random numbers beside"):
+    with pytest.raises(errors.UnsupportedModelError, match="random numbers beside"):
         guides.log_density(noisy, Y)
-    with pytest.raises(guides.DiscreteLatentError, match="'k'"):
+    with pytest.raises(errors.DiscreteLatentError, match="'k'"):
         guides.log_density(discrete, Y)
-    with pytest.raises(guides.OptionError, match="compile='fast'"):
+    with pytest.raises(errors.OptionError, match="compile='fast'"):
         guides.log_density(schools, Y, compile="fast")
     density = guides.log_density(schools, Y, compile="eager")
-    with pytest.raises(guides.DataError, match="last dimension must be the 8"):
+    with pytest.raises(errors.DataError, match="last dimension must be the 8"):
         density(torch.zeros(3))
-    with pytest.raises(guides.DataError, match="'tau' is not in its support"):
+    with pytest.raises(errors.DataError, match="'tau' is not in its support"):
         density.from_sites(density.to_sites(density.start) | {"tau": torch.tensor(-1.0)})
-    with pytest.raises(guides.DataError, match="no value for latent site 'tau'"):
+    with pytest.raises(errors.DataError, match="no value for latent site 'tau'"):
         density.from_sites({"mu": torch.tensor(-1.0)})

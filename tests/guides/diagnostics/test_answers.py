@@ -165,7 +165,7 @@ def test_restarts_are_pooled_by_what_their_draws_are_worth():
 
 def test_corrected_draws_are_refused_where_there_are_no_weights():
     posterior = guides.fit(regression, "map", X, Y, steps=2, compile="eager", progress=False)
-    with pytest.raises(guides.OptionError, match="'map' is made of point masses"):
+    with pytest.raises(guides.errors.OptionError, match="'map' is made of point masses"):
         posterior.sample(corrected=True)
 
 

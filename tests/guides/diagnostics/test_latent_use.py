@@ -47,7 +47,7 @@ def test_a_collapsed_fit_is_reported_with_what_to_try(rows):
     found = finding(fit(rows, objective=guides.ELBO(kl_weight=200.0)))
     assert found.verdict == "unreliable"
     assert "posterior collapse: no latent unit is active" in found.summary.lower()
-    for hint in ("Warmup", "free_bits", "weaken the decoder"):
+    for hint in ("KLAnnealing", "free_bits", "weaken the decoder"):
         assert hint in found.summary
     assert "0 of 2 units active" in str(found)
 

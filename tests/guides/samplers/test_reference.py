@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import guides
+from guides import errors
 from guides.compile import cache
+from guides.samplers import NUTS
 
 Y = torch.tensor([1.2, 0.4, 2.0, 1.1, -0.3, 0.9])
 
@@ -32,7 +34,7 @@ def test_a_reference_is_right_and_found_again(empty_cache, monkeypatch):
     def never(*args):
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(guides.NUTS, "run", never)
+    monkeypatch.setattr(NUTS, "run", never)
     again = guides.reference(conjugate, Y, ess=500, chains=2)
     assert torch.equal(again.points, truth.points) and again.options == truth.options
     with pytest.raises(AssertionError, match="drawn again"):
@@ -42,9 +44,9 @@ def test_a_reference_is_right_and_found_again(empty_cache, monkeypatch):
 
 
 def test_what_cannot_be_shown_to_be_right_is_no_reference(empty_cache):
-    with pytest.raises(guides.NoReferenceError, match=r"100 draws, .*effective sample size .* of 5000"):
+    with pytest.raises(errors.NoReferenceError, match=r"100 draws, .*effective sample size .* of 5000"):
         guides.reference(conjugate, Y, chains=2, max_draws=100, ess=5000)
-    with pytest.raises(guides.OptionError, match="chains must be at least 2"):
+    with pytest.raises(errors.OptionError, match="chains must be at least 2"):
         guides.reference(conjugate, Y, chains=1)
 
 

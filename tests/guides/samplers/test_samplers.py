@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import guides
+from guides import errors
 from guides.diagnostics.chains import figures_of
 
 Y = torch.tensor([1.2, 0.4, 2.0, 1.1, -0.3, 0.9])
@@ -87,18 +88,18 @@ def test_is_saved_and_read(posterior, tmp_path):
     again = guides.Posterior.load(tmp_path / "p.pt", conjugate)
     assert torch.equal(again.points, posterior.points) and again.gradients == posterior.gradients
     assert torch.equal(again.predict(num_samples=3)["y"], posterior.predict(num_samples=3)["y"])
-    with pytest.raises(guides.DataError, match="'mean'"):
+    with pytest.raises(errors.DataError, match="'mean'"):
         guides.Posterior.load(tmp_path / "p.pt", clusters)
 
 
 def test_what_only_optimised_guides_have_is_refused(posterior):
-    with pytest.raises(guides.OptionError, match="nothing to correct"):
+    with pytest.raises(errors.OptionError, match="nothing to correct"):
         posterior.sample(corrected=True)
-    with pytest.raises(guides.OptionError, match="draws=100 or more"):
+    with pytest.raises(errors.OptionError, match="draws=100 or more"):
         posterior.continue_(100)
-    with pytest.raises(guides.OptionError, match="no density of their own"):
+    with pytest.raises(errors.OptionError, match="no density of their own"):
         posterior.log_prob({"mean": torch.tensor(0.0)})
-    with pytest.raises(guides.OptionError, match="across its chains"):
+    with pytest.raises(errors.OptionError, match="across its chains"):
         posterior.pooled()
 
 
@@ -120,7 +121,7 @@ def test_bad_options_are_refused_before_any_work(options, words):
     def never(y):
         raise AssertionError("the model was run")
 
-    with pytest.raises(guides.OptionError, match=words):
+    with pytest.raises(errors.OptionError, match=words):
         guides.fit(never, "nuts", Y, **options)
 
 
@@ -135,11 +136,11 @@ def test_models_that_no_sampler_can_do_are_refused():
         pyro.factor("never", mean * math.inf)
         pyro.sample("y", dist.Normal(mean, 1.0), obs=y.sum())
 
-    with pytest.raises(guides.UnsupportedModelError, match="parameters to be trained"):
+    with pytest.raises(errors.UnsupportedModelError, match="parameters to be trained"):
         guides.fit(trained, "nuts", Y)
-    with pytest.raises(guides.OptionError, match="'nuts' is a sampler"):
+    with pytest.raises(errors.OptionError, match="'nuts' is a sampler"):
         guides.fit_many(conjugate, "nuts", [(Y,)])
-    with pytest.raises((guides.NonFiniteLossError, guides.DataError)):
+    with pytest.raises((errors.NonFiniteLossError, errors.DataError)):
         guides.fit(nowhere, "nuts", Y, compile="trace")
 
 
@@ -159,7 +160,7 @@ def test_hmc_draws_from_a_conjugate_posterior():
 
 def test_without_nutpie_pyros_own_sampler_runs(monkeypatch):
     monkeypatch.setattr(sys.modules["guides.samplers.nuts"], "find_spec", lambda name: None)
-    with pytest.warns(guides.EagerFallbackWarning, match="nutpie is not installed"):
+    with pytest.warns(errors.EagerFallbackWarning, match="nutpie is not installed"):
         posterior = guides.fit(conjugate, "nuts", Y, draws=100, tune=60, chains=1)
     assert abs(float(posterior.points.mean()) - MEAN) < 0.25
     assert posterior.statistics["energy"].isfinite().all()
