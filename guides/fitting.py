@@ -29,7 +29,7 @@ from guides.optimise.statistics import check_statistics, hand_over_statistics
 from guides.posterior import Posterior
 from guides.program.alone import undivided
 from guides.program.buffers import buffers_kept
-from guides.program.checks import check_model, check_values, scale_of
+from guides.program.checks import check_model, check_values
 from guides.program.data import Data
 from guides.program.factors import FactorsOrNaN
 from guides.program.guide import as_guide
@@ -40,6 +40,7 @@ from guides.program.moving_supports import check_same_supports
 from guides.program.owning import is_owned
 from guides.program.parameters import isolated_store, reachable_modules
 from guides.program.program import Program
+from guides.program.running import scale_of
 from guides.samplers.sampling import check_applies, guide_name, sample, sampler_of
 
 __all__ = ["fit", "fit_alike", "fit_many", "read_once"]

@@ -13,9 +13,10 @@ from torch import Tensor
 from guides.diagnostics import Diagnosis, diagnose
 from guides.errors import DataError, OptionError, UnsupportedModelError, check_known
 from guides.fitted.arviz_io import to_arviz
-from guides.fitted.draws import Draws, Site
+from guides.fitted.draws import Draws
 from guides.fitted.fitted import FittedGuide
 from guides.fitted.own_sites import trace_at
+from guides.fitted.sites import Site
 from guides.program.data import Data
 from guides.program.guide import as_guide
 from guides.program.isolation import quiet

@@ -276,7 +276,7 @@ MODULES = (
     "docs.writer.docstrings",
     "benchmarks.reporting.tables",
     "benchmarks.protocol.task",
-    "guides.fitted.arviz_io",
+    "guides.fitted.groups",
     "guides.psis",
     "guides.information.measure",
     "guides.program.prior",

@@ -34,7 +34,8 @@ from guides.diagnostics import Diagnosis
 from guides.evidence.gaps import InferenceGap
 from guides.evidence.marginal import LogMarginal
 from guides.families import Family
-from guides.fitted.draws import Draws, Site
+from guides.fitted.draws import Draws
+from guides.fitted.sites import Site
 from guides.program.objective import Estimate
 from guides.samplers import Sampled
 

@@ -20,7 +20,8 @@ from guides.density.doubles import doubled, in_double
 from guides.density.kernels import Kernel, Workspace
 from guides.density.points import Point
 from guides.errors import DataError, UnsupportedModelError, check_known, check_whole
-from guides.fitted.draws import Site, sites, take_draws
+from guides.fitted.draws import take_draws
+from guides.fitted.sites import Site, sites
 from guides.objectives.elbo import ELBO
 from guides.program.alone import undivided
 from guides.program.checks import check_model
@@ -108,7 +109,7 @@ class LogDensity:
 
     :ivar size: D.
     :ivar names: of the coordinates: the site's, with the index in the site's unconstrained value.
-    :ivar sites: the latent sites by name, with shapes, dimensions and supports; see :class:`guides.fitted.draws.Site`.
+    :ivar sites: the latent sites by name, with shapes, dimensions and supports; see :class:`guides.fitted.sites.Site`.
     :ivar dims: by latent site, a name per dimension: plates where there are some.
     :ivar start: a point ``(D,)`` at medians of the prior, or wherever the model says that a site starts.
     """

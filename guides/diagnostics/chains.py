@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from guides.diagnostics.finding import DrawsLike, Finding, Level, PosteriorLike, Undefined, diagnostics_registry
-from guides.fitted.arviz_io import from_groups, import_arviz
+from guides.fitted.groups import from_groups, import_arviz
 from guides.program.guide import is_sampled
 
 __all__ = ["ChainFigures", "chains", "figures_of"]

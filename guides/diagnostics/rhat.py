@@ -18,7 +18,7 @@ from guides.diagnostics.finding import (
     Undefined,
     diagnostics_registry,
 )
-from guides.fitted.arviz_io import from_groups, import_arviz
+from guides.fitted.groups import from_groups, import_arviz
 
 __all__ = ["RHat", "r_hat"]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from guides.errors import FailedDrawsWarning, OptionError
 from guides.families.laplace.fisher import over_data
 from guides.families.laplace.likelihoods import coordinates
+from guides.fitted.sites import sites
 from guides.optimise.memory import CountElements
 from guides.program.data import Data, stack
 from guides.program.discrete.enumeration import add_values, with_values
@@ -39,36 +40,16 @@ from guides.program.sites import (
     pointwise,
     role,
 )
-from guides.program.supports import stated_support
 from guides.program.vectorise import Gathered, over_draws
 
-__all__ = ["PARTS", "Draws", "Site", "draws_of_each", "sites", "take_draws"]
+__all__ = ["PARTS", "Draws", "draws_of_each", "take_draws"]
 
 _ELEMENTS_PER_CHUNK = 2**25
 _SEED_STRIDE = 7919
 _MOST_ELEMENTS = 2**33
-_KINDS = ("latent", "enumerated", "observed", "conditioned", "deterministic")
 
 PARTS = frozenset({"latents", "log_p", "log_q", "log_likelihood", "deterministic", "predictive"})
 """What draws consist of: the fields of :class:`Draws`."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """What is known of one site of the model.
-
-    :ivar kind: ``"latent"``, ``"observed"``, ``"deterministic"``, ``"conditioned"``: a latent that ``pyro.condition``
-        holds fixed, or ``"enumerated"``: a discrete latent that is summed out.
-    :ivar dims: a name per dimension of the value: the plate's for plate dimensions, ``<site>_dim_<i>`` for others.
-    :ivar shape: shape of the value on the training data.
-    :ivar support: constraint on the value, or ``None`` for deterministic sites.
-    """
-
-    name: str
-    kind: str
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    support: Any
 
 
 @dataclass(frozen=True)
@@ -96,11 +77,6 @@ class Draws:
     deterministic: dict[str, Tensor]
     predictive: dict[str, Tensor] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
-
-
-def sites(program: Program) -> dict[str, Site]:
-    """Return the latent, observed and deterministic sites of a program's model."""
-    return {name: _site(name, node, program) for name, node in nodes(program.prototype).items() if role(node) in _KINDS}
 
 
 def take_draws(
@@ -392,20 +368,3 @@ def _without(trace: Trace, names: frozenset[str]) -> Trace:
         if name in names or (site["type"] == "sample" and site_is_subsample(site)):
             kept.remove_node(name)
     return kept
-
-
-def _site(name: str, node: Any, program: Program) -> Site:
-    kind = role(node)
-    shape = list(node["value"].shape)
-    # pyro.deterministic without event_dim calls the whole value one event, whatever plates it stands in.
-    event_dim = node["fn"].event_dim
-    event_dim = 0 if kind == "deterministic" and event_dim == len(shape) else event_dim
-    dims = [f"{name}_dim_{i}" for i in range(len(shape))]
-    for frame in node["cond_indep_stack"]:
-        position = len(shape) - event_dim + frame.dim if frame.dim is not None else -1
-        if 0 <= position < len(shape) and shape[position] == frame.size:
-            dims[position] = frame.name
-            if frame.name in program.follows.plates:
-                shape[position] = program.size
-    support = None if kind == "deterministic" else stated_support(node["fn"])
-    return Site(name, kind, tuple(dims), tuple(shape), support)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from guides.errors import DataError, OptionError
-from guides.fitted.draws import PARTS, Draws, Site, sites, take_draws
+from guides.fitted.draws import PARTS, Draws, take_draws
 from guides.fitted.own_sites import trace_at
 from guides.fitted.resampled import resampled
 from guides.fitted.run import Run, finished
+from guides.fitted.sites import Site, sites
 from guides.fitted.values import holds_module, mean_of_last, quantiles_over, row_shape, unlike
 from guides.optimise.loop import Trained
 from guides.optimise.statistics import gather_statistics

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from guides.errors import DataError
-from guides.program.checks import run_model
 from guides.program.data import Data, Form
 from guides.program.parameters import isolated_store
+from guides.program.running import run_model
 from guides.program.values import Reading, is_named, readings
 from guides.program.words import MODEL_ERRORS
 

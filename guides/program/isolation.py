@@ -10,7 +10,7 @@ import pyro
 import torch
 
 from guides.program.functions import followable
-from guides.program.supports import without_false_alarms
+from guides.program.stating import without_false_alarms
 from guides.program.validation import Unvalidated
 
 __all__ = ["quiet", "seeded"]

@@ -18,8 +18,6 @@ from guides.program.checks import (
     check_latents,
     check_some,
     follow_rows,
-    run_model,
-    told_in_words,
 )
 from guides.program.data import Data
 from guides.program.discrete.enumeration import Enumerated, enumerated
@@ -32,6 +30,7 @@ from guides.program.moving_supports import check_supports
 from guides.program.objective import ObjectiveLike
 from guides.program.parameters import isolated_store
 from guides.program.prepare import PreparedModel, bears_gaps, prepare
+from guides.program.running import run_model, told_in_words
 from guides.program.sites import is_latent, nodes
 from guides.program.strata import check_parts, choices
 from guides.program.subsampling import OwnPlates, check_rows_have_latents, own_plates

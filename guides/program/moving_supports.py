@@ -15,10 +15,10 @@ from torch.distributions import transform_to
 from guides.errors import UnsupportedModelError
 from guides.program.data import Data
 from guides.program.sites import is_latent, nodes
+from guides.program.stating import as_written
 from guides.program.supports import (
     Mapped,
     PlainSupports,
-    as_written,
     is_discrete,
     same_support,
     stated_support,

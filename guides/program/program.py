@@ -15,7 +15,6 @@ from guides.program.buffers import buffers_kept, check_still
 from guides.program.checks import (
     Following,
     check_local,
-    told_in_words,
 )
 from guides.program.data import Data
 from guides.program.discrete.enumeration import Enumerated
@@ -28,6 +27,7 @@ from guides.program.objective import OWN_MODULE, Estimate, ObjectiveLike
 from guides.program.owning import copy_of, pack, unpack
 from guides.program.parameters import ParameterLayout, isolated_store, reachable_modules
 from guides.program.prepare import PreparedModel
+from guides.program.running import told_in_words
 from guides.program.sites import counted, is_latent, is_observed, nodes, pointwise, role
 from guides.program.strata import Stratum, stratum_log_weight
 from guides.program.subsampling import OwnPlates

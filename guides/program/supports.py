@@ -9,20 +9,16 @@ distribution is made of, and expressed by constraints that :func:`torch.distribu
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import reduce
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pyro.distributions import (
     Empirical,
-    ImproperUniform,
     MaskedMixture,
     SineBivariateVonMises,
     SineSkewed,
-    TorchDistribution,
     Uniform,
     VonMises,
 )
@@ -42,11 +38,11 @@ from torch.distributions.transforms import ComposeTransform, IndependentTransfor
 
 from guides.errors import UnsupportedModelError
 from guides.program.bijections import BoundedTransform, LowerCholeskyVector, PositiveDefiniteVector
+from guides.program.stating import Stating, is_improper
 
 __all__ = [
     "Mapped",
     "PlainSupports",
-    "as_written",
     "has_elements_in",
     "is_discrete",
     "is_unconstrained",
@@ -56,10 +52,8 @@ __all__ = [
     "support_of",
     "support_tensors",
     "unconstraining",
-    "without_false_alarms",
 ]
 
-_NO_SHAPE = torch.Size()
 _ANGLES = constraints.interval(-math.pi, math.pi)
 _PER_TYPE: dict[Any, Callable[[], Transform]] = {
     type(constraints.lower_cholesky): LowerCholeskyVector,
@@ -201,14 +195,6 @@ def support_tensors(support: Any) -> list[Tensor]:
     return []
 
 
-@contextmanager
-def without_false_alarms() -> Iterator[None]:
-    """Silence ``torch.distributions.Wishart``, which calls every draw that is in its support singular and draws it again."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Singular sample detected", category=UserWarning)
-        yield
-
-
 class PlainSupports(Messenger):
     """Let every site state the support that it has, so that Pyro's own autoguides, which ask for it, are right.
 
@@ -232,72 +218,14 @@ def _restated(fn: Any) -> Any:
         plain = plain_support(fn)
     except NotImplementedError:
         return fn
-    stays = plain.is_discrete or isinstance(fn, _Stating) or same_support(plain, stated_support(fn))
-    return fn if stays and not _is_improper(fn) else _Stating(fn, plain)
-
-
-class _Stating(TorchDistribution):
-    """A distribution that states another support than it does by itself."""
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, base: Any, support: constraints.Constraint) -> None:
-        self.base_dist, self._support = base, support
-        super().__init__(torch.Size(base.batch_shape), torch.Size(base.event_shape), validate_args=False)
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        return bool(self.base_dist.has_rsample)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        return self._support
-
-    @property
-    def mean(self) -> Tensor:
-        found: Tensor = self.base_dist.mean
-        return found
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _Stating:
-        return _Stating(self.base_dist.expand(batch_shape), self._support)
-
-    def sample(self, sample_shape: Any = _NO_SHAPE) -> Tensor:
-        if not _is_improper(self.base_dist):
-            with without_false_alarms():
-                drawn: Tensor = self.base_dist.sample(sample_shape)
-            return drawn
-        transform = biject_to(self._support)
-        shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
-        found: Tensor = transform(torch.randn(transform.inverse_shape(shape)))
-        return found.expand(shape)
-
-    def rsample(self, sample_shape: Any = _NO_SHAPE) -> Tensor:
-        with without_false_alarms():
-            drawn: Tensor = self.base_dist.rsample(sample_shape)
-        return drawn
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        found: Tensor = self.base_dist.log_prob(value)
-        return found
+    stays = plain.is_discrete or isinstance(fn, Stating) or same_support(plain, stated_support(fn))
+    return fn if stays and not is_improper(fn) else Stating(fn, plain)
 
 
 def _called(fn: Any) -> str:
-    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution | _Stating):
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution | Stating):
         fn = fn.base_dist
     return type(fn).__name__
-
-
-def _is_improper(fn: Any) -> bool:
-    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
-        fn = fn.base_dist
-    return isinstance(fn, ImproperUniform)
-
-
-def as_written(fn: Any) -> Any:
-    """Return a distribution as the model gave it, without what :class:`PlainSupports` put around it."""
-    if isinstance(fn, Independent) and (inner := as_written(fn.base_dist)) is not fn.base_dist:
-        return inner.to_event(fn.reinterpreted_batch_ndims)
-    return fn.base_dist if isinstance(fn, _Stating) else fn
 
 
 def stated_support(fn: Any) -> Any:

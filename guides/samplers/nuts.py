@@ -13,7 +13,7 @@ import numpy as np
 
 from guides.density.density import LogDensity
 from guides.errors import EagerFallbackWarning, check_whole
-from guides.fitted.arviz_io import import_arviz
+from guides.fitted.groups import import_arviz
 from guides.registries import samplers
 from guides.samplers.address import model_at_address
 from guides.samplers.base import Chains, Sampler, Start, check_share

@@ -11,7 +11,8 @@ import torch
 import xarray
 
 import guides
-from guides.fitted.arviz_io import GROUPS, from_groups, import_arviz, to_arviz
+from guides.fitted.arviz_io import to_arviz
+from guides.fitted.groups import GROUPS, from_groups, import_arviz
 from guides.program.prior import sample_prior, unobserved
 
 CHAINS, DRAWS, POINTS = 2, 40, 6
@@ -76,7 +77,7 @@ def test_sizes_that_disagree_are_an_error():
 def test_importing_the_package_neither_imports_arviz_nor_shows_its_notice(tmp_path):
     code = (
         "import warnings; warnings.simplefilter('error'); import sys, guides; assert 'arviz' not in sys.modules;"
-        "from guides.fitted.arviz_io import import_arviz; import_arviz()"
+        "from guides.fitted.groups import import_arviz; import_arviz()"
     )
     # An empty cache folder makes ArviZ 0.23 show its notice of the day.
     done = subprocess.run([sys.executable, "-c", code], env={"HOME": str(tmp_path)}, capture_output=True, text=True)

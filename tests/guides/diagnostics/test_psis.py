@@ -10,7 +10,7 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto as pyro_fit
 
 from guides.diagnostics.loo import elpd_loo
-from guides.fitted.arviz_io import from_groups, import_arviz
+from guides.fitted.groups import from_groups, import_arviz
 from guides.psis import (
     fit_generalized_pareto,
     float_tolerance,
