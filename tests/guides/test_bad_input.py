@@ -358,7 +358,7 @@ def test_a_loss_that_is_nan_at_once(data):
         guides.fit(model, "mean_field", *data, **QUICK)
 
 
-@pytest.mark.filterwarnings("ignore::errors.NotAtTheModeWarning")  # which is so, and said of laplace besides
+@pytest.mark.filterwarnings("ignore::guides.errors.NotAtTheModeWarning")  # which is so, and said of laplace besides
 @pytest.mark.parametrize("family", ["low_rank", "full_rank", "mean_field", "laplace"])
 def test_every_family_survives_parameters_that_blow_up(family, data):
     x, y = data
@@ -483,7 +483,7 @@ def test_an_unknown_option_of_a_family_costs_no_finished_work(data):
     assert "init_scal" in next(r.error for r in table.rows if r.guide != "map")
 
 
-@pytest.mark.filterwarnings("ignore::errors.EagerFallbackWarning")
+@pytest.mark.filterwarnings("ignore::guides.errors.EagerFallbackWarning")
 @pytest.mark.parametrize("options", [{"replicates": 2}, {"num_particles": 2}, {"replicates": 2, "num_particles": 3}])
 def test_a_model_that_cannot_be_vectorised_runs_one_by_one(options, data):
     def branching(x, y=None):

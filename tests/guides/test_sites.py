@@ -318,7 +318,7 @@ def sequential(y):
 
 
 @pytest.mark.parametrize("model", [subsampled, indexed, sequential])
-@pytest.mark.filterwarnings("ignore::errors.EagerFallbackWarning")
+@pytest.mark.filterwarnings("ignore::guides.errors.EagerFallbackWarning")
 def test_a_model_that_subsamples_is_judged_on_all_rows(model):
     settings = {"lr": 0.05, "schedule": "cosine", "compile": "trace" if model is not sequential else "eager"}
     posterior = guides.fit(model, "full_rank", Y, steps=300, num_particles=4, **settings)
