@@ -5,9 +5,10 @@ guides that are read together. Both are registered where they are defined, one f
 :mod:`benchmarks.suites`.
 """
 
+from _posterior_zoo_registry import __version__
 from benchmarks.protocol.split import Curve, Split
 from benchmarks.protocol.task import SUITES, TASKS, Override, Suite, Task
 
 from benchmarks import suites, tasks  # isort: skip  # noqa: F401  (fill the registries)
 
-__all__ = ["SUITES", "TASKS", "Curve", "Override", "Split", "Suite", "Task"]
+__all__ = ["SUITES", "TASKS", "Curve", "Override", "Split", "Suite", "Task", "__version__"]

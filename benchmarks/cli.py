@@ -16,8 +16,10 @@ import click
 
 import guides
 import zoo
-from _posterior_zoo_registry import Registry, UnknownNameError
+from _posterior_zoo_registry import Registry, UnknownNameError, __version__
+from _posterior_zoo_registry.extras import MissingExtraError, check_extra
 from benchmarks import SUITES, TASKS
+from benchmarks.reporting.listing import described, expected
 from benchmarks.reporting.pictures import records as drawing
 from benchmarks.reporting.report import build, compared, sections
 from benchmarks.reporting.summary import write
@@ -41,7 +43,7 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (UnknownNameError, ResultsFolderError) as error:
+        except (UnknownNameError, ResultsFolderError, MissingExtraError) as error:
             raise _UsageError(str(error)) from error
         except OSError as error:
             if error.errno in (None, errno.EPIPE):  # click knows that nobody reads any more
@@ -95,6 +97,7 @@ def _ended_in_order() -> Iterator[list[int]]:
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="pyro-posterior-zoo")
 def main() -> None:
     """Compare approximate posteriors under published protocols.
 
@@ -110,13 +113,15 @@ def main() -> None:
       python -m benchmarks compare results/curve
 
     A guide that another installed package registers under the entry-point group "guides.families" takes part by itself.
+    The same commands as `posterior-zoo`, from any folder; `_POSTERIOR_ZOO_COMPLETE=bash_source posterior-zoo` prints its
+    completion for bash (zsh_source, fish_source).
     """
 
 
 @main.command("list")
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 def list_(kind: str | None) -> None:
-    """List what is registered, here and by other installed packages.
+    """List what is registered, here and by other installed packages: what each is, and what for.
 
     \b
     Examples:
@@ -126,12 +131,12 @@ def list_(kind: str | None) -> None:
     """
     kinds = (kind,) if kind else KINDS
     for each in kinds:
-        lines = [(name, _first_line(entry)) for name, entry in _registry(each).items()]
+        lines = list(described(_registry(each)))
         if len(kinds) > 1:
             click.secho(each, bold=True)
-        width = max((len(name) for name, _ in lines), default=0)
-        for name, line in lines:
-            click.echo(f"  {name.ljust(width)}  {line}".rstrip())
+        width = max((len(name) for name, _, _ in lines), default=0)
+        for name, what, use in lines:
+            click.echo(f"  {name.ljust(width)}  {what}{f' For: {use}.' if use else ''}".rstrip())
         if len(kinds) > 1:
             click.echo()
 
@@ -149,15 +154,6 @@ def _registry(kind: str) -> Mapping[str, Any]:
         "suites": lambda: SUITES,
     }
     return found[kind]()
-
-
-def _first_line(entry: Any) -> str:
-    """Return what an entry says of itself in one line."""
-    summary = getattr(entry, "summary", None)
-    if isinstance(summary, str):
-        return summary
-    described = (getattr(entry, "__doc__", None) or "").strip()
-    return described.splitlines()[0] if described else ""
 
 
 @main.command()
@@ -185,6 +181,7 @@ def _first_line(entry: Any) -> str:
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of results; default: results/TARGET.")
 @click.option("--resume", is_flag=True, help="Keep what the folder holds and run only what is missing or failed.")
 @click.option("--report/--no-report", "with_report", default=True, help="Write report.html and report.md at the end.")
+@click.option("--dry-run", is_flag=True, help="Say which cells would run and how long they may take; run nothing.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def run(
     target: str,
@@ -200,6 +197,7 @@ def run(
     out: Path | None,
     resume: bool,
     with_report: bool,
+    dry_run: bool,
     quiet: bool,
 ) -> None:
     """Run a suite or a task and record every cell as it finishes.
@@ -217,6 +215,7 @@ def run(
       python -m benchmarks run mnist --epochs 30 --guides amortized,amortized:objective=iwae:num_particles=5
       python -m benchmarks run adaptive --as-printed
       python -m benchmarks run quick --resume
+      python -m benchmarks run uci --splits 5 --dry-run
 
     Data that is not embedded is searched in the folder that ZOO_DATA names, then in the cache, then downloaded.
     """
@@ -236,6 +235,10 @@ def run(
             variant=variant,
         )
         folder = ResultsFolder(out or Path("results") / work.target)
+        if dry_run:
+            click.echo("\n".join(expected(work, folder.path)))
+            return
+        check_extra("report", "a run, which keeps posteriors and pictures,")
         with _ended_in_order() as ended:
             outcome = runner.run(
                 work, folder, device=device, resume=resume, progress=not quiet, command=_command_line(), jobs=jobs
@@ -303,7 +306,25 @@ def report(folder: Path) -> None:
     Example:
       python -m benchmarks report results/quick
     """
+    check_extra("report", "a report")
     click.echo(build(folder))
+
+
+@main.command("open")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def open_(folder: Path) -> None:
+    """Show DIR/report.html in a browser, written first if it is not there.
+
+    \b
+    Example:
+      python -m benchmarks open results/quick
+    """
+    page = folder / "report.html"
+    if not page.is_file():
+        check_extra("report", "a report")
+        page = build(folder)
+    click.echo(page)
+    click.launch(str(page))
 
 
 @main.command()

@@ -5,7 +5,8 @@ Start with :func:`fit`; the registries :data:`families`, :data:`objectives` and 
 classes, are documented where they are defined.
 """
 
-from guides import errors
+from _posterior_zoo_registry import __version__
+from guides import errors, information, predictive
 from guides.calibration import calibrate
 from guides.comparison import compare
 from guides.conjugate.cavi import cavi
@@ -77,6 +78,7 @@ __all__ = [
     "SemiAmortized",
     "StickBreakingRNN",
     "Structured",
+    "__version__",
     "calibrate",
     "cavi",
     "compare",
@@ -86,9 +88,11 @@ __all__ = [
     "fit",
     "fit_many",
     "inference_gap",
+    "information",
     "log_density",
     "log_marginal",
     "objectives",
+    "predictive",
     "reference",
     "samplers",
     "to_arviz",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from _posterior_zoo_registry.extras import needs
 from guides.diagnostics import Diagnosis, diagnose
 from guides.diagnostics.diagnosis import DRAWS
 from guides.diagnostics.truth import held_against, together
@@ -112,7 +113,8 @@ class Comparison:
 
         :param site: a latent site; the smallest one by default. At most eight of its elements are drawn.
         """
-        from matplotlib.figure import Figure
+        with needs("report", "a picture"):
+            from matplotlib.figure import Figure
 
         figure = Figure(figsize=(11, 1.5 + 0.5 * len(self.rows) + 1.0), layout="constrained")
         left, right = figure.subplots(1, 2)

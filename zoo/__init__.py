@@ -4,6 +4,7 @@ Models of a target are called ``model(x, y=None)``: with ``y`` they observe, wit
 themselves are called ``model(x)``. ``zoo.models`` is the registry of models, ``zoo.datasets`` the data sets and theirs.
 """
 
+from _posterior_zoo_registry import __version__
 from zoo import datasets, networks, pixels, posteriordb
 from zoo._registries import models
 from zoo.cvae import ConditionalRegressor, ConditionalVAE
@@ -36,6 +37,7 @@ __all__ = [
     "Likelihood",
     "ProbabilisticPCA",
     "StickBreakingVAE",
+    "__version__",
     "bayesianize",
     "datasets",
     "models",

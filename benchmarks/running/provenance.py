@@ -46,7 +46,7 @@ def commit() -> dict[str, Any]:
     if not (ROOT / ".git").exists():  # installed somewhere inside a stranger's repository
         return {"commit": None, "dirty": None}
     revision = git("rev-parse", "HEAD")
-    status = git("status", "--porcelain", "--", "zoo", "guides", "benchmarks", "registry")
+    status = git("status", "--porcelain", "--", "zoo", "guides", "benchmarks", "_posterior_zoo_registry")
     return {"commit": revision, "dirty": None if status is None else bool(status)}
 
 

@@ -109,7 +109,7 @@ def _peak(case: Case, contender: str) -> float | None:
 
 def table1(splits: int = 20) -> dict[str, Any]:
     """Run the suite ``table1`` in a new process with an empty cache of compiled code, and time it from start to end."""
-    command = [sys.executable, "-m", "benchmarks", "run", "table1", "--splits", str(splits), "--no-report", "--quiet"]
+    command = [sys.executable, "-P", "-m", "benchmarks", "run", "table1", "--splits", str(splits), "--no-report", "--quiet"]
     with tempfile.TemporaryDirectory() as folder:
         environment = _environment(TORCHINDUCTOR_CACHE_DIR=f"{folder}/cache", GUIDES_CACHE=f"{folder}/compiled")
         start = time.perf_counter()

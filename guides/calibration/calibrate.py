@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from _posterior_zoo_registry.extras import needs
 from guides.calibration.bands import Band, ecdf_band
 from guides.calibration.simulation import simulate
 from guides.errors import OptionError, check_whole
@@ -137,7 +138,8 @@ class Calibration:
 
         :returns: a matplotlib figure that belongs to no window; save it with ``figure.savefig(path)``.
         """
-        from matplotlib.figure import Figure
+        with needs("report", "a picture"):
+            from matplotlib.figure import Figure
 
         band = self.band
         share = band.share

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from _posterior_zoo_registry.extras import needs
 from guides.conjugate.structure import ConjugatePosterior, ConjugateStructure, Natural, rows_per_chunk
 from guides.errors import DataError, OptionError, UnsupportedModelError
 from guides.program.data import Data
@@ -169,7 +170,8 @@ def _given(init: Tensor, size: int, count: int, rows: Tensor) -> Tensor:
 
 
 def _kmeans(points: Tensor, count: int, seed: int) -> Tensor:
-    from sklearn.cluster import KMeans
+    with needs("data", "k-means, which cavi starts from unless it is told init="):
+        from sklearn.cluster import KMeans
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fewer distinct points than clusters: the others start empty

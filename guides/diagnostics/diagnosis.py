@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
+from _posterior_zoo_registry.extras import needs
 from guides.diagnostics.answers import Answers, answers
 from guides.diagnostics.chains import ChainFigures
 from guides.diagnostics.convergence import Convergence
@@ -149,7 +150,8 @@ class Diagnosis:
 
         :returns: a matplotlib figure that belongs to no window; save it with ``figure.savefig(path)``.
         """
-        from matplotlib.figure import Figure
+        with needs("report", "a picture"):
+            from matplotlib.figure import Figure
 
         panels = [
             (draw, finding)

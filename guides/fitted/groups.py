@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from _posterior_zoo_registry.extras import needs
 from guides.errors import OptionError
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def import_arviz() -> ModuleType:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing a major refactor", category=FutureWarning)
-        import arviz
+        with needs("report", "to_arviz"):
+            import arviz
     return arviz
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import guides
 from benchmarks import SUITES, TASKS
 from benchmarks.cli import KINDS, main
+from benchmarks.running import runner
+from benchmarks.running.store import ResultsFolder
 
 
 def invoke(*arguments: str):
@@ -70,3 +73,35 @@ def test_list_says_something_of_every_entry(kind: str) -> None:
 def test_list_without_a_kind_lists_everything() -> None:
     output = invoke("list").output
     assert all(name in output for name in (*SUITES, *TASKS, *KINDS))
+
+
+def test_list_says_what_a_guide_is_for() -> None:
+    line = next(line for line in invoke("list", "guides").output.splitlines() if line.split()[0] == "mean_field")
+    assert "For: the first guide to try" in line and "several modes" not in line and "`" not in line
+
+
+def test_a_dry_run_names_cells_and_time_and_runs_nothing(tmp_path: Path) -> None:
+    asked = ("run", "eight_schools", "--guides", "map", "--seeds", "2", "--dry-run", "--out")
+    said = invoke(*asked, str(tmp_path / "a"))
+    assert said.exit_code == 0 and "2 cells, time not known" in said.output and not (tmp_path / "a").exists()
+    work = runner.plan("eight_schools", guide_labels=["map"])
+    folder = ResultsFolder(tmp_path / "a")
+    folder.prepare(work.target, work.protocols, resume=False, command="")
+    done = {"task": "eight_schools", "guide": "map", "split": 0, "seed": 0, "status": "done", "metrics": {"seconds": 3.0}}
+    folder.append(done | {"protocol": work.settings["eight_schools", "map"].hash})
+    folder.append(done | {"protocol": "another", "seed": 1, "status": "failed", "metrics": {"seconds": 900.0}})
+    assert "2 cells, about 3.0 s each" in invoke(*asked, str(tmp_path / "b")).output, "by the folder beside it"
+    assert "2 cells, 1 there already, about 3.0 s each" in invoke(*asked, str(tmp_path / "a")).output
+
+
+def test_a_report_opens_in_the_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("click.launch", opened.append)
+    (tmp_path / "report.html").write_text("")
+    assert invoke("open", str(tmp_path)).exit_code == 0
+    assert opened == [str(tmp_path / "report.html")]
+    assert invoke("open", str(tmp_path / "none")).exit_code == 2 and len(opened) == 1
+
+
+def test_version() -> None:
+    assert invoke("--version").output.split()[-1] == guides.__version__

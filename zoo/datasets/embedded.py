@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 
+from _posterior_zoo_registry.extras import needs
 from zoo._registries import datasets as registry
 from zoo.datasets.dataset import Dataset
 
 __all__ = ["breast_cancer", "diabetes", "digits"]
+
+_SETS = "the data sets of scikit-learn"
 
 
 @registry.register("diabetes")
@@ -24,7 +27,8 @@ def diabetes() -> Dataset:
         >>> diabetes().x.shape
         torch.Size([442, 10])
     """
-    from sklearn.datasets import load_diabetes
+    with needs("data", _SETS):
+        from sklearn.datasets import load_diabetes
 
     bunch = load_diabetes(scaled=False)
     return Dataset(
@@ -49,7 +53,8 @@ def breast_cancer() -> Dataset:
         >>> breast_cancer().y.mean() > 0.5
         tensor(True)
     """
-    from sklearn.datasets import load_breast_cancer
+    with needs("data", _SETS):
+        from sklearn.datasets import load_breast_cancer
 
     bunch = load_breast_cancer()
     return Dataset(
@@ -78,7 +83,8 @@ def digits() -> Dataset:
         >>> digits().x.max()
         tensor(1.)
     """
-    from sklearn.datasets import load_digits
+    with needs("data", _SETS):
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     return Dataset(

@@ -13,7 +13,8 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pooch
+
+from _posterior_zoo_registry.extras import needs
 
 __all__ = ["CorruptDataError", "DataHashWarning", "MissingDataError", "find_file", "read_integers", "read_table"]
 
@@ -44,6 +45,8 @@ def find_file(folder: str, name: str, url: str, sha256: str | None = None) -> Pa
     if root and (local := Path(root).expanduser() / folder / name).is_file():
         _warn_of_other_hash(local, sha256)
         return local
+    with needs("data", f"fetching {name}"):
+        import pooch
     cache = Path(pooch.os_cache("pyro-posterior-zoo"))
     store = pooch.create(
         path=cache,

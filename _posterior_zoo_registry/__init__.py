@@ -11,11 +11,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, distributions, entry_points
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
-__all__ = ["PluginWarning", "Registry", "UnknownNameError"]
+__all__ = ["PluginWarning", "Registry", "UnknownNameError", "__version__"]
+
+__version__ = "0.2.0"
 
 T = TypeVar("T")
+Entry = TypeVar("Entry")
 
 _LOADING = threading.RLock()
 
@@ -57,14 +60,14 @@ class Registry(Mapping[str, T], Generic[T]):
         self._broken: dict[str, str] = {}
         self._entry_points_loaded = self._loading = False
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[Entry], Entry]:
         """Return a decorator that files its argument under ``name``.
 
         :raises ValueError: if ``name`` already belongs to another object.
         """
 
-        def decorate(entry: T) -> T:
-            self.add(name, entry)
+        def decorate(entry: Entry) -> Entry:
+            self.add(name, cast(T, entry))  # a loader keeps its own type, which the registry's is wider than
             return entry
 
         return decorate
