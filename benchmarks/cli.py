@@ -34,7 +34,7 @@ from guides import diagnostics
 
 __all__ = ["main"]
 
-KINDS = ("models", "guides", "samplers", "objectives", "diagnostics", "datasets", "tasks", "suites")
+KINDS = ("models", "guides", "samplers", "solvers", "objectives", "diagnostics", "datasets", "tasks", "suites")
 
 
 class _Group(click.Group):
@@ -148,6 +148,7 @@ def _registry(kind: str) -> Mapping[str, Any]:
         "datasets": lambda: zoo.datasets.registry,
         "guides": lambda: guides.families,
         "samplers": lambda: guides.samplers,
+        "solvers": lambda: guides.solvers,
         "objectives": lambda: guides.objectives,
         "diagnostics": lambda: diagnostics.diagnostics_registry,
         "tasks": lambda: TASKS,

@@ -47,7 +47,7 @@ from guides.objectives import (
     ScoreFunction,
 )
 from guides.posterior import Posterior
-from guides.registries import families, objectives, samplers
+from guides.registries import families, objectives, samplers, solvers
 from guides.samplers.reference import reference
 
 __all__ = [
@@ -95,5 +95,6 @@ __all__ = [
     "predictive",
     "reference",
     "samplers",
+    "solvers",
     "to_arviz",
 ]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from _posterior_zoo_registry.extras import needs
+from guides.density.method import applying, method_of
+from guides.density.method import label as method_label
 from guides.diagnostics import Diagnosis, diagnose
 from guides.diagnostics.diagnosis import DRAWS
 from guides.diagnostics.truth import held_against, together
@@ -21,8 +23,6 @@ from guides.program.guide import amortized_sites, is_point_mass
 from guides.program.keywords import check_names, keywords_of
 from guides.psis import MIN_DRAWS
 from guides.samplers.reference import reference as _draw_reference
-from guides.samplers.sampling import applying, sampler_of
-from guides.samplers.sampling import label as sampler_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,7 +155,8 @@ def compare(
     :param options: fit options for single guides, by name, on top of ``fit_options``.
     :param reference: hold every guide against draws of the posterior, too: ``True`` draws them by :func:`guides.reference`
         (seconds to minutes; kept on disk), or a posterior that came from it.
-    :param fit_options: options of :func:`guides.fit`, the same for all; samplers are spared those of an optimisation.
+    :param fit_options: options of :func:`guides.fit`, the same for all; samplers and solvers are spared those of an
+        optimisation.
     :raises OptionError: if no guide is given or two have the same name.
     :raises NoReferenceError: before any fit, if there is no reference of this posterior.
 
@@ -197,7 +198,7 @@ def compare(
     rows, posteriors, diagnoses = [], {}, {}
     for label, guide in zip(labels, guides):
         try:
-            common = fit_options if sampler_of(guide, {}) is None else applying(fit_options)
+            common = fit_options if method_of(guide, {}) is None else applying(fit_options)
             posterior = fit(model, guide, *data, **{**common, **(options or {}).get(label, {})})
             if posterior.interrupted:
                 raise KeyboardInterrupt  # the user wants all of this to end
@@ -238,9 +239,9 @@ def _is_spec(guides: Sequence[Any]) -> bool:
 
 
 def _label(model: Callable[..., Any], guide: Any) -> str:
-    sampler = sampler_of(guide, {})
-    if sampler is not None:
-        return sampler_label(sampler)
+    method = method_of(guide, {})
+    if method is not None:
+        return method_label(method)
     _, family, options = guide_factory(model, guide)
     return f"{family}({', '.join(f'{k}={v}' for k, v in options.items())})" if options else family
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guides.density.method import Method, check_applies, method_of, name_of_method
 from guides.errors import (
     DataError,
     NonFiniteLossError,
@@ -41,7 +42,10 @@ from guides.program.owning import is_owned
 from guides.program.parameters import isolated_store, reachable_modules
 from guides.program.program import Program
 from guides.program.running import scale_of
-from guides.samplers.sampling import check_applies, guide_name, sample, sampler_of
+from guides.samplers.base import Sampler
+from guides.samplers.sampling import sample
+from guides.solvers.base import Solver
+from guides.solvers.solving import solve
 
 __all__ = ["fit", "fit_alike", "fit_many", "read_once"]
 
@@ -79,9 +83,10 @@ def fit(
         need ``objective="score_function"`` and a guide that draws them.
     :param guide: a registry name (``"mean_field"``), a name with options (``("low_rank", {"rank": 5})``), families by
         pattern of site names (``{"w.*": "low_rank"}``, see :class:`guides.Structured`), a family class, a guide object, or
-        any Pyro guide function; or a sampler (``"nuts"``, ``"hmc"``), whose own options go beside it
-        (``draws=2000, chains=4``) and which takes ``seed``, ``compile``, ``progress`` and ``model_kwargs`` of those below:
-        see :class:`guides.samplers.NUTS`. Left out, the model's ``natural_guide`` is used.
+        any Pyro guide function; or a sampler (``"nuts"``, ``"hmc"``) or a solver (``"dadvi"``), whose own options
+        go beside it (``draws=2000, chains=4``) and which takes ``seed``, ``compile``, ``progress`` and ``model_kwargs`` of
+        those below: see :class:`guides.samplers.NUTS` and :class:`guides.solvers.DADVI`. Left out, the model's
+        ``natural_guide`` is used.
     :param data: the model's positional arguments. Tensors share their first dimension, the data points.
     :param objective: a registry name or an :class:`~guides.Objective`.
     :param steps: optimisation steps; 2000 if neither this nor ``epochs`` is given, or none for ``laplace`` around the last
@@ -140,20 +145,11 @@ def fit(
         torch.Size([10])
     """
     given = dict(locals())
-    sampler = sampler_of(guide, misspelt)
-    if sampler is not None:
-        check_model(model, "fit(model, 'nuts', x, y)")
-        check_applies(guide_name(sampler), given, fit)
-        return sample(
-            model,
-            sampler,
-            data,
-            seed=seed,
-            compile=compile,
-            progress=progress,
-            device=device,
-            model_kwargs=model_kwargs,
-        )
+    method = method_of(guide, misspelt)
+    if method is not None:
+        check_model(model, f"fit(model, {name_of_method(method)!r}, x, y)")
+        check_applies(method, given, fit)
+        return _by_method(model, method, data, seed, compile, progress, model_kwargs)
     check_names("fit", misspelt, keywords_of(fit), "arguments of the model go by position, or in model_kwargs={...}")
     check_model(model, "fit(model, 'mean_field', x, y)")
     if guide is not None and not is_guide(guide):
@@ -172,6 +168,22 @@ def fit(
     validations = None if held_out is None else [held_out] * replicates
     with undivided("guides.fit"):
         return _fit(model, guide, chosen, many, validations, seeds, settings, where, checkpoint)
+
+
+def _by_method(
+    model: Model,
+    method: Method,
+    data: tuple[Any, ...],
+    seed: int,
+    compile: str,
+    progress: bool | None,
+    model_kwargs: dict[str, Any] | None,
+) -> Posterior:
+    """Fit by what stands on the log density instead of taking steps."""
+    if isinstance(method, Solver):
+        return solve(model, method, data, seed=seed, compile=compile, model_kwargs=model_kwargs)
+    assert isinstance(method, Sampler)
+    return sample(model, method, data, seed=seed, compile=compile, progress=progress, model_kwargs=model_kwargs)
 
 
 def fit_many(

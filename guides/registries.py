@@ -6,8 +6,9 @@ from typing import Any
 
 from _posterior_zoo_registry import Registry
 
-__all__ = ["families", "objectives", "samplers"]
+__all__ = ["families", "objectives", "samplers", "solvers"]
 
 families: Registry[Any] = Registry("guide", group="guides.families")
 objectives: Registry[Any] = Registry("objective", group="guides.objectives")
 samplers: Registry[Any] = Registry("sampler", group="guides.samplers")
+solvers: Registry[Any] = Registry("solver", group="guides.solvers")

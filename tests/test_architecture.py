@@ -166,6 +166,7 @@ PUBLIC = {
     # packages, which registries of these names hide in `guides`
     "guides": importlib.import_module("guides.families"),
     "samplers": importlib.import_module("guides.samplers"),
+    "solvers": importlib.import_module("guides.solvers"),
     "objectives": importlib.import_module("guides.objectives"),
     "diagnostics": guides.diagnostics,
     "datasets": zoo.datasets,

@@ -10,12 +10,17 @@ import guides
 from guides.optimise.settings import Settings
 from guides.program.keywords import keywords_of
 
-__all__ = ["parse_guide", "sort_options", "takes_encoder"]
+__all__ = ["parse_guide", "sort_options", "stops_by_itself", "takes_encoder"]
+
+
+def stops_by_itself(family: str) -> bool:
+    """Tell whether nothing is optimised step by step, so that there are no options of a fit but a sampler's or solver's."""
+    return family in guides.samplers or family in guides.solvers
 
 
 def takes_encoder(family: str) -> bool:
     """Tell whether a guide computes the latents of a data point from that data point, by an encoder that it is given."""
-    return family not in guides.samplers and "encoder" in inspect.signature(guides.families[family]).parameters
+    return not stops_by_itself(family) and "encoder" in inspect.signature(guides.families[family]).parameters
 
 
 def sort_options(
@@ -36,7 +41,7 @@ def sort_options(
         >>> sort_options("mean_field", {"init_scale": 0.1, "num_particles": 5}, {})
         ({'init_scale': 0.1}, {'num_particles': 5}, {})
     """
-    if family in guides.samplers:  # nothing is optimised: there are no options but its own
+    if stops_by_itself(family):
         return dict(options), {}, {}
     own = inspect.signature(guides.families[family]).parameters
     of_fit = {"objective", "num_particles", *keywords_of(Settings.of)}

@@ -11,7 +11,7 @@ from torch import nn
 import guides
 from _posterior_zoo_registry import Registry
 from benchmarks.protocol.describe import describe, fingerprint
-from benchmarks.protocol.labels import parse_guide, sort_options, takes_encoder
+from benchmarks.protocol.labels import parse_guide, sort_options, stops_by_itself, takes_encoder
 from benchmarks.protocol.split import Evaluator, Split
 
 __all__ = ["SUITES", "TASKS", "Override", "Setting", "Suite", "Task"]
@@ -149,7 +149,7 @@ class Task:
         family, written = parse_guide(label)
         layers = [self.guides[key] for key in dict.fromkeys((family, label)) if key in self.guides]
         options: dict[str, Any] = {}
-        fit: dict[str, Any] = {} if family in guides.samplers else dict(self.fit)
+        fit: dict[str, Any] = {} if stops_by_itself(family) else dict(self.fit)
         model, build_objective = self.model, None
         for layer in layers:
             options |= layer.options

@@ -17,6 +17,7 @@ from tqdm import tqdm
 import guides
 from _posterior_zoo_registry import Registry, UnknownNameError
 from benchmarks.evaluation import predictions as evaluation
+from benchmarks.protocol.labels import stops_by_itself
 from benchmarks.protocol.split import Split
 from benchmarks.protocol.task import SUITES, TASKS, Setting, Suite, Task
 from benchmarks.running import provenance
@@ -315,8 +316,8 @@ def _run_chunk(
 def _fitted(
     chunk: list[tuple[Cell, Split]], setting: Setting, model: Any, guide: Any, device: str, progress: bool
 ) -> Sequence[Any]:
-    """Return a posterior for each cell: of a sampler one after the other, of a guide all in one vectorised fit."""
-    if setting.family in guides.samplers:
+    """Return a posterior for each cell: of a sampler or solver one after the other, of a guide all in one vectorised fit."""
+    if stops_by_itself(setting.family):
         return [guides.fit(model, guide, *split.train, seed=cell.fit_seed, progress=False) for cell, split in chunk]
     return guides.fit_many(
         model,

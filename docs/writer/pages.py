@@ -135,6 +135,14 @@ KINDS: tuple[Kind, ...] = (
         ("what", "When to use"),
     ),
     Kind(
+        "solvers",
+        "Solvers",
+        "Normal approximations that stop by themselves, with no learning rate and no number of steps: "
+        "`guides.fit(model, NAME, *data)`. They stand on the model's [log density](../samplers.md), in float64 on the CPU.",
+        lambda: guides.solvers,
+        ("what", "When to use"),
+    ),
+    Kind(
         "objectives",
         "Objectives",
         "What a fit maximises: `guides.fit(..., objective=NAME)`. Each is a `pyro.infer.ELBO` that stock SVI takes.",

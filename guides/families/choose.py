@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from guides.errors import OptionError
 from guides.program.guide import as_guide, name_of
 from guides.program.owning import is_owned, replanted
-from guides.registries import families, samplers
+from guides.registries import families, samplers, solvers
 
 __all__ = ["Model", "check_order", "guide_factory", "is_guide"]
 
@@ -32,8 +32,9 @@ def guide_factory(model: Model, guide: Any) -> tuple[Callable[[], Callable[..., 
     options: dict[str, Any] = {}
     if isinstance(guide, tuple):
         guide, options = guide
-    if isinstance(guide, str) and guide in samplers:
-        raise OptionError(f"{guide!r} is a sampler, which guides.fit runs on one data set, and no guide to be optimised")
+    for registry, kind in ((samplers, "a sampler"), (solvers, "a solver")):
+        if isinstance(guide, str) and guide in registry:
+            raise OptionError(f"{guide!r} is {kind}, which guides.fit runs on one data set, and no guide to be optimised")
     if isinstance(guide, str):
         family, name = families[guide], guide
     elif isinstance(guide, type):
@@ -64,7 +65,7 @@ def check_order(guide: Any, data: tuple[Any, ...]) -> None:
     :raises OptionError: naming it.
     """
     for i, value in enumerate(data):
-        named = isinstance(value, str) and (value in families or value in samplers)
+        named = isinstance(value, str) and (value in families or value in samplers or value in solvers)
         if isinstance(value, list) and value and all(isinstance(v, str) and v in families for v in value):
             raise OptionError("guide is a list; fit takes one guide, guides.compare(model, [...], ...) several")
         if guide is None and (named or isinstance(value, AutoGuide)):

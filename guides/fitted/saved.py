@@ -34,6 +34,7 @@ _MAY_LACK: dict[str, type | tuple[type, ...]] = {
     "forms": dict,
     "sites": dict,
     "sampled": dict,
+    "solved": dict,
 }
 _PER_REPLICATE = ("losses", "validation", "stop_reasons", "info")
 

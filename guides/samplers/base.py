@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from guides.density.density import LogDensity
+from guides.density.method import Method, Start
 from guides.errors import OptionError, check_whole
 
 __all__ = ["Chains", "Sampler", "Start", "check_share"]
-
-
-Start = Callable[[int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Chains:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler(ABC):
+class Sampler(Method):
     """A Markov chain sampler on a log density; its fields are its options.
 
     :param draws: kept per chain.
@@ -41,6 +39,14 @@ class Sampler(ABC):
     :param chains: independent chains; R-hat needs at least two.
     :raises OptionError: for a value that makes no sense.
     """
+
+    kind: ClassVar[str] = "sampler"
+    because: ClassVar[str] = "which draws and does not optimise"
+    instead: ClassVar[Mapping[str, str]] = {
+        "replicates": "chains=",
+        "steps": "draws= and tune=",
+        "epochs": "draws= and tune=",
+    }
 
     draws: int = 1000
     tune: int = 1000
