@@ -17,6 +17,7 @@ __all__ = [
     "importance_ess",
     "pareto_k_threshold",
     "psis",
+    "tail_beyond",
     "tail_length",
     "tail_shape",
 ]
@@ -171,13 +172,58 @@ def tail_shape(largest: Tensor, tolerance: float = CONSTANT) -> Tensor:
         >>> torch.equal(k_hat, psis(log_weights)[1])
         True
     """
+    return _tails(largest, tolerance)[0]
+
+
+def tail_beyond(largest: Tensor, log_sum: Tensor, tolerance: float = CONSTANT) -> tuple[Tensor, Tensor]:
+    r"""Return the k-hat of a sum's terms, and the share of the sum that is expected of terms larger than S draws have shown.
+
+    With the M largest of S terms from a generalised Pareto distribution beyond u, and :math:`x_S` the size that one term
+    in S exceeds, that is
+
+    .. math:: \frac{S \, E[X;\ X > x_S]}{\sum_s x_s} =
+              \frac{1}{\sum_s x_s} \Big(x_S + \frac{\sigma + k (x_S - u)}{1 - k}\Big), \qquad
+              x_S = u + \frac{\sigma}{k} (M^k - 1)
+
+    which falls as :math:`S^{k-1}`, and is infinite for k of 1 or more. It is what an importance-sampling estimate may lack,
+    and varies less from one set of draws to the next than the largest term does.
+
+    :param largest: (..., M + 1) logs of the largest terms, as for :func:`tail_shape`.
+    :param log_sum: (...) log of the sum of all terms.
+    :param tolerance: see :func:`psis`.
+    :returns: k-hat and share, each (...), float64.
+
+    Example::
+
+        >>> terms = torch.distributions.Pareto(1.0, 2.0).sample((10_000,)).log()  # k is 1/2: one in S exceeds sqrt(S)
+        >>> k_hat, share = tail_beyond(terms.topk(tail_length(10_000) + 1).values, terms.logsumexp(0))
+        >>> 0.3 < float(k_hat) < 0.7 and 0.005 < float(share) < 0.02  # twice sqrt(S), of 2 S
+        True
+    """
+    k, sigma, cutoff, top = _tails(largest, tolerance)
+    length = largest.shape[-1] - 1
+    shape = torch.where(k.abs() < 1e-10, 1e-10, k)
+    once = cutoff + sigma / shape * torch.expm1(shape * math.log(length))
+    more = torch.where(k < 1, (sigma + k * (once - cutoff)) / (1 - k), math.inf)
+    return k, (once + more) * (top - log_sum).exp()
+
+
+def _tails(largest: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fit the tail of each row of :func:`tail_shape`'s argument.
+
+    :returns: k-hat, sigma and cut-off in units of the largest weight, and its logarithm; each (...).
+    """
     rows = largest.detach().double().reshape(-1, largest.shape[-1])
     bad = (rows.isnan() | (rows == math.inf)).any(-1) | (rows == -math.inf).all(-1)
     rows = torch.where(bad.unsqueeze(-1), 0.0, rows).sort(-1).values
     length = rows.shape[-1] - 1
     at_once = max(1, min(_ROWS_AT_ONCE, _FIT_ELEMENTS // (length * (30 + math.isqrt(length)))))
-    parts = [_fit_tail(part - part[:, -1:], tolerance)[0] for part in rows.split(at_once)]
-    return torch.where(bad, math.nan, torch.cat(parts)).reshape(largest.shape[:-1])
+    parts = [_fit_tail(part - part[:, -1:], tolerance) for part in rows.split(at_once)]
+    k, sigma = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+    shape = largest.shape[:-1]
+    cutoff = (rows[:, 0] - rows[:, -1]).exp()
+    k, sigma, cutoff, top = (value.reshape(shape) for value in (torch.where(bad, math.nan, k), sigma, cutoff, rows[:, -1]))
+    return k, sigma, cutoff, top
 
 
 def _fit_tail(ascending: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,7 +236,8 @@ def _fit_tail(ascending: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tens
     exceedances = ascending[:, 1:].exp() - cutoff.exp()
     exceedances = torch.where(constant.unsqueeze(-1), 1.0, exceedances.clamp(min=1e-15))  # ties in the tail
     k, sigma = fit_generalized_pareto(exceedances)
-    return torch.where(constant, 0.0, k), sigma, ~constant & k.isfinite() & sigma.isfinite()
+    usable = ~constant & k.isfinite() & sigma.isfinite()
+    return torch.where(constant, 0.0, k), torch.where(constant, 0.0, sigma), usable
 
 
 def importance_ess(log_weights: Tensor) -> Tensor:

@@ -20,16 +20,19 @@ from guides.diagnostics.finding import (
     next_family,
 )
 from guides.diagnostics.importance import undefined_weights
-from guides.psis import MOST_K, chain_shares, importance_ess, psis, tail_length, tail_shape
+from guides.fitted.resampled import MOST_DRAWS
+from guides.psis import MOST_K, chain_shares, importance_ess, psis, tail_beyond, tail_length
 
 __all__ = ["Answers", "SiteErrors", "answers"]
 
 BIAS, RATIO = 0.1, 1.2
 """What is tolerated: a tenth of a posterior standard deviation in a mean, a fifth in a standard deviation."""
 
-_MOST_ERROR = 0.05  # of a corrected mean, in posterior sds, and of a corrected sd, relative: half of what is tolerated
+_MOST_ERRORS = (
+    BIAS / 2,
+    math.log(RATIO) / 2,
+)  # of a corrected mean, in posterior sds, and of the logarithm of a corrected sd
 _NOISE = 2.0  # times the error of as many exact draws: what few draws may have, if no more are asked for
-_MISSING = 5.0  # times the largest term: what a sum with a heavy tail may still lack
 _IMPOSSIBLE = 0.01  # share of the draws
 _MOST_ELEMENTS = 200  # of one site
 _CERTAIN = 2.0  # standard errors
@@ -45,8 +48,9 @@ class SiteErrors:
     :param ratio_error: relative Monte Carlo standard error of the corrected standard deviation.
     :param k_mean: Pareto k-hat of :math:`w\,|z - \mu|`, the terms of the corrected mean.
     :param k_sd: Pareto k-hat of :math:`w\,(z - \mu)^2`, the terms of the corrected standard deviation.
-    :param missing: what the corrected mean and standard deviation may lack where these k-hats are above 0.7, in standard
-        deviations: five times their largest term; 0 where they are not.
+    :param missing_mean: what the corrected mean is expected to lack for terms larger than any that these draws have shown,
+        in corrected standard deviations; see :func:`guides.psis.tail_beyond`. Infinite from a k-hat of 1 on.
+    :param missing_sd: the same of the corrected standard deviation, relative.
     """
 
     bias: Tensor
@@ -55,7 +59,8 @@ class SiteErrors:
     ratio_error: Tensor
     k_mean: Tensor
     k_sd: Tensor
-    missing: Tensor
+    missing_mean: Tensor
+    missing_sd: Tensor
 
     @property
     def worst_bias(self) -> float:
@@ -122,11 +127,11 @@ def answers(posterior: PosteriorLike, draws: DrawsLike) -> Finding:
     resampled by their weights, ``posterior.sample(corrected=True)``, are within these limits. *Unreliable*: neither can be
     shown.
 
-    They can be relied on where the terms of their sums have tails that the draws can cope with (the Pareto k-hats of
-    :math:`w |z - \mu|` and :math:`w (z - \mu)^2` are at most 0.7, or five times the largest term is less than 0.05), and
-    their Monte Carlo errors are at most 0.05 or, of fewer than 1600 draws, twice those of exact draws. The k-hat of the
-    weights alone says less: it is large where a few weights are, though what they bear does not matter, and small where a
-    heavy tail of :math:`z` makes a standard deviation wrong.
+    They can be relied on where two things take at most half of what is tolerated (or, of few draws, twice the error of as
+    many exact ones): their Monte Carlo errors, and what they are expected to lack for terms :math:`w |z - \mu|` and
+    :math:`w (z - \mu)^2` larger than any that were drawn, by the generalised Pareto distributions fitted to the largest of
+    them. The k-hat of the weights alone says less: it is large where a few weights are, though what they bear does not
+    matter, and small where a heavy tail of :math:`z` makes a standard deviation wrong.
 
     Draws of several restarts count together, each restart in proportion to its effective sample size.
 
@@ -175,24 +180,24 @@ def _errors(value: Tensor, weights: Tensor, terms: Tensor) -> SiteErrors:
     variance = w @ centred.square()
     sd = variance.sqrt()
     size = (centred / sd).abs()
-    length = tail_length(len(weights))
     log_size = size.clamp(min=1e-150).log().T  # (E, C S)
-    k = [tail_shape((terms + power * log_size).topk(length + 1).values) for power in (1, 2)]
-    plain = terms.exp().unsqueeze(-1)
-    missing = torch.maximum(
-        torch.where(k[0] > MOST_K, (plain * size).amax(0), 0.0),
-        torch.where(k[1] > MOST_K, (plain * size.square()).amax(0) / 2, 0.0),
-    )
+    (k_mean, lacks_mean), (k_sd, lacks_sd) = (_tail(terms + power * log_size) for power in (1, 2))
     squares = w.square()
     return SiteErrors(
         bias=(flat.mean(0) - mean) / sd,
         ratio=((flat - flat.mean(0)).square().sum(0) / (len(flat) - 1)).sqrt() / sd,  # torch's std warns of no elements
         bias_error=(squares @ size.square()).sqrt(),
         ratio_error=(squares @ (size.square() - 1).square()).sqrt() / 2,
-        k_mean=k[0],
-        k_sd=k[1],
-        missing=_MISSING * missing,
+        k_mean=k_mean,
+        k_sd=k_sd,
+        missing_mean=lacks_mean * (w @ size),
+        missing_sd=lacks_sd / 2,
     )
+
+
+def _tail(terms: Tensor) -> tuple[Tensor, Tensor]:
+    """Return k-hat and the share that is missing of sums of ``exp(terms)``, (E, C S)."""
+    return tail_beyond(terms.topk(tail_length(terms.shape[-1]) + 1).values, terms.logsumexp(-1))
 
 
 def _judged(family: str, sites: Mapping[str, SiteErrors], ess: float, impossible: float, num_samples: int) -> Answers:
@@ -221,8 +226,13 @@ def _judged(family: str, sites: Mapping[str, SiteErrors], ess: float, impossible
 
 def _trust(errors: SiteErrors, num_samples: int) -> float:
     """Return how much of what is allowed the worst of Monte Carlo errors and missing tails takes; above 1 it is too much."""
-    noise = _largest(torch.maximum(errors.bias_error, errors.ratio_error))
-    return max(noise / max(_MOST_ERROR, _NOISE / num_samples**0.5), _largest(errors.missing) / _MOST_ERROR)
+    few = _NOISE / num_samples**0.5
+    return max(
+        _largest(torch.maximum(noise, missing)) / max(most, few)
+        for most, noise, missing in zip(
+            _MOST_ERRORS, (errors.bias_error, errors.ratio_error), (errors.missing_mean, errors.missing_sd), strict=True
+        )
+    )
 
 
 def _off(errors: SiteErrors) -> float:
@@ -231,18 +241,29 @@ def _off(errors: SiteErrors) -> float:
 
 
 def _settled(level: Level, sites: Mapping[str, SiteErrors], impossible: float, num_samples: int) -> bool:
-    """Tell whether every figure that decides is at least two standard errors from where it would decide otherwise."""
-    tail = math.sqrt(tail_length(num_samples))
+    """Tell whether more draws would change the level only by an unlikely accident.
+
+    What is unreliable is settled if not even the most draws could be trusted: errors and missing tails fall as
+    :math:`S^{k - 1}`, and as :math:`S^{-1/2}` at best. Whatever else is said, if every figure that decides is at least two
+    standard errors from where it would decide otherwise.
+    """
 
     def all_of(name: str) -> Tensor:
         return torch.cat([getattr(errors, name) for errors in sites.values()])
 
-    k = torch.maximum(all_of("k_mean"), all_of("k_sd"))
-    error = (1 + k.clamp(min=0)) / tail
-    noise = torch.maximum(all_of("bias_error"), all_of("ratio_error"))
+    doubt = _CERTAIN / math.sqrt(tail_length(num_samples))  # of a k-hat of 0; it grows as 1 + k
+    hopeless, trusted = False, True
+    for most, k, noise, missing in (
+        (_MOST_ERRORS[0], all_of("k_mean"), all_of("bias_error"), all_of("missing_mean")),
+        (_MOST_ERRORS[1], all_of("k_sd"), all_of("ratio_error"), all_of("missing_sd")),
+    ):
+        lightest = k - doubt * (1 + k.clamp(min=0))
+        gain = (MOST_DRAWS / num_samples) ** (lightest - 1).clamp(-0.5, 0.0)
+        hopeless |= bool((torch.minimum(noise, missing) * gain > _CERTAIN * most).any())
+        trusted &= bool((torch.maximum(noise, _CERTAIN * missing) <= most).all())
     if level == "unreliable":
-        return bool(((k - _CERTAIN * error > MOST_K) & (all_of("missing") > _CERTAIN * _MOST_ERROR)).any())
-    if bool(((k + _CERTAIN * error > MOST_K) | (noise > _MOST_ERROR)).any()):
+        return hopeless
+    if not trusted:
         return False
     if impossible > 2 * _IMPOSSIBLE:
         return True
@@ -264,10 +285,11 @@ def _words(
         return f"{found}; their importance weights repair that", "use corrected draws, as posterior.sample(corrected=True)"
     k = max(_largest(errors.k_mean), _largest(errors.k_sd))
     noise = max(_largest(errors.bias_error), _largest(errors.ratio_error))
+    missing = max(_largest(errors.missing_mean), _largest(errors.missing_sd))
     why = (
         f"weights of a tail too heavy (k-hat {k:.2f}, limit {MOST_K})"
-        if _largest(errors.missing) > _MOST_ERROR
-        else (f"too few effective draws (error {noise:.2f} sd)")
+        if missing > noise
+        else f"too few effective draws (error {noise:.2f} sd)"
     )
     return (
         f"neither raw draws of {worst!r} nor corrected ones can be shown to be right, for {why} at {num_samples} draws: the "

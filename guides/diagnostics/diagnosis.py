@@ -20,6 +20,7 @@ from guides.diagnostics.pareto import ParetoK
 from guides.diagnostics.rhat import RHat
 from guides.diagnostics.row_weights import RowWeights, some_rows
 from guides.errors import OptionError
+from guides.fitted.resampled import affordable
 from guides.program.guide import amortized_sites, is_sampled
 from guides.psis import MIN_DRAWS, pareto_k_threshold
 
@@ -37,7 +38,6 @@ _OF_SAMPLERS = frozenset(("chains",))  # of draws that are a sampler's
 _OF_CHAINS = _OF_SAMPLERS | {"elpd_loo"}
 _JOINT = _WEIGHED | {"elpd_loo"}  # of all rows' latents at once
 DRAWS = 1000  # per chain, unless more or fewer are asked for
-_MOST_DRAWS, _MOST_ELEMENTS = 64_000, 2**25  # elements of all sites: 128 MiB in float32
 _MOST_SCORES = 2**27  # log-likelihoods that are kept unasked; 512 MiB in float32
 _MAX_ROWS = 20  # of draws for guides with an encoder, whose diagnostics draw for themselves
 
@@ -217,7 +217,7 @@ def diagnose(
         draws = _draws(posterior, local, count, seed, scored)
         weighed, settled = draws, dict[str, Finding]()
         if not (num_samples or local or sampled) and "answers" in functions:
-            weighed, settled["answers"] = _settled(posterior, draws, points, seed)
+            weighed, settled["answers"] = _settled(posterior, draws, seed)
         without = frozenset() if not local else _JOINT if draws.latents else _JOINT | {"r_hat"}
         findings = {
             name: _joint(name)
@@ -263,12 +263,11 @@ def _draws(posterior: PosteriorLike, local: frozenset[str], num_samples: int, se
     return replace(draws, latents={name: value for name, value in draws.latents.items() if name not in local})
 
 
-def _settled(posterior: PosteriorLike, draws: DrawsLike, points: int, seed: int | None) -> tuple[DrawsLike, Finding]:
+def _settled(posterior: PosteriorLike, draws: DrawsLike, seed: int | None) -> tuple[DrawsLike, Finding]:
     """Return so many draws that the level of the answers would hardly change with more, or as many as there may be, and the
     answers."""
     count = draws.log_p.shape[1]
-    elements = points + sum(v.numel() for v in (*draws.latents.values(), *draws.deterministic.values())) // count
-    most = min(_MOST_DRAWS, _MOST_ELEMENTS // max(1, elements))
+    most = affordable(getattr(posterior, "sites", {}))
     found = answers(posterior, draws)
     while isinstance(found, Answers) and not found.settled and count * 4 <= most:
         count *= 4

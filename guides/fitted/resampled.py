@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from guides.errors import OptionError
+from guides.fitted.sites import Site
 from guides.program.guide import amortized_sites, is_point_mass
 from guides.psis import MIN_DRAWS, chain_shares, psis
 
-__all__ = ["resampled"]
+__all__ = ["MOST_DRAWS", "affordable", "resampled"]
 
+MOST_DRAWS = 64_000  # behind a correction, unless more are asked for
 _POOL = 10  # draws to choose each from
-_FEWEST, _MOST_ELEMENTS = 4000, 2**26  # draws to choose from; elements of all latents: 256 MiB in float32
+_MOST_ELEMENTS = 2**25  # of all draws of all sites: 128 MiB in float32
+
+
+def affordable(sites: Mapping[str, Site]) -> int:
+    """Return how many draws a correction rests on: 64,000, or as many as hold 2^25 numbers, latent or observed."""
+    kinds = ("latent", "deterministic", "observed")
+    return min(MOST_DRAWS, _MOST_ELEMENTS // max(1, sum(math.prod(s.shape) for s in sites.values() if s.kind in kinds)))
 
 
 def resampled(posterior: Any, num_samples: int, seed: int | None) -> tuple[dict[str, Tensor], Tensor]:
     r"""Return latents chosen with probabilities proportional to their Pareto-smoothed importance weights.
 
-    From ten times as many draws of the guide, by systematic sampling: a draw of weight :math:`\bar w` is taken
+    From as many draws as :func:`affordable` says, which are those that ``diagnose`` rests its verdict on, or ten times as
+    many as are asked for, by systematic sampling: a draw of weight :math:`\bar w` is taken
     :math:`\lfloor n \bar w \rfloor` or one time more, so that none is taken twice as long as :math:`n \max \bar w \le 1`.
     Draws of several restarts are pooled, each restart in proportion to its effective sample size.
 
@@ -45,8 +55,8 @@ def resampled(posterior: Any, num_samples: int, seed: int | None) -> tuple[dict[
             "see guides.log_marginal for weights row by row"
         )
     elements = sum(math.prod(site.shape) for site in posterior.sites.values() if site.kind == "latent")
-    most = max(num_samples, _MOST_ELEMENTS // max(1, elements * chains))
-    pool = max(MIN_DRAWS, min(max(_FEWEST, _POOL * num_samples), most))
+    most = max(num_samples, 2 * _MOST_ELEMENTS // max(1, elements * chains))
+    pool = max(MIN_DRAWS, min(max(affordable(posterior.sites), _POOL * num_samples), most))
     draws = posterior.draws(pool, seed=seed, log_likelihood=False)
     smoothed, k_hat = psis(draws.log_p - draws.log_q)
     if k_hat.isnan().any():

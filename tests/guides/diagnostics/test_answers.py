@@ -102,7 +102,7 @@ def test_a_bad_restart_among_good_ones_costs_correction_only(known_fit):
 
 def test_draws_are_added_until_the_verdict_is_settled_or_as_asked(known_fit):
     assert D.diagnose(known_fit(normal(), [normal()])).num_samples == 1000
-    hard = known_fit(normal(), [normal(sd=0.7)])
+    hard = known_fit(normal(), [normal(sd=0.65)])
     assert D.diagnose(hard).num_samples == 64_000
     assert D.diagnose(hard, num_samples=500).num_samples == 500
 
