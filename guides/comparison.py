@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from _posterior_zoo_registry.extras import needs
 from guides.density.method import applying, method_of
 from guides.density.method import label as method_label
 from guides.diagnostics import Diagnosis, diagnose
@@ -23,6 +22,8 @@ from guides.program.guide import amortized_sites, is_point_mass
 from guides.program.keywords import check_names, keywords_of
 from guides.psis import MIN_DRAWS
 from guides.samplers.reference import reference as _draw_reference
+from guides.showing.figures import new_figure
+from guides.showing.tables import Table, panel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +70,7 @@ class ComparisonRow:
     gradients: float = math.nan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Guides side by side, best ELBO first; print it for a table.
 
@@ -95,28 +96,32 @@ class Comparison:
         clean = lambda v: None if isinstance(v, float) and math.isnan(v) else v  # noqa: E731
         return [{k: clean(v) for k, v in asdict(r).items()} for r in self.rows]
 
-    def __str__(self) -> str:
-        header: tuple[str, ...] = ("guide", "ELBO (nats)", "k-hat", "elpd LOO (nats)", "seconds", "verdict")
-        table: list[tuple[str, ...]] = [header, *(_cells(r) for r in self.rows)]
+    def _table(self) -> Table:
+        head: tuple[str, ...] = ("guide", "verdict", "ELBO (nats)", "k-hat", "elpd LOO (nats)", "seconds")
+        rows: list[tuple[str, ...]] = [_cells(r) for r in self.rows]
         if self.reference is not None:
-            table = [line + more for line, more in zip(table, [_TRUTH, *(_truth_cells(r) for r in self.rows)])]
-            header = table[0]
-        widths = [max(len(row[i]) for row in table) for i in range(len(header))]
-        lines = [
-            "  ".join(c.ljust(w) if i in (0, 5) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))
-            for row in table
-        ]
-        return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+            head = (*head, *_TRUTH)
+            rows = [row + _truth_cells(r) for row, r in zip(rows, self.rows)]
+        return Table(head, rows, left=2)
+
+    def _failures(self) -> list[str]:
+        return [f"{row.guide} failed: {row.error}" for row in self.rows if row.error]
+
+    def __str__(self) -> str:
+        return "\n".join([self._table().text(), *self._failures()])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return panel("Guides, best ELBO first", "", self._failures(), [self._table()])
 
     def plot(self, site: str | None = None) -> Figure:
         """Draw each guide's ELBO with its error, and the posterior of one latent site as intervals (a forest plot).
 
         :param site: a latent site; the smallest one by default. At most eight of its elements are drawn.
         """
-        with needs("report", "a picture"):
-            from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(11, 1.5 + 0.5 * len(self.rows) + 1.0), layout="constrained")
+        figure = new_figure(11, 1.5 + 0.5 * len(self.rows) + 1.0)
         left, right = figure.subplots(1, 2)
         ranked = [r for r in reversed(self.rows) if not math.isnan(r.elbo)]
         left.errorbar([r.elbo for r in ranked], [r.guide for r in ranked], xerr=[2 * r.elbo_se for r in ranked], fmt="o")
@@ -284,9 +289,9 @@ def _cells(row: ComparisonRow) -> tuple[str, ...]:
     plus = lambda v, se: "-" if math.isnan(v) else f"{v:.2f} ± {se:.2f}"  # noqa: E731
     return (
         row.guide,
+        row.verdict,
         plus(row.elbo, row.elbo_se),
         number(row.k_hat, ".2f"),
         plus(row.elpd, row.elpd_se),
         number(row.seconds, ".1f"),
-        f"failed: {row.error}" if row.error else row.verdict,
     )

@@ -29,7 +29,7 @@ __all__ = ["Pooled", "pool_weights"]
 _DRAWS_AT_ONCE = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pooled:
     r"""The mixture of the replicates of a posterior, made by :meth:`guides.Posterior.pooled`.
 
@@ -186,6 +186,10 @@ class Pooled:
         """Return log q in nats at given values of all latent sites, shape ``()``."""
         each = self.of.log_prob(latents)
         return torch.logsumexp(each + self.weights.log().to(each), 0)
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{float(w):.2f}" for w in self.weights)
+        return f"{len(self.weights)} fits as one posterior, with weights {shares}\n{self.of!r}"
 
     def diagnose(self, **options: Any) -> Diagnosis:
         """Say whether the mixture can be trusted; see :func:`guides.diagnose`."""

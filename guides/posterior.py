@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from guides.fitted.arviz_io import to_arviz
 from guides.fitted.fitted import FittedGuide
 from guides.fitted.run import warn_of
 from guides.fitted.saved import checked
+from guides.fitted.shown import described, plot_fit, plot_predictions
 from guides.fitted.values import holds_module
 from guides.objectives.choose import make_objective
 from guides.optimise.loop import train
@@ -40,6 +41,11 @@ from guides.program.owning import is_owned
 from guides.program.program import Program
 from guides.program.sites import nodes
 from guides.registries import families
+from guides.showing.summary import Summary
+from guides.showing.tables import panel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["RESTORERS", "Posterior"]
 
@@ -49,7 +55,7 @@ RESTORERS: dict[str, Callable[[dict[str, Any], Model, Any], Posterior]] = {}
 """How to read files of other kinds of posteriors, by an entry that only they have."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Posterior(FittedGuide):
     """An approximate posterior fitted to data. Frozen: methods return new objects and leave all global state alone.
 
@@ -128,11 +134,52 @@ class Posterior(FittedGuide):
             steps (at most 100), which all but chooses the best unless they are within a few nats; or R numbers.
         :raises OptionError: for other weights.
         """
-        return Pooled(self, pool_weights(self, weights, -self._last_losses))
+        return Pooled(self, pool_weights(self, weights, -self.final_losses))
 
     def diagnose(self, **options: Any) -> Diagnosis:
         """Say whether the fit can be trusted; see :func:`guides.diagnose`."""
         return diagnose(self, **options)
+
+    def summary(self, num_samples: int = 1000, seed: int | None = None, *, verdict: bool = True) -> Summary:
+        """Return mean, standard deviation, median, 5 % and 95 % quantiles of every latent site, below the verdict.
+
+        By site and then by ``"mean"``, ``"std"``, ``"median"``, ``"5.0%"`` and ``"95.0%"``, as in Pyro's summary of an MCMC
+        run; of the site's shape each, with a leading dimension R if R > 1. It prints as one table.
+
+        :param verdict: :meth:`diagnose` first, and say at the top what it found. Left out, the table comes sooner and is not
+            known to be right.
+        """
+        found = self._moments(num_samples, seed)
+        if not verdict:
+            return Summary(found, self.family)
+        judged = self.diagnose()
+        return Summary(found, self.family, judged.verdict, judged.summary)
+
+    def plot(self, num_samples: int = 1000, seed: int | None = None) -> Figure:
+        """Draw the loss at every step, and the median of each latent with its 50 % and 90 % intervals, of 24 at most.
+
+        :returns: a matplotlib figure that belongs to no window; save it with ``figure.savefig(path)``.
+        """
+        return plot_fit(self, num_samples, seed)
+
+    def plot_predictions(self, *data: Any, site: str | None = None, **options: Any) -> Figure:
+        """Draw bands of predictions, 50 % and 90 %, against the input, if it is one column, or else in their order.
+
+        :param data: as for :meth:`predict`; the training data by default.
+        :param site: the site to draw; by default the first observed one.
+        :param options: of :meth:`predict`.
+        :returns: a matplotlib figure that belongs to no window; ``figure.axes[0].plot(...)`` adds points to it.
+        :raises OptionError: for a site that is not predicted, or is not one number for each row.
+        """
+        return plot_predictions(self, data, site, options)
+
+    def __repr__(self) -> str:
+        title, lines, table = described(self)
+        return "\n".join([title, *lines[:-1], "", table.text(), "", lines[-1]])
+
+    def _repr_html_(self) -> str:
+        title, lines, table = described(self)
+        return panel(title, "", lines, [table])
 
     def to_arviz(self, **options: Any) -> Any:
         """Return ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (ArviZ 1.x); see :func:`guides.to_arviz`."""

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from _posterior_zoo_registry.extras import needs
 from guides.calibration.bands import Band, ecdf_band
 from guides.calibration.simulation import simulate
 from guides.errors import OptionError, check_whole
 from guides.fitted.draws import draws_of_each
 from guides.fitting import fit_alike, read_once
+from guides.showing.figures import new_figure
+from guides.showing.tables import panel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,6 +131,12 @@ class Calibration:
     def __repr__(self) -> str:
         return str(self)
 
+    def _repr_html_(self) -> str:
+        head, *lines = str(self).splitlines()
+        name, _, rest = head.partition(": ")
+        verdict, _, of = rest.partition("  ")
+        return panel(f"{name} {of}", verdict, lines)
+
     def plot(self) -> Figure:
         """Draw for each latent the distribution function of its u, less that of a uniform, with the band around zero.
 
@@ -138,16 +145,13 @@ class Calibration:
 
         :returns: a matplotlib figure that belongs to no window; save it with ``figure.savefig(path)``.
         """
-        with needs("report", "a picture"):
-            from matplotlib.figure import Figure
-
         band = self.band
         share = band.share
         parts = sorted(self.elements(), key=lambda part: (not part[2], -abs(part[3]) - abs(math.log(max(part[4], 1e-9)))))
         parts = parts[:_MOST_PANELS]
         columns = min(4, len(parts))
         rows = math.ceil(len(parts) / columns)
-        figure = Figure(figsize=(3.0 * columns, 2.4 * rows), layout="constrained")
+        figure = new_figure(3.0 * columns, 2.4 * rows)
         for axes, (label, ranks, leaves, _, _) in zip(figure.subplots(rows, columns, squeeze=False).flat, parts):
             lower, upper = (bound / self.num_datasets - share for bound in (band.lower, band.upper))
             axes.fill_between(share.numpy(), lower.numpy(), upper.numpy(), color="grey", alpha=0.3, linewidth=0)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from _posterior_zoo_registry.extras import needs
 from guides.diagnostics.answers import Answers, answers
 from guides.diagnostics.chains import ChainFigures
 from guides.diagnostics.convergence import Convergence
@@ -23,6 +22,8 @@ from guides.errors import OptionError
 from guides.fitted.resampled import affordable
 from guides.program.guide import amortized_sites, is_sampled
 from guides.psis import MIN_DRAWS, pareto_k_threshold
+from guides.showing.figures import new_figure
+from guides.showing.tables import Table, panel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,14 +146,17 @@ class Diagnosis:
     def __repr__(self) -> str:
         return str(self)
 
+    def _repr_html_(self) -> str:
+        rows = [row for finding in self.findings.values() for row in finding.rows()]
+        return panel(
+            f"{self.family}, {self.num_samples} draws", self.verdict, [self.summary], [Table(("", ""), rows, left=2)]
+        )
+
     def plot(self) -> Figure:
         """Draw the importance weights, the loss traces and the Pareto k of each observation, where defined.
 
         :returns: a matplotlib figure that belongs to no window; save it with ``figure.savefig(path)``.
         """
-        with needs("report", "a picture"):
-            from matplotlib.figure import Figure
-
         panels = [
             (draw, finding)
             for kind, draw in (
@@ -163,7 +167,7 @@ class Diagnosis:
             )
             if (finding := self._of(kind)) is not None and finding.rows()
         ]
-        figure = Figure(figsize=(4.2 * max(len(panels), 1), 3.4), layout="constrained")
+        figure = new_figure(4.2 * max(len(panels), 1), 3.4)
         for axes, (draw, finding) in zip(figure.subplots(1, len(panels), squeeze=False)[0] if panels else [], panels):
             draw(axes, finding)
         figure.suptitle(f"{self.family}: {self.verdict}")

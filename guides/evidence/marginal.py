@@ -26,6 +26,7 @@ from guides.program.parameters import isolated_store
 from guides.program.progress import shows_progress
 from guides.program.row_keys import row_keys
 from guides.psis import MIN_DRAWS, pareto_k_threshold
+from guides.showing.tables import panel
 
 __all__ = ["LogMarginal", "log_marginal", "rows_to_evaluate"]
 
@@ -33,7 +34,7 @@ _ROWS_PER_CHECK = 1024
 _ROWS_FOR_CHECKPOINT = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogMarginal:
     r"""Importance-weighted log p(x) of data points, made by :func:`log_marginal`. In nats, float64, on the CPU.
 
@@ -106,6 +107,13 @@ class LogMarginal:
         else:
             lines.append(f"k-hat is at most {float(self.k_hat.max()):.2f} (limit {self.k_threshold:.2f})")
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        head, *lines = str(self).splitlines()
+        return panel(head, "", lines)
 
 
 def log_marginal(

@@ -198,12 +198,8 @@ class FittedGuide:
             raise OptionError(f"quantiles must be a sequence of probabilities between 0 and 1, not {quantiles!r}")
         return {n: quantiles_over(v, q, axis) for n, v in drawn.items()}
 
-    def summary(self, num_samples: int = 1000, seed: int | None = None) -> dict[str, dict[str, Tensor]]:
-        """Return mean, standard deviation, median, 5 % and 95 % quantiles of every latent site over draws.
-
-        By site and then by ``"mean"``, ``"std"``, ``"median"``, ``"5.0%"`` and ``"95.0%"``, as in Pyro's summary of an MCMC
-        run; of the site's shape each, with a leading dimension R if R > 1.
-        """
+    def _moments(self, num_samples: int, seed: int | None) -> dict[str, dict[str, Tensor]]:
+        """Return mean, standard deviation, median, 5 % and 95 % quantiles of every latent site over draws."""
         axis = min(self.replicates - 1, 1)
         q = torch.tensor([0.05, 0.5, 0.95], dtype=torch.double, device=self.device)
         found = {}
@@ -219,11 +215,11 @@ class FittedGuide:
         """The replicate with the best validation score, or else the lowest loss at the end."""
         if self.validation.shape[1]:
             return int(self.validation.nan_to_num(-math.inf, posinf=-math.inf).amax(1).argmax())
-        return int(self._last_losses.argmin())
+        return int(self.final_losses.argmin())
 
     @property
-    def _last_losses(self) -> Tensor:
-        """The mean loss of each replicate over its last steps, shape ``(R,)``."""
+    def final_losses(self) -> Tensor:
+        """The mean loss of each replicate over the last tenth of its steps (at most 100) in nats, shape ``(R,)``."""
         last = max(1, min(_LAST_STEPS, self.losses.shape[1] // 10))
         return torch.stack([mean_of_last(row, last) for row in self.losses])
 

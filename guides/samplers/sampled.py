@@ -31,7 +31,7 @@ class Drawn(Point):
         self.loc.copy_(points.flatten(0, 1).mean(0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sampled(Posterior):
     """A posterior as chains of draws by a sampler. It has the methods of :class:`guides.Posterior`; see there.
 
