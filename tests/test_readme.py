@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 import shlex
 import sys
@@ -46,8 +47,28 @@ def run(page: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     return space
 
 
-def test_the_readme_takes_a_model_of_ones_own_through_fit_diagnose_compare_and_arviz(tmp_path, monkeypatch, capsys):
-    space = run("README.md", tmp_path, monkeypatch)
+def test_the_readme_fits_three_screens_and_shows_what_its_example_prints(tmp_path, monkeypatch, capsys):
+    assert len(text("README.md").splitlines()) <= 150
+    run("README.md", tmp_path, monkeypatch)
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = [line.split() for line in code("README.md", "text")[-1].splitlines()]
+    seconds = slice(1, 1 + len(list(itertools.takewhile(lambda line: line[0] != "nuts:", shown[1:]))))
+    for lines in (printed, shown):
+        lines[seconds] = [line[:-1] for line in lines[seconds]]
+    assert [len(line) for line in printed] == [len(line) for line in shown]
+    for word, expected in zip(itertools.chain(*printed), itertools.chain(*shown)):
+        number = re.fullmatch(r"\(?(-?[\d.]+\d)[,).]*", expected)
+        same = word == expected if number is None else alike(word, float(number[1]))
+        assert same, f"README shows {expected!r} where {word!r} is printed; run its block and put what it prints there"
+
+
+def alike(word: str, number: float) -> bool:
+    """Tell whether a printed number is the one shown, up to what another processor's rounding does to a fit."""
+    return float(word.strip("(),.")) == pytest.approx(number, rel=0.3, abs=0.15)
+
+
+def test_the_first_steps_take_a_model_of_ones_own_through_fit_diagnose_compare_and_arviz(tmp_path, monkeypatch, capsys):
+    space = run("docs/first_steps.md", tmp_path, monkeypatch)
     sites = space["posterior"].sites
     assert {n: s.kind for n, s in sites.items()} == dict.fromkeys(("rate", "spread", "effect"), "latent") | {
         "failures": "observed"
@@ -104,7 +125,7 @@ def test_the_page_on_marginal_likelihoods_says_what_its_examples_find(tmp_path, 
     assert "k-hat is above 0.63" in printed and "(the encoder)" in printed
 
 
-@pytest.mark.parametrize("page", ["docs/arviz.md", "docs/cavi.md", "docs/laplace.md"])
+@pytest.mark.parametrize("page", ["docs/arviz.md", "docs/cavi.md", "docs/generative.md", "docs/laplace.md", "docs/modes.md"])
 def test_the_pages_examples_run(page, tmp_path, monkeypatch):
     assert run(page, tmp_path, monkeypatch)
 

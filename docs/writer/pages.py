@@ -194,6 +194,9 @@ def generate(root: Path = ROOT) -> dict[Path, str]:
             f"{readme} is not there: documentation is written in a checkout, not in an installed package"
         )
     files[readme] = fill(readme.read_text(encoding="utf-8"), blocks(root))
+    for page in ("commands.md", "results.md"):
+        if (root / "docs" / page).exists():
+            files[root / "docs" / page] = fill((root / "docs" / page).read_text(encoding="utf-8"), blocks(root))
     performance = root / "docs" / "performance.md"
     if performance.exists():
         filled = {**speed.blocks(root), **compiled.block(root)}
@@ -446,14 +449,26 @@ def _stars(parameter: inspect.Parameter) -> str:
     return "**" if parameter.kind is parameter.VAR_KEYWORD else ""
 
 
-# -- blocks of the README ----------------------------------------------------------------------------------------------
+# -- blocks of the README and of pages that it used to be ---------------------------------------------------------------
 
 
 def blocks(root: Path = ROOT) -> dict[str, str]:
-    """Return the text of every block that the README may mark, by name."""
-    tables = {kind.folder: _table_of(kind, f"docs/{kind.folder}/") for kind in KINDS}
-    return tables | {
+    """Return the text of every block that the README, the page of commands and that of results may mark, by name."""
+    folder = root / "docs" / "results"
+    return {
+        "counts": _counts(),
         "commands": readme.commands(),
+        "headlines": readme.headlines(folder),
         "pictures": readme.pictures(root),
-        "results": readme.results(root / "docs" / "results"),
+        "results": readme.results(folder),
     }
+
+
+def _counts() -> str:
+    """Return a table of the kinds of registered things: how many there are, and a few of them."""
+    rows = []
+    for kind in KINDS:
+        names = list(documented(kind))
+        shown = ", ".join(f"[`{name}`](docs/{kind.folder}/{name}.md)" for name in names[:: max(1, len(names) // 5)][:5])
+        rows.append((f"[{kind.title.lower()}](docs/{kind.folder}/README.md)", str(len(names)), shown))
+    return markdown_table(("what", "how many", "some of them"), rows)

@@ -1,4 +1,4 @@
-"""Blocks of the README that come from elsewhere: the commands, the pictures, the tables of published runs."""
+"""Blocks of pages that come from elsewhere: the commands, the pictures, the tables and headlines of published runs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ from benchmarks.protocol.task import SUITES, TASKS
 from benchmarks.reporting.metrics import metric
 from benchmarks.reporting.pictures.records import PICTURES, README
 from benchmarks.reporting.tables import Estimate, markdown_table
+from benchmarks.speed.targets import TARGETS, judge
 
-__all__ = ["commands", "pictures", "results", "sections"]
+__all__ = ["commands", "headlines", "pictures", "results", "sections"]
+
+_HEADLINES = (
+    ("uci.json", "plain Pyro SVI (published), the best guide", "Regression on UCI data, 20 splits"),
+    ("posteriordb.json", "are called good", "Verdicts held against exact draws, on posteriors of posteriordb"),
+)
 
 
 def commands() -> str:
@@ -30,13 +36,40 @@ def commands() -> str:
 
 
 def pictures(root: Path) -> str:
-    """Return the README's pictures, those that are drawn, with their captions."""
+    """Return the pictures that are drawn of those for the page of results, with their captions."""
     parts = []
     for picture in PICTURES:
-        path = Path("docs/pictures") / f"{picture.name}.png"
-        if picture.name in README and (root / path).exists():
+        path = Path("pictures") / f"{picture.name}.png"
+        if picture.name in README and (root / "docs" / path).exists():
             parts.append(f"**{picture.title}.** {picture.caption}\n\n![{picture.title}]({path.as_posix()})")
     return "\n\n".join(parts) or "None drawn yet."
+
+
+def headlines(folder: Path) -> str:
+    """Return one sentence of each of the runs that the README speaks of, with the command that made it."""
+    parts = []
+    for file, words, title in _HEADLINES:
+        path = folder / file
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"sentences": []}
+        said = next((sentence for sentence in found["sentences"] if words in sentence), None)
+        if said is not None:
+            command = str(found["commands"][0]).partition(" --tasks")[0]
+            parts.append(f"- **{title}.** {said} `{command}`")
+    measured = folder / "speed.json"
+    if measured.exists():
+        parts.append(_faster(json.loads(measured.read_text(encoding="utf-8"))))
+    return "\n".join(filter(None, parts)) or "None published yet."
+
+
+def _faster(result: Mapping[str, Any]) -> str:
+    """Return how much faster a step is than Pyro's, or nothing if that was not measured."""
+    verdict = judge(result, TARGETS[0])
+    if verdict.value is None or verdict.low is None or verdict.high is None:
+        return ""
+    return (
+        f"- **A step of a Bayesian network, against Pyro's `SVI.step`.** {verdict.value:.0f} times faster "
+        f"({verdict.low:.0f}–{verdict.high:.0f} over the rounds of one run on two cores). `python -m benchmarks speed`"
+    )
 
 
 def results(folder: Path) -> str:
@@ -56,7 +89,7 @@ def sections(folder: Path, page: str) -> dict[str, str]:
         if suite.page == page:
             path = folder / f"{name}.json"
             found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-            made = [] if found is None else [*found["sections"], _made_by(found, path.name, "results")]
+            made = [] if found is None else [*found["sections"], _made_by(found, path.name)]
             shown[name] = "\n\n".join(made) or "None published yet."
     return shown
 
@@ -64,10 +97,10 @@ def sections(folder: Path, page: str) -> dict[str, str]:
 def _result(found: Mapping[str, Any], file: str) -> str:
     name = str(found["target"])
     suite = SUITES.get(name)
-    parts = [f"### `{name}`: {suite.summary}" if suite else f"### `{name}`"]
+    parts = [f"## `{name}`: {suite.summary}" if suite else f"## `{name}`"]
     parts += ["\n".join(f"- {sentence}" for sentence in found["sentences"])] if found["sentences"] else []
     if suite is not None and suite.page:
-        return "\n\n".join([*parts, f"All tables: [docs/{suite.page}](docs/{suite.page})."])
+        return "\n\n".join([*parts, f"All tables: [{suite.page}]({suite.page})."])
     tasks = found["tasks"]
     quoted = list(dict.fromkeys(quote["metric"] for task in tasks for quote in task["published"]))
     measured = {name for task in tasks for guide in task["guides"].values() for name in guide["metrics"]}
@@ -82,7 +115,7 @@ def _result(found: Mapping[str, Any], file: str) -> str:
     return "\n\n".join(parts)
 
 
-def _made_by(found: Mapping[str, Any], file: str, folder: str = "docs/results") -> str:
+def _made_by(found: Mapping[str, Any], file: str) -> str:
     versions = found["versions"][0]
     commits = ", ".join(
         f"{str(entry['commit'])[:10]}{' with changes' if entry['dirty'] else ''}" for entry in found["commits"]
@@ -93,7 +126,7 @@ def _made_by(found: Mapping[str, Any], file: str, folder: str = "docs/results") 
         f"Made by `{'`, `'.join(found['commands'])}`: {found['cells']['done']} cells"
         f"{f' and {failed} failed' if failed else ''}, {len(found['splits'])} splits, {len(found['seeds'])} seed"
         f"{'s' if len(found['seeds']) > 1 else ''}; mean ± standard error over splits and seeds. torch {versions['torch']}, "
-        f"Pyro {versions['pyro-ppl']}; {machine}; commit {commits}. Everything: [`{file}`]({folder}/{file})."
+        f"Pyro {versions['pyro-ppl']}; {machine}; commit {commits}. Everything: [`{file}`](results/{file})."
     )
 
 
