@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from guides.density.density import LogDensity
 from guides.density.method import Method
+from guides.families.base import FlatFamily
+from guides.families.full_rank import FullRank
 
 __all__ = ["Solution", "Solver"]
 
@@ -38,6 +42,14 @@ class Solution:
     products: int = 0
     info: Mapping[str, Any] = field(default_factory=dict)
 
+    def values(self) -> dict[str, Tensor]:
+        """Return the parameters of the solver's guide at which it is what was found, by the last part of their names."""
+        loc, root = torch.from_numpy(self.loc), torch.from_numpy(self.root)
+        if root.dim() == 1:
+            return {"loc": loc, "scale": root}
+        scale = root.diagonal()
+        return {"loc": loc, "scale": scale, "scale_tril": root / scale[:, None]}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Solver(Method):
@@ -52,6 +64,10 @@ class Solver(Method):
 
         :raises OptionError: saying what to do.
         """
+
+    def guide(self, model: Callable[..., Any]) -> FlatFamily:
+        """Return the guide that a solution becomes, before its parameters are set; one normal by default."""
+        return FullRank(model)
 
     @abstractmethod
     def run(self, density: LogDensity, start: np.ndarray, seed: int) -> Solution:

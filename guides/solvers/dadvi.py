@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from guides.density.density import LogDensity
 from guides.errors import OptionError, UnsupportedModelError, check_known, check_whole
+from guides.families.base import FlatFamily
+from guides.families.full_rank import FullRank
+from guides.families.mean_field import MeanField
 from guides.registries import solvers
 from guides.solvers.base import Solution, Solver
 from guides.solvers.fixed_draws import FixedDraws, standard_draws
@@ -96,6 +100,10 @@ class DADVI(Solver):
                 f"the model has {size:,} latent numbers, and covariance='linear_response' is for up to {_MOST:,}; say "
                 "covariance='mean_field', or fit 'low_rank' or 'mean_field'"
             )
+
+    def guide(self, model: Callable[..., Any]) -> FlatFamily:
+        """Return a normal of full covariance, or of independent latents."""
+        return MeanField(model) if self.covariance == "mean_field" else FullRank(model)
 
     def run(self, density: LogDensity, start: np.ndarray, seed: int) -> Solution:
         """Minimise, and correct the covariance."""

@@ -8,16 +8,12 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from guides.density.density import log_density
 from guides.density.method import check_no_parameters, name_of_method, start
 from guides.errors import DataError, NotAtTheModeWarning, check_whole
-from guides.families.base import FlatFamily
-from guides.families.full_rank import FullRank
-from guides.families.mean_field import MeanField
 from guides.objectives.elbo import ELBO
 from guides.posterior import RESTORERS
 from guides.program.alone import undivided
@@ -25,6 +21,7 @@ from guides.program.data import Data, forms_from
 from guides.program.inputs import read
 from guides.program.program import Program
 from guides.program.sites import nodes
+from guides.registries import solvers
 from guides.solvers.base import Solution, Solver
 from guides.solvers.solved import Solved
 
@@ -60,7 +57,7 @@ def solve(
     if not found.converged:
         warnings.warn(f"guide {name!r} {found.reason}", NotAtTheModeWarning, stacklevel=3)
     with undivided("guides.fit"):
-        program = _program(model, found.root.ndim == 1, given, seed)
+        program = Program.build(model, solver.guide(model), ELBO(), given, batch_size=None, seed=seed)
         seconds = {"setup": over - began, "train": solved - over, "finish": time.perf_counter() - solved}
         return Solved(
             family=name,
@@ -88,8 +85,8 @@ def restore_solved(content: dict[str, Any], model: Callable[..., Any], guide: An
     :raises DataError: if it is of another model.
     """
     training = replace(Data.of(content["args"], content["kwargs"]), forms=forms_from(content.get("forms", {})))
-    diagonal = not any(name.endswith("scale_tril") for name in content["names"])
-    program = _program(model, diagonal, training, content["seed"])
+    solver: Solver = solvers[content["family"]](**content["options"])
+    program = Program.build(model, solver.guide(model), ELBO(), training, batch_size=None, seed=content["seed"])
     here = {n: tuple(nodes(program.prototype)[n]["value"].shape) for n in program.latents}
     layout = program.parameters
     if content["sites"] != here or layout.names != tuple(content["names"]) or layout.size != content["flat"].shape[-1]:
@@ -115,23 +112,12 @@ def restore_solved(content: dict[str, Any], model: Callable[..., Any], guide: An
     ).owning()
 
 
-def _program(model: Callable[..., Any], diagonal: bool, data: Data, seed: int) -> Program:
-    """Return the program of the model with a normal of that kind, in the default precision."""
-    guide: FlatFamily = MeanField(model) if diagonal else FullRank(model)
-    return Program.build(model, guide, ELBO(), data, batch_size=None, seed=seed)
-
-
 def _parameters(program: Program, found: Solution) -> Tensor:
     """Return the flat parameters at which the program's guide is the normal that was found."""
-    if found.root.ndim == 1:
-        values = {"loc": found.loc, "scale": found.root}
-    else:
-        scale = np.diagonal(found.root)
-        values = {"loc": found.loc, "scale": scale, "scale_tril": found.root / scale[:, None]}
     layout = program.parameters
     ending = {name.rpartition(".")[2]: name for name in layout.names}
     kind = layout.initial.dtype
-    return layout.flatten({ending[key]: torch.from_numpy(np.array(value)).to(kind) for key, value in values.items()})
+    return layout.flatten({ending[key]: value.to(kind) for key, value in found.values().items()})
 
 
 RESTORERS["solved"] = restore_solved
