@@ -35,6 +35,8 @@ _MOST_ERRORS = (
 _NOISE = 2.0  # times the error of as many exact draws: what few draws may have, if no more are asked for
 _IMPOSSIBLE = 0.01  # share of the draws
 _MOST_ELEMENTS = 200  # of one site
+# The tail of few draws does not always go on as it begins: what rests on it is not said sooner.
+_LEAST_DRAWS: dict[Level, int] = {"good": 0, "unreliable": 4000, "corrected": 16_000}
 _CERTAIN = 2.0  # standard errors
 
 
@@ -261,6 +263,8 @@ def _settled(level: Level, sites: Mapping[str, SiteErrors], impossible: float, n
         gain = (MOST_DRAWS / num_samples) ** (lightest - 1).clamp(-0.5, 0.0)
         hopeless |= bool((torch.minimum(noise, missing) * gain > _CERTAIN * most).any())
         trusted &= bool((torch.maximum(noise, _CERTAIN * missing) <= most).all())
+    if num_samples < _LEAST_DRAWS[level]:
+        return False
     if level == "unreliable":
         return hopeless
     if not trusted:
