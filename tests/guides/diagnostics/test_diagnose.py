@@ -97,7 +97,7 @@ def test_non_finite_weights_are_named(known_fit):
 
 def test_draws_outside_the_support_have_weight_zero(known_fit):
     fit = known_fit(normal(), [normal()], break_log_p=lambda p: p.masked_fill(torch.rand(p.shape) < 0.2, -math.inf))
-    diagnosis = D.diagnose(fit)
+    diagnosis = D.diagnose(fit, num_samples=1000)
     assert diagnosis.ess[0] == pytest.approx(800, abs=4 * math.sqrt(1000 * 0.2 * 0.8))
 
 
