@@ -24,9 +24,10 @@ from benchmarks.reporting.pictures import records as drawing
 from benchmarks.reporting.report import build, compared, sections
 from benchmarks.reporting.summary import write
 from benchmarks.running import runner
+from benchmarks.running.dispatch import WorkerError
+from benchmarks.running.executors import opened
 from benchmarks.running.provenance import ROOT
 from benchmarks.running.store import ResultsFolder, ResultsFolderError, read_folders
-from benchmarks.running.workers import WorkerError
 from benchmarks.speed import command
 from benchmarks.speed import compiled as trying
 from benchmarks.speed.sides import Failure
@@ -179,6 +180,13 @@ def _registry(kind: str) -> Mapping[str, Any]:
     metavar="N",
     help="Processes to share the tasks that use one thread; default: one for each core.",
 )
+@click.option(
+    "--executor",
+    "spec",
+    metavar="SPEC",
+    help="Where cells run: local (default), dask:ADDRESS, slurm:partition=NAME,time=MINUTES,parallel=N, "
+    "submitit-local:parallel=N, or MODULE:FUNCTION that returns a concurrent.futures.Executor.",
+)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of results; default: results/TARGET.")
 @click.option("--resume", is_flag=True, help="Keep what the folder holds and run only what is missing or failed.")
 @click.option("--report/--no-report", "with_report", default=True, help="Write report.html and report.md at the end.")
@@ -195,6 +203,7 @@ def run(
     variant: str | None,
     device: str,
     jobs: int,
+    spec: str | None,
     out: Path | None,
     resume: bool,
     with_report: bool,
@@ -217,6 +226,7 @@ def run(
       python -m benchmarks run adaptive --as-printed
       python -m benchmarks run quick --resume
       python -m benchmarks run uci --splits 5 --dry-run
+      python -m benchmarks run uci --executor dask:tcp://head:8786
 
     Data that is not embedded is searched in the folder that ZOO_DATA names, then in the cache, then downloaded.
     """
@@ -240,14 +250,21 @@ def run(
             click.echo("\n".join(expected(work, folder.path)))
             return
         check_extra("report", "a run, which keeps posteriors and pictures,")
-        with _ended_in_order() as ended:
+        with _ended_in_order() as ended, opened(spec) as executor:
             outcome = runner.run(
-                work, folder, device=device, resume=resume, progress=not quiet, command=_command_line(), jobs=jobs
+                work,
+                folder,
+                device=device,
+                resume=resume,
+                progress=not quiet,
+                command=_command_line(),
+                jobs=jobs,
+                executor=executor,
             )
     except ValueError as error:
         raise _UsageError(str(error)) from error
     except WorkerError as error:
-        raise click.ClickException(f"{error}; finished cells are kept, go on with --resume (and --jobs 1)") from error
+        raise click.ClickException(f"{error}. Finished cells are kept; go on with the same command and --resume") from error
     except KeyboardInterrupt:
         where = out or Path("results") / target
         click.echo(f"\nInterrupted; finished cells are kept. Go on with the same command and --resume ({where}).", err=True)

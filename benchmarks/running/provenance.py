@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["ROOT", "PeakMemory", "choose_device", "commit", "machine", "versions"]
+__all__ = ["ROOT", "PeakMemory", "choose_device", "commit", "machine", "source", "versions"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,6 +49,17 @@ def commit() -> dict[str, Any]:
     revision = git("rev-parse", "HEAD")
     status = git("status", "--porcelain", "--", "zoo", "guides", "benchmarks", "_posterior_zoo_registry")
     return {"commit": revision, "dirty": None if status is None else bool(status)}
+
+
+@functools.cache
+def source() -> str:
+    """Return a fingerprint of the packages' Python files: an installed version's number does not tell checkouts apart."""
+    digest = hashlib.sha256()
+    for package in ("_posterior_zoo_registry", "zoo", "guides", "benchmarks"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(ROOT)}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ def record_of(cell: Cell, setting: Setting, device: str, started: str) -> Record
         "finished": now(),
         "versions": provenance.versions(),
         "machine": provenance.machine(device),
+        "host": platform.node(),
         "threads": TASKS[cell.task].threads or torch.get_num_threads(),
         **provenance.commit(),
     }

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
-import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-import guides
 from _posterior_zoo_registry import Registry, UnknownNameError
-from benchmarks.evaluation import predictions as evaluation
-from benchmarks.protocol.labels import stops_by_itself
-from benchmarks.protocol.split import Split
-from benchmarks.protocol.task import SUITES, TASKS, Setting, Suite, Task
+from benchmarks.protocol.task import SUITES, TASKS, Setting, Suite
 from benchmarks.running import provenance
-from benchmarks.running.netcdf import netcdf
-from benchmarks.running.records import failure_of, losses_of, now, record_of, small, thinned
-from benchmarks.running.store import Cell, Record, ResultsFolder, write_atomically, write_images
-from benchmarks.running.workers import in_processes, picklable, usable_cores
+from benchmarks.running.away import Finished, Refusal, check, here, run_away
+from benchmarks.running.cells import Loaded, Part, run_part
+from benchmarks.running.dispatch import Fleet, Lost, WorkerError, dispatch
+from benchmarks.running.local import LocalPool, usable_cores
+from benchmarks.running.records import failure_of, now, record_of
+from benchmarks.running.store import Cell, Record, ResultsFolder, write_atomically
 
 __all__ = ["Outcome", "Plan", "plan", "run"]
 
@@ -162,30 +160,39 @@ def run(
     progress: bool = True,
     command: str = "",
     jobs: int = 1,
+    executor: Executor | None = None,
 ) -> Outcome:
     """Run what is missing of a plan and record every cell as it finishes.
 
     A cell that raises is recorded as failed, with its error, and the others go on; a later run with ``resume`` tries it
-    again. An interrupt (or a kill) loses only cells that had not finished.
+    again. A cell whose worker dies runs again, twice at most, and is then recorded as failed. An interrupt (or a kill)
+    loses only cells that had not finished. Only this process writes to the folder.
 
     :param work: the plan.
     :param folder: where results go.
-    :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``; with an executor, what its workers use.
     :param resume: whether ``folder`` may hold results of this plan already.
     :param progress: whether to show a progress bar.
     :param command: the command line, for the manifest.
     :param jobs: how many processes share the tasks that use one thread; 0 takes one for each core.
+    :param executor: where cells run instead of processes of this machine: any executor of :mod:`concurrent.futures`.
     :raises ResultsFolderError: if the folder cannot be used; see :meth:`ResultsFolder.prepare`.
     :raises ValueError: if the device is not there.
+    :raises WorkerError: if workers are not what this process needs them to be, or cannot be reached any more.
     """
-    device = provenance.choose_device(device)
+    if executor is None:
+        device = provenance.choose_device(device)
     with folder.locked():
-        folder.prepare(work.target, work.protocols, resume=resume, command=command)
         present = folder.done()
         missing = [cell for cell in work.cells if cell not in present]
+        parts = list(_parts(missing, work, device))
+        if executor is not None:
+            _check_workers(executor, parts, device)
+        folder.prepare(work.target, work.protocols, resume=resume, command=command)
         failed: list[Record] = []
         with tqdm(total=len(missing), unit="cell", disable=not progress, dynamic_ncols=True) as bar:
-            for record in _run_groups(missing, work, folder, device, bar, jobs):
+            records = _run_here(parts, folder, bar, jobs) if executor is None else _run_on(executor, parts, folder, bar)
+            for record in records:
                 folder.append(record)
                 bar.update()
                 if record["status"] != "done":
@@ -194,191 +201,92 @@ def run(
     return Outcome(len(missing), len(work.cells) - len(missing), tuple(failed))
 
 
-def _run_groups(
-    cells: Sequence[Cell], work: Plan, folder: ResultsFolder, device: str, bar: tqdm, jobs: int
-) -> Iterator[Record]:
-    """Yield the record of each cell, groups of one task and guide together, several groups at once where that pays."""
-    groups = [list(group) for _, group in groupby(cells, key=lambda cell: (cell.task, cell.guide))]
-    parts = [(group, work.settings[group[0].task, group[0].guide], folder, device) for group in groups]
-    alone = [part for part in parts if device != "cpu" or TASKS[part[0][0].task].threads != 1 or not picklable(part)]
+def _parts(cells: Sequence[Cell], work: Plan, device: str) -> Iterator[Part]:
+    """Yield cells of one task and guide together, as many as its vectorised fits take."""
+    for (task, guide), group in groupby(cells, key=lambda cell: (cell.task, cell.guide)):
+        alike = list(group)
+        for start in range(0, len(alike), TASKS[task].replicates):
+            some = tuple(alike[start : start + TASKS[task].replicates])
+            yield Part(some, work.settings[task, guide], device)
+
+
+def _run_here(parts: Sequence[Part], folder: ResultsFolder, bar: tqdm, jobs: int) -> Iterator[Record]:
+    """Yield the record of each cell: parts that use one thread in processes beside each other, then the others."""
+    alone = [part for part in parts if part.device != "cpu" or TASKS[part.cells[0].task].threads != 1 or _obstacle(part)]
     shared = [part for part in parts if not any(part is other for other in alone)]
-    jobs = jobs or usable_cores()
-    if jobs < 2 or len(shared) < 2:
-        alone, shared = parts, []
-    for index, record in in_processes(_run_group, shared, jobs):
-        bar.set_description(_title(shared[index][0]))
-        yield record
+    jobs = min(jobs or usable_cores(), len(shared))
+    if jobs < 2:
+        alone, shared = list(parts), []
+    if shared:
+        pool = LocalPool(jobs)
+        try:
+            yield from _run_on(pool, shared, folder, bar)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        pool.shutdown()
     inner_bar = not bar.disable and sys.stderr.isatty()
-    loaded: tuple[str, dict[int, Split]] = ("", {})
+    loaded = Loaded()
     for part in alone:
-        bar.set_description(_title(part[0]))
-        if loaded[0] != part[0][0].task:
-            loaded = (part[0][0].task, {})
-        yield from _run_group(*part, loaded[1], inner_bar)
+        bar.set_description(part.title)
+        yield from run_part(part, folder.path, loaded, inner_bar)
 
 
-def _title(group: Sequence[Cell]) -> str:
-    return f"{group[0].task} · {group[0].guide}"
+def _run_on(executor: Executor, parts: Sequence[Part], folder: ResultsFolder, bar: tqdm) -> Iterator[Record]:
+    """Yield the record of each cell as an executor's workers finish them, when its files are in the folder."""
+    call: Callable[[Part], Finished | Refusal] = partial(run_away, expected=here())
+    for part, found in dispatch(executor, call, parts, Part.one_by_one):
+        bar.set_description(part.title)
+        if isinstance(found, Refusal):
+            raise WorkerError(found.message)
+        if isinstance(found, Lost):
+            error = WorkerError(f"its worker was lost each time it ran: {found.error}")
+            for cell in part.cells:
+                yield record_of(cell, part.setting, part.device, now()) | failure_of(error)
+            continue
+        for name, content in found.files:
+            write_atomically(folder.path / name, partial(_write, content))
+        yield from found.records
 
 
-def _run_group(
-    cells: Sequence[Cell],
-    setting: Setting,
-    folder: ResultsFolder,
-    device: str,
-    loaded: dict[int, Split] | None = None,
-    progress: bool = False,
-) -> Iterator[Record]:
-    """Yield the record of each cell of one task and guide.
-
-    :param loaded: splits of the task that are at hand already, to be added to.
-    """
-    task = TASKS[cells[0].task]
-    loaded = {} if loaded is None else loaded
-    ready: list[tuple[Cell, Split]] = []
-    for cell in cells:
-        try:
-            if cell.split not in loaded:
-                loaded[cell.split] = task.load(cell.split)
-            ready.append((cell, loaded[cell.split]))
-        except Exception as error:  # whatever one cell raises must not cost the others
-            yield record_of(cell, setting, device, now()) | failure_of(error)
-    for chunk in _chunks(ready, task.replicates):
-        yield from _run_chunk(chunk, task, setting, folder, device, progress)
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
-def _chunks(ready: Sequence[tuple[Cell, Split]], most: int) -> Iterator[list[tuple[Cell, Split]]]:
-    """Group cells whose data have the same shapes, at most ``most`` at a time."""
-    by_shape: dict[Any, list[tuple[Cell, Split]]] = {}
-    for cell, split in ready:
-        by_shape.setdefault(split.shape, []).append((cell, split))
-    for alike in by_shape.values():
-        for start in range(0, len(alike), most):
-            yield alike[start : start + most]
-
-
-def _run_chunk(
-    chunk: list[tuple[Cell, Split]], task: Task, setting: Setting, folder: ResultsFolder, device: str, progress: bool
-) -> Iterator[Record]:
-    """Fit a chunk in one run and yield its records; a chunk that fails is tried again in halves.
-
-    Halving finds the one bad cell among good ones, and also makes room where memory ran out.
-    """
-    began, started = now(), time.perf_counter()
-    caught: list[str] = []
-    memory = provenance.PeakMemory(device)
-    failure: Exception | None = None
+def _obstacle(part: Part) -> str:
+    """Return why a part cannot be sent to another process, empty if it can."""
     try:
-        with memory, _working(task.threads, caught):
-            with torch.random.fork_rng():  # networks start at random: one start for all of a chunk, see Task.replicates
-                torch.manual_seed(chunk[0][0].fit_seed)
-                model = setting.model(chunk[0][1])
-                guide = setting.guide(model)
-            posteriors = _fitted(chunk, setting, model, guide, device, progress)
-            if any(posterior.interrupted for posterior in posteriors):
-                raise KeyboardInterrupt  # no result of the cell: the user wants the run to end
-    except Exception as error:  # whatever one cell raises must not cost the others
-        failure = error
-    if failure is not None and len(chunk) == 1:
-        yield record_of(chunk[0][0], setting, device, began) | failure_of(failure) | {"warnings": caught}
+        pickle.dumps(part)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return ""
+
+
+def _check_workers(executor: Executor, parts: Sequence[Part], device: str) -> None:
+    """Check before any work that parts can be sent and that workers are what they need to be.
+
+    :raises WorkerError: naming the worker or the function, and what to do.
+    """
+    for part in parts:
+        obstacle = _obstacle(part)
+        if obstacle:
+            raise WorkerError(
+                f"{part.title} cannot be sent to a worker ({obstacle}); define its functions at the top of a module that "
+                "workers can import, or leave out --executor"
+            )
+    needed = tuple({part.cells[0].task: part.cells[0].split for part in reversed(parts)}.items())
+    if not parts:
         return
-    if failure is not None:
-        failure = None  # with its traceback go the tensors that did not fit
-        middle = len(chunk) // 2
-        yield from _run_chunk(chunk[:middle], task, setting, folder, device, progress)
-        yield from _run_chunk(chunk[middle:], task, setting, folder, device, progress)
-        return
-    fit_seconds = (time.perf_counter() - started) / len(chunk)
-    for (cell, split), posterior in zip(chunk, posteriors):
-        started = time.perf_counter()
-        messages = list(caught)
-        record = record_of(cell, setting, device, began)
-        evaluating = provenance.PeakMemory(device)
-        try:
-            with evaluating, _working(task.threads, messages), torch.random.fork_rng():
-                torch.manual_seed(cell.fit_seed)
-                record |= _results(cell, task, setting, split, posterior, folder)
-        except Exception as error:  # as above
-            record |= failure_of(error)
-        seconds = fit_seconds + time.perf_counter() - started
-        record["fit"] = record.get("fit", {}) | {
-            "seconds_wall": fit_seconds,
-            "vectorised_with": len(chunk),
-            "peak_memory_mib": max(memory.mebibytes, evaluating.mebibytes),
-            "peak_memory_exact": memory.exact,
-        }
-        record["metrics"] = record.get("metrics", {}) | {"seconds": seconds}
-        record["warnings"] = messages
-        record["finished"] = now()
-        yield record
-
-
-def _fitted(
-    chunk: list[tuple[Cell, Split]], setting: Setting, model: Any, guide: Any, device: str, progress: bool
-) -> Sequence[Any]:
-    """Return a posterior for each cell: of a sampler or solver one after the other, of a guide all in one vectorised fit."""
-    if stops_by_itself(setting.family):
-        return [guides.fit(model, guide, *split.train, seed=cell.fit_seed, progress=False) for cell, split in chunk]
-    return guides.fit_many(
-        model,
-        guide,
-        [split.train for _, split in chunk],
-        validations=[split.validation for _, split in chunk if split.validation is not None] or None,
-        seeds=[cell.fit_seed for cell, _ in chunk],
-        device=device,
-        progress=progress,
-        **setting.fit_arguments(),
-    )
-
-
-def _results(cell: Cell, task: Task, setting: Setting, split: Split, posterior: Any, folder: ResultsFolder) -> Record:
-    """Measure one fitted posterior, keep its draws and the images that it made."""
-    trust = evaluation.trust(posterior, num_samples=setting.num_samples, seed=cell.fit_seed)
-    measured = task.evaluate(posterior, split, num_samples=setting.num_samples, seed=cell.fit_seed)
-    losses = losses_of(posterior)
-    curves = trust.curves | measured.curves | {"loss": thinned(losses)}
-    kept = ""
-    if task.keep_draws:
-        data = evaluation.kept_inference_data(posterior, task.keep_draws, seed=cell.fit_seed)
-        if data is not None:
-            content = netcdf(data)
-            write_atomically(folder.path / cell.file, lambda path: path.write_bytes(content))
-            kept = cell.file
-    images = ""
-    if measured.images:
-        images = cell.images_file
-        write_images(folder.path / images, measured.images)
-    return {
-        "status": "done",
-        "metrics": trust.metrics | measured.metrics | {"steps": float(losses.numel())},
-        "curves": curves,
-        "verdict": trust.verdict | measured.verdict,
-        "posterior": kept,
-        "images": images,
-        "fit": {
-            "stop_reason": ", ".join(dict.fromkeys(posterior.stop_reasons)),
-            "seconds": dict(posterior.seconds),
-            "objective": posterior.objective,
-            "parameters": sum(part.numel() for part in posterior.parameters.values()),
-            "info": small(posterior.info[0]),
-        },
-    }
-
-
-@contextmanager
-def _working(threads: int | None, into: list[str]) -> Iterator[None]:
-    """Use so many CPU threads, and put warnings into the cell's record instead of between the progress bar's lines."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-            for warning in caught:
-                text = " ".join(str(warning.message).split())[:500]
-                if text not in into:
-                    into.append(text)
+    try:
+        if isinstance(executor, Fleet):
+            refusals = executor.everywhere(check, here(), device, needed)
+        else:
+            refusals = [executor.submit(check, here(), device, needed).result()]
+    except (ImportError, AttributeError) as error:
+        raise WorkerError(
+            f"a worker cannot load the package ({type(error).__name__}: {error}); install pyro-posterior-zoo there, of the "
+            "version that is here"
+        ) from error
+    found = [refusal for refusal in refusals if refusal is not None]
+    if found:
+        raise WorkerError(found[0].message)
