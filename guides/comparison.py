@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from guides.fitting import fit
 from guides.posterior import Posterior
 from guides.program.guide import amortized_sites, is_point_mass
 from guides.program.keywords import check_names, keywords_of
+from guides.program.sending import Raised, called_on
 from guides.psis import MIN_DRAWS
 from guides.samplers.reference import reference as _draw_reference
 from guides.showing.figures import new_figure
@@ -148,6 +150,7 @@ def compare(
     num_samples: int | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     reference: bool | Posterior = False,
+    executor: Executor | None = None,
     **fit_options: Any,
 ) -> Comparison:
     """Fit several guides to the same model and data, diagnose each, and put them in one table.
@@ -160,9 +163,11 @@ def compare(
     :param options: fit options for single guides, by name, on top of ``fit_options``.
     :param reference: hold every guide against draws of the posterior, too: ``True`` draws them by :func:`guides.reference`
         (seconds to minutes; kept on disk), or a posterior that came from it.
+    :param executor: where to fit and diagnose the guides beside each other instead of here one after the other: any executor
+        of :mod:`concurrent.futures`, such as ``ProcessPoolExecutor()`` or a Dask client's ``get_executor()``.
     :param fit_options: options of :func:`guides.fit`, the same for all; samplers and solvers are spared those of an
         optimisation.
-    :raises OptionError: if no guide is given or two have the same name.
+    :raises OptionError: if no guide is given or two have the same name, or a model cannot be sent to the executor's workers.
     :raises NoReferenceError: before any fit, if there is no reference of this posterior.
 
     Example::
@@ -201,21 +206,31 @@ def compare(
         )
     known = {} if truth is None else together(truth.draws(log_likelihood=False))
     rows, posteriors, diagnoses = [], {}, {}
+    calls = []
     for label, guide in zip(labels, guides):
-        try:
-            common = fit_options if method_of(guide, {}) is None else applying(fit_options)
-            posterior = fit(model, guide, *data, **{**common, **(options or {}).get(label, {})})
-            if posterior.interrupted:
-                raise KeyboardInterrupt  # the user wants all of this to end
-            diagnosis = diagnose(posterior, num_samples=num_samples)
-        except (ValueError, RuntimeError) as error:
-            rows.append(ComparisonRow(label, verdict="failed", error=_one_line(error)))
+        common = fit_options if method_of(guide, {}) is None else applying(fit_options)
+        calls.append((model, guide, data, {**common, **(options or {}).get(label, {})}, num_samples))
+    for label, found in zip(labels, called_on(executor, _fitted, calls)):
+        if isinstance(found, Raised):
+            if not found.lost and not isinstance(found.error, ValueError | RuntimeError):
+                raise found.error
+            rows.append(ComparisonRow(label, verdict="failed", error=_one_line(found.error)))
             continue
-        posteriors[label], diagnoses[label] = posterior, diagnosis
-        row = _row(label, posterior, diagnosis, num_samples)
-        rows.append(row if truth is None else _against(row, posterior, known))
+        posteriors[label], diagnoses[label] = found
+        row = _row(label, *found, num_samples)
+        rows.append(row if truth is None else _against(row, posteriors[label], known))
     rows.sort(key=lambda r: (math.isnan(r.elbo), -r.elbo if not math.isnan(r.elbo) else 0.0))
     return Comparison(tuple(rows), posteriors, diagnoses, truth)
+
+
+def _fitted(
+    model: Callable[..., Any], guide: Any, data: Sequence[Any], options: Mapping[str, Any], num_samples: int | None
+) -> tuple[Posterior, Diagnosis]:
+    """Fit and diagnose one guide, wherever this is called."""
+    posterior = fit(model, guide, *data, **options)
+    if posterior.interrupted:
+        raise KeyboardInterrupt  # the user wants all of this to end
+    return posterior, diagnose(posterior, num_samples=num_samples)
 
 
 def _against(row: ComparisonRow, posterior: Posterior, truth: Mapping[str, Tensor]) -> ComparisonRow:
