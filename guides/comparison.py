@@ -216,9 +216,9 @@ def compare(
                 raise found.error
             rows.append(ComparisonRow(label, verdict="failed", error=_one_line(found.error)))
             continue
-        posteriors[label], diagnoses[label] = found
-        row = _row(label, *found, num_samples)
-        rows.append(row if truth is None else _against(row, posteriors[label], known))
+        posterior, diagnosis = posteriors[label], diagnoses[label] = found
+        row = _row(label, posterior, diagnosis, num_samples)
+        rows.append(row if truth is None else _against(row, posterior, known))
     rows.sort(key=lambda r: (math.isnan(r.elbo), -r.elbo if not math.isnan(r.elbo) else 0.0))
     return Comparison(tuple(rows), posteriors, diagnoses, truth)
 
