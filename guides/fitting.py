@@ -44,6 +44,7 @@ from guides.program.program import Program
 from guides.program.running import scale_of
 from guides.samplers.base import Sampler
 from guides.samplers.sampling import sample
+from guides.solvers.auto.auto import Auto, climb
 from guides.solvers.base import Solver
 from guides.solvers.solving import solve
 
@@ -83,10 +84,10 @@ def fit(
         need ``objective="score_function"`` and a guide that draws them.
     :param guide: a registry name (``"mean_field"``), a name with options (``("low_rank", {"rank": 5})``), families by
         pattern of site names (``{"w.*": "low_rank"}``, see :class:`guides.Structured`), a family class, a guide object, or
-        any Pyro guide function; or a sampler (``"nuts"``, ``"hmc"``) or a solver (``"dadvi"``), whose own options
-        go beside it (``draws=2000, chains=4``) and which takes ``seed``, ``compile``, ``progress`` and ``model_kwargs`` of
-        those below: see :class:`guides.samplers.NUTS` and :class:`guides.solvers.DADVI`. Left out, the model's
-        ``natural_guide`` is used.
+        any Pyro guide function; or a sampler (``"nuts"``, ``"hmc"``), a solver (``"dadvi"``), or ``"auto"``, which tries
+        those from cheap to dear. Their own options go beside them (``draws=2000, chains=4``), and they take ``seed``,
+        ``compile``, ``progress`` and ``model_kwargs`` of those below: see :class:`guides.samplers.NUTS`,
+        :class:`guides.solvers.DADVI` and :class:`guides.solvers.Auto`. Left out, the model's ``natural_guide`` is used.
     :param data: the model's positional arguments. Tensors share their first dimension, the data points.
     :param objective: a registry name or an :class:`~guides.Objective`.
     :param steps: optimisation steps; 2000 if neither this nor ``epochs`` is given, or none for ``laplace`` around the last
@@ -180,6 +181,8 @@ def _by_method(
     model_kwargs: dict[str, Any] | None,
 ) -> Posterior:
     """Fit by what stands on the log density instead of taking steps."""
+    if isinstance(method, Auto):
+        return climb(model, method, data, seed=seed, compile=compile, progress=progress, model_kwargs=model_kwargs)
     if isinstance(method, Solver):
         return solve(model, method, data, seed=seed, compile=compile, model_kwargs=model_kwargs)
     assert isinstance(method, Sampler)

@@ -116,7 +116,7 @@ class Pooled:
         seed: int | None = None,
         predictive: bool = False,
         log_likelihood: bool = True,
-        corrected: bool = False,
+        corrected: bool | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> Draws:
         """Return draws with one chain, C = 1; see :meth:`guides.Posterior.draws`."""
@@ -142,7 +142,9 @@ class Pooled:
             return whole
         return replace(whole, log_q=self._log_q(whole.latents, self.of._arguments(data, model_kwargs)).unsqueeze(0))
 
-    def sample(self, num_samples: int = 1000, seed: int | None = None, *, corrected: bool = False) -> dict[str, Tensor]:
+    def sample(
+        self, num_samples: int = 1000, seed: int | None = None, *, corrected: bool | None = None
+    ) -> dict[str, Tensor]:
         """Return draws of the latent sites, shape ``(S, *site shape)`` each.
 
         :raises OptionError: for ``corrected``, which restarts have without being pooled first.
@@ -155,7 +157,7 @@ class Pooled:
         *data: Any,
         num_samples: int = 1000,
         seed: int | None = None,
-        corrected: bool = False,
+        corrected: bool | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """Return draws of every observed and deterministic site for new inputs; see :meth:`guides.Posterior.predict`."""
@@ -171,7 +173,7 @@ class Pooled:
         *data: Any,
         num_samples: int = 1000,
         seed: int | None = None,
-        corrected: bool = False,
+        corrected: bool | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """Return the pointwise log-likelihood of ``data`` under each draw; see :meth:`guides.Posterior.log_likelihood`."""
@@ -244,7 +246,7 @@ class Pooled:
         return torch.logsumexp(each + self.weights.log().to(each), -1)
 
 
-def _check_raw(corrected: bool) -> None:
+def _check_raw(corrected: bool | None) -> None:
     if corrected:
         raise OptionError(
             "corrected=True: draws of several restarts are weighed and pooled in one go: use "

@@ -12,7 +12,7 @@ SUITES.add(
         name="posteriordb",
         summary="Seventeen posteriors with reference draws: errors of guides at defaults, and whether verdicts are true",
         tasks=tuple(posteriors),
-        guides=("mean_field", "full_rank", "low_rank", "laplace", "mixture", "nuts"),
+        guides=("mean_field", "full_rank", "low_rank", "laplace", "mixture", "pathfinder", "dadvi", "auto", "nuts"),
         sections=sections,
         page="scoreboard.md",
     ),

@@ -19,6 +19,7 @@ from guides.diagnostics.pareto import ParetoK
 from guides.diagnostics.rhat import RHat
 from guides.diagnostics.row_weights import RowWeights, some_rows
 from guides.errors import OptionError
+from guides.fitted.fitted import FittedGuide
 from guides.fitted.resampled import affordable
 from guides.program.guide import amortized_sites, is_sampled
 from guides.psis import MIN_DRAWS, pareto_k_threshold
@@ -209,6 +210,8 @@ def diagnose(
         raise OptionError(
             f"num_samples is {num_samples}; diagnostics need at least {MIN_DRAWS} draws (1000 is a good number)"
         )
+    if isinstance(posterior, FittedGuide):
+        posterior = posterior.correcting(False)  # its guide is judged, and draws as that gives them
     sampled = is_sampled(posterior.guide)
     names = [n for n in diagnostics_registry if (n in _OF_CHAINS if sampled else n not in _OF_SAMPLERS)]
     names = names if only is None else list(only)

@@ -32,7 +32,7 @@ def to_arviz(
     num_samples: int = 1000,
     prior_samples: int = 500,
     seed: int | None = None,
-    corrected: bool = False,
+    corrected: bool | None = None,
     groups: Collection[str] | None = None,
     predictions: tuple[Any, ...] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,

@@ -18,7 +18,7 @@ from guides.fitted.own_sites import trace_at
 from guides.fitted.resampled import resampled
 from guides.fitted.run import Run, finished
 from guides.fitted.sites import Site, sites
-from guides.fitted.values import holds_module, mean_of_last, quantiles_over, row_shape, unlike
+from guides.fitted.values import holds_module, mean_of_last, quantiles_over, told_of_shapes, unlike
 from guides.optimise.loop import Trained
 from guides.optimise.statistics import gather_statistics
 from guides.program.data import Data
@@ -27,7 +27,6 @@ from guides.program.isolation import quiet, seeded
 from guides.program.owning import is_owned, owned
 from guides.program.parameters import isolated_store
 from guides.program.program import Program
-from guides.program.words import describe, in_words
 from guides.registries import objectives
 
 __all__ = ["FittedGuide"]
@@ -121,6 +120,16 @@ class FittedGuide:
     def evaluations(self) -> int:
         """Evaluations of the model's gradient that the fit took, over all replicates."""
         return self.losses.numel() * self.program.particles
+
+    @property
+    def corrects(self) -> bool:
+        """Whether draws are corrected by their weights unless they are asked for as they are, ``corrected=False``; see
+        :meth:`correcting`."""
+        return all(info.get("corrects", False) for info in self.info)
+
+    def correcting(self, corrects: bool = True) -> Self:
+        """Return the same posterior, whose draws are corrected by default, or are not."""
+        return replace(self, info=tuple({**info, "corrects": corrects} for info in self.info))
 
     @property
     def data(self) -> tuple[Any, ...]:
@@ -240,7 +249,7 @@ class FittedGuide:
         seed: int | None = None,
         predictive: bool = False,
         log_likelihood: bool = True,
-        corrected: bool = False,
+        corrected: bool | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> Draws:
         """Draw from the posterior and evaluate model and guide at the draws.
@@ -251,17 +260,19 @@ class FittedGuide:
         :param predictive: also draw the observed sites afresh.
         :param log_likelihood: keep it, one number per draw and data point.
         :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
-            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.fitted.resampled`.
+            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.fitted.resampled`. By default only
+            if ``corrects``.
         """
         keep = PARTS if log_likelihood else PARTS - {"log_likelihood"}
         new = self._arguments(data, model_kwargs)
         return self._draws(num_samples, new, seed, predictive=predictive, score=True, keep=keep, corrected=corrected)
 
-    def sample(self, num_samples: int = 1000, seed: int | None = None, *, corrected: bool = False) -> dict[str, Tensor]:
+    def sample(
+        self, num_samples: int = 1000, seed: int | None = None, *, corrected: bool | None = None
+    ) -> dict[str, Tensor]:
         """Return draws of the latent sites, shape ``(S, *site shape)`` each, or ``(R, S, ...)``.
 
-        :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
-            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.fitted.resampled`.
+        :param corrected: resample draws by their importance weights; see :meth:`draws`.
         :raises OptionError: for ``corrected`` where a guide's draws have no weights.
         """
         keep = {"latents"}
@@ -273,7 +284,7 @@ class FittedGuide:
         *data: Any,
         num_samples: int = 1000,
         seed: int | None = None,
-        corrected: bool = False,
+        corrected: bool | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """Return draws of every observed and deterministic site for new inputs, shape ``(S, ...)``, or ``(R, S, ...)``.
@@ -282,8 +293,7 @@ class FittedGuide:
         one value per data point come from the guide if it computes them from the data and all that it needs is given.
         Otherwise they are drawn from the prior if the number of data points differs from the training data's.
 
-        :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
-            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.fitted.resampled`.
+        :param corrected: resample draws by their importance weights; see :meth:`draws`.
         """
         new = self._arguments(data, model_kwargs)
         keep = {"deterministic", "predictive"}
@@ -295,14 +305,13 @@ class FittedGuide:
         *data: Any,
         num_samples: int = 1000,
         seed: int | None = None,
-        corrected: bool = False,
+        corrected: bool | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """Return the pointwise log-likelihood of ``data`` under each draw in nats, by observed site, ``(S, N)`` or ``(R, S,
         N)``.
 
-        :param corrected: resample draws by their importance weights, so that they are draws from the posterior where
-            :func:`guides.diagnose` says that weights can correct them; see :mod:`guides.fitted.resampled`.
+        :param corrected: resample draws by their importance weights; see :meth:`draws`.
         :raises DataError: if no site is observed, as when the targets were left out.
         """
         new = self._arguments(data, model_kwargs)
@@ -356,16 +365,16 @@ class FittedGuide:
         predictive: bool,
         score: bool,
         keep: Set[str] = PARTS,
-        corrected: bool = False,
+        corrected: bool | None = None,
     ) -> Draws:
         if num_samples < 1:
             raise OptionError(f"num_samples must be at least 1, not {num_samples}")
         latents = log_q = None
-        if corrected:
+        if self.corrects if corrected is None else corrected:
             latents, log_q = resampled(self, num_samples, seed)
         same_rows = data.size == self.training.size
         base = self.seed if seed is None else seed
-        draws = self._told(
+        draws = told_of_shapes(
             lambda: take_draws(
                 self.program,
                 self.flat,
@@ -380,26 +389,6 @@ class FittedGuide:
                 latents=latents,
             ),
             data,
+            self.training,
         )
         return draws if log_q is None else replace(draws, log_q=log_q)
-
-    def _told(self, take: Callable[[], Draws], data: Data) -> Draws:
-        """Take draws; tell of data of shapes that the model cannot be run on.
-
-        :raises DataError: naming the argument.
-        """
-        try:
-            return take()
-        except (RuntimeError, ValueError, IndexError) as error:
-            shapes = [
-                (i, new, old)
-                for i, (new, old) in enumerate(zip(data.args, self.training.args))
-                if row_shape(new) != row_shape(old)
-            ]
-            if not shapes or type(error).__module__ == DataError.__module__:
-                raise
-            i, new, old = shapes[0]
-            raise DataError(
-                f"argument {i} has shape {describe(new)}, the training data's was {describe(old)}, and the model cannot "
-                f"be run on it: {in_words(error)}"
-            ) from error

@@ -57,7 +57,7 @@ def resampled(posterior: Any, num_samples: int, seed: int | None) -> tuple[dict[
     elements = sum(math.prod(site.shape) for site in posterior.sites.values() if site.kind == "latent")
     most = max(num_samples, 2 * _MOST_ELEMENTS // max(1, elements * chains))
     pool = max(MIN_DRAWS, min(max(affordable(posterior.sites), _POOL * num_samples), most))
-    draws = posterior.draws(pool, seed=seed, log_likelihood=False)
+    draws = posterior.draws(pool, seed=seed, log_likelihood=False, corrected=False)
     smoothed, k_hat = psis(draws.log_p - draws.log_q)
     if k_hat.isnan().any():
         raise OptionError(f"corrected=True: importance weights of {family!r} are not finite; see posterior.diagnose()")

@@ -35,6 +35,7 @@ def described(posterior: FittedGuide) -> tuple[str, list[str], Table]:
     lines = [_progress(posterior)] if posterior.losses.numel() else []
     bad = [reason for reason in posterior.stop_reasons if "not finite" in reason or reason.startswith("interrupted")]
     lines += bad[:2]
+    lines += posterior.info[0].get("auto", [])
     sites = list(posterior.sites.values())
     rows = [(site.name, site.kind, str(site.shape), ", ".join(site.dims)) for site in sites[:_MOST_SITES]]
     if len(sites) > _MOST_SITES:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from guides.errors import DataError
 from guides.program.data import Data
+from guides.program.words import describe, in_words
 
-__all__ = ["holds_module", "mean_of_last", "quantiles_over", "row_shape", "unlike"]
+__all__ = ["holds_module", "mean_of_last", "quantiles_over", "row_shape", "told_of_shapes", "unlike"]
 
 
 def unlike(data: Data, training: Data) -> str | None:
@@ -31,6 +34,26 @@ def unlike(data: Data, training: Data) -> str | None:
         if any(a != b and 1 in (a, b) for a, b in zip(new.shape[1:], old.shape[1:])):
             return f"{said}; a dimension of size 1 would be repeated"
     return None
+
+
+def told_of_shapes(take: Callable[[], Any], data: Data, training: Data) -> Any:
+    """Run something on data; tell of shapes that the model cannot be run on.
+
+    :raises DataError: naming the argument.
+    """
+    try:
+        return take()
+    except (RuntimeError, ValueError, IndexError) as error:
+        shapes = [
+            (i, new, old) for i, (new, old) in enumerate(zip(data.args, training.args)) if row_shape(new) != row_shape(old)
+        ]
+        if not shapes or type(error).__module__ == DataError.__module__:
+            raise
+        i, new, old = shapes[0]
+        raise DataError(
+            f"argument {i} has shape {describe(new)}, the training data's was {describe(old)}, and the model cannot be run "
+            f"on it: {in_words(error)}"
+        ) from error
 
 
 def quantiles_over(draws: Tensor, q: Tensor, axis: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from guides.density.points import Point
 from guides.errors import OptionError
 from guides.fitted.draws import PARTS, Draws, take_draws
+from guides.fitted.values import told_of_shapes
 from guides.posterior import Posterior
 from guides.program.data import Data
 
@@ -98,7 +99,7 @@ class Sampled(Posterior):
         seed: int | None = None,
         predictive: bool = False,
         log_likelihood: bool = True,
-        corrected: bool = False,
+        corrected: bool | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> Draws:
         """Return draws by chain, and the model's densities at them; ``log_q`` is NaN. See :meth:`guides.Posterior.draws`.
@@ -114,7 +115,7 @@ class Sampled(Posterior):
         return replace(found, statistics={n: v[:, index] for n, v in self.statistics.items()})
 
     def sample(
-        self, num_samples: int | None = None, seed: int | None = None, *, corrected: bool = False
+        self, num_samples: int | None = None, seed: int | None = None, *, corrected: bool | None = None
     ) -> dict[str, Tensor]:
         """Return draws of the latent sites, ``(S, *site shape)`` each; see :meth:`guides.Posterior.sample`."""
         return super().sample(self._most(num_samples), seed, corrected=corrected)
@@ -135,7 +136,7 @@ class Sampled(Posterior):
         every = self.points.shape[0] * self.points.shape[1]
         return every if num_samples is None else min(num_samples, every)
 
-    def _check_raw(self, corrected: bool) -> None:
+    def _check_raw(self, corrected: bool | None) -> None:
         if corrected:
             raise OptionError(f"{self.family!r} draws from the posterior itself: there is nothing to correct")
 
@@ -148,7 +149,7 @@ class Sampled(Posterior):
         predictive: bool,
         score: bool,
         keep: Set[str] = PARTS,
-        corrected: bool = False,
+        corrected: bool | None = None,
     ) -> Draws:
         self._check_raw(corrected)
         if num_samples < 1:
@@ -178,7 +179,7 @@ class Sampled(Posterior):
                 latents=latents,
             )
 
-        return self._told(take, data)
+        return told_of_shapes(take, data, self.training)
 
     def _content(self) -> dict[str, Any]:
         return {

@@ -35,14 +35,16 @@ def sample(
     compile: str,
     progress: bool | None,
     model_kwargs: dict[str, Any] | None,
+    density: LogDensity | None = None,
 ) -> Sampled:
     """Draw from the posterior of a model by a sampler.
 
+    :param density: the model's, if there is one already.
     :raises UnsupportedModelError: for a model with parameters to be trained.
     :raises NonFiniteLossError: if no start has a finite density.
     """
     check_whole("seed", seed)
-    ready = prepared(model, data, name_of_method(sampler), seed, compile, model_kwargs)
+    ready = prepared(model, data, name_of_method(sampler), seed, compile, model_kwargs, density)
     chains = sampler.run(ready.density, ready.start, seed, shows_progress(progress))
     return concluded(ready, sampler, chains)
 
@@ -71,11 +73,12 @@ def prepared(
     seed: int,
     compile: str,
     model_kwargs: dict[str, Any] | None,
+    density: LogDensity | None = None,
 ) -> Prepared:
     """Return the compiled density of a model, and where chains may start."""
     began = time.perf_counter()
     with undivided("guides.fit"):
-        density = log_density(model, *data, compile=compile, seed=seed, model_kwargs=model_kwargs)
+        density = density or log_density(model, *data, compile=compile, seed=seed, model_kwargs=model_kwargs)
         check_no_parameters(density, f"the sampler {name!r}")
         given = read(model, data, model_kwargs, torch.device("cpu"), seed=seed)
         program = Program.build(model, Drawn(model), ELBO(), given, batch_size=None, seed=seed)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guides.density.density import log_density
+from guides.density.density import LogDensity, log_density
 from guides.density.method import check_no_parameters, name_of_method, start
 from guides.errors import DataError, NotAtTheModeWarning, check_whole
 from guides.objectives.elbo import ELBO
@@ -36,9 +36,11 @@ def solve(
     seed: int,
     compile: str,
     model_kwargs: dict[str, Any] | None,
+    density: LogDensity | None = None,
 ) -> Solved:
     """Find a normal approximation of a model's posterior by a solver.
 
+    :param density: the model's, if there is one already.
     :raises UnsupportedModelError: for a model with parameters to be trained.
     :raises NonFiniteLossError: if no start has a finite density.
     """
@@ -46,7 +48,7 @@ def solve(
     name = name_of_method(solver)
     began = time.perf_counter()
     with undivided("guides.fit"):
-        density = log_density(model, *data, compile=compile, seed=seed, model_kwargs=model_kwargs)
+        density = density or log_density(model, *data, compile=compile, seed=seed, model_kwargs=model_kwargs)
         check_no_parameters(density, f"the guide {name!r}")
         solver.check_size(density.size)
         given = read(model, data, model_kwargs, torch.device("cpu"), seed=seed)

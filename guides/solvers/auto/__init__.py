@@ -1,0 +1,1 @@
+"""The ladder of methods that ``guides.fit(model, "auto", ...)`` climbs."""
