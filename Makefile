@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install bench test lint docs clean
+.PHONY: install bench test lint pages docs docs-serve clean
 
 install: $(STAMP)
 
@@ -25,8 +25,21 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(STAMP)
+pages: $(STAMP)
 	$(BIN)/python -m docs.writer
 
+DOCS_STAMP := $(VENV)/.docs-installed
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $(DOCS_STAMP)
+
+docs: $(DOCS_STAMP) pages
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	@echo "The site: docs/_build/html/index.html"
+
+docs-serve: docs
+	$(BIN)/python -m http.server --directory docs/_build/html 8000
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info docs/_build docs/project docs/reference

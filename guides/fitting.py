@@ -117,8 +117,10 @@ def fit(
         than before (a schedule is then that of all of them). A file of any other fit is refused, saying what differs; one
         that cannot be written is warned of once and costs nothing.
     :param model_kwargs: keyword arguments of the model, the same at every step.
-    :raises DataError, OptionError, GuideMismatchError, DiscreteLatentError, MinibatchScaleError, NonFiniteLossError,
-        UnsupportedModelError: before any work is lost, naming what was found and what to do.
+    :raises DataError, OptionError, GuideMismatchError, UnsupportedModelError: before any work, naming what was found and
+        what to do.
+    :raises DiscreteLatentError, MinibatchScaleError: likewise.
+    :raises NonFiniteLossError: for a loss that is not finite at the start.
 
     Batch normalisation in evaluation mode uses the running statistics that it has. In training mode it normalises by the
     batch at every step, and in what follows the fit; its running statistics are gathered when the parameters have been

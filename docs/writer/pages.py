@@ -57,7 +57,7 @@ PACKAGES = (
 )
 API = (
     ("Fit and compare", (guides.fit, guides.fit_many, guides.compare, Comparison)),
-    ("The result of a fit", (guides.Posterior, Draws, Site)),
+    ("The result of a fit", (guides.Posterior, guides.to_arviz, Draws, Site)),
     ("The model as one function, and chains", (guides.log_density, LogDensity, Sampled, guides.reference)),
     ("Closed-form coordinate ascent", (guides.cavi, ConjugatePosterior, ConjugateStructure)),
     ("Can it be trusted?", (guides.diagnose, Diagnosis, guides.calibrate, Calibration)),
@@ -400,47 +400,19 @@ def _table_of(kind: Kind, prefix: str) -> str:
 
 
 def _api() -> str:
+    """Return the page that Sphinx makes the reference from: names by heading, each with a page from its docstring."""
     parts = [
-        f"{MARK} from docstrings. -->",
+        f"{MARK} from the list in docs/writer/pages.py; `make docs` makes a page of each. -->",
         "# Functions and classes",
         "What is registered by name has a page of its own: "
         + ", ".join(f"[{kind.title.lower()}]({kind.folder}/README.md)" for kind in KINDS)
-        + ". `guides.to_arviz` is on the page about [ArviZ](arviz.md).",
+        + ".",
     ]
     for heading, entries in API:
-        parts.append(f"## {heading}")
-        for entry in entries:
-            described = parse(entry, _links(""))
-            parts += [f"### `{_public(entry)}`", described.summary]
-            if inspect.isfunction(entry) or described.arguments:
-                parts.append(f"```python\n{_signature(entry)}\n```")
-            parts += described.body
-            parts += [text for title, said in described.sections.items() for text in (f"#### {title}", said)]
-            if described.arguments:
-                parts.append(_arguments(entry, described))
-            if described.attributes:
-                parts.append("\n".join(f"- **`{name}`**: {said}" for name, said in described.attributes.items()))
-            if inspect.isclass(entry):
-                parts += _members(entry)
-            parts += _ending(described, entry, "####")
+        names = "\n".join(f"   {_public(entry)}" for entry in entries)
+        listed = f".. autosummary::\n   :toctree: reference\n   :nosignatures:\n\n{names}"
+        parts += [f"## {heading}", f"```{{eval-rst}}\n{listed}\n```"]
     return "\n\n".join(parts) + "\n"
-
-
-def _members(entry: type) -> list[str]:
-    """Return a table of the public methods and properties that a class itself defines."""
-    rows = []
-    for name, member in vars(entry).items():
-        function = getattr(member, "__func__", getattr(member, "fget", member))
-        if name.startswith("_") or not inspect.isfunction(function):
-            continue
-        call = name if isinstance(member, property) else f"{name}({', '.join(_parameters(function))})"
-        rows.append((f"`{call}`", parse(function, _links("")).summary))
-    return [markdown_table(("member", "what"), rows)] if rows else []
-
-
-def _parameters(function: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return [f"{_stars(each)}{each.name}" for each in parameters if each.name not in ("self", "cls")]
 
 
 def _stars(parameter: inspect.Parameter) -> str:

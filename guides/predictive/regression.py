@@ -48,8 +48,8 @@ def log_predictive_density(log_likelihood: Tensor) -> Tensor:
 
     .. math:: \log \frac1S \sum_s p(y_n \mid z_s)
 
-    :param log_likelihood: (S, *batch), nats.
-    :returns: (*batch), nats. A point that no draw gives density to is -inf.
+    :param log_likelihood: ``(S, *batch)``, nats.
+    :returns: ``(*batch)``, nats. A point that no draw gives density to is -inf.
 
     Example::
 
@@ -94,9 +94,9 @@ def crps(draws: Tensor, y: Tensor) -> Tensor:
     The second expectation is taken over pairs of *different* draws (a factor S / (S - 1) that
     ``pyro.ops.stats.crps_empirical`` leaves out, so that its value shrinks with S). Sorting makes it O(S log S).
 
-    :param draws: (S, *batch) predictive draws. With one draw the score is the absolute error.
-    :param y: (*batch).
-    :returns: (*batch), in units of ``y``; smaller is better.
+    :param draws: ``(S, *batch)`` predictive draws. With one draw the score is the absolute error.
+    :param y: ``(*batch)``.
+    :returns: ``(*batch)``, in units of ``y``; smaller is better.
 
     References: Gneiting and Raftery (2007), *Strictly proper scoring rules, prediction, and estimation*, eq. 21,
     https://doi.org/10.1198/016214506000001437
@@ -121,11 +121,11 @@ def gaussian_mixture_cdf(y: Tensor, means: Tensor, sds: Tensor, weights: Tensor 
 
     .. math:: \sum_s \pi_s \Phi((y - \mu_s) / \sigma_s)
 
-    :param y: (*batch).
-    :param means: (S, *batch), one component per posterior draw.
-    :param sds: broadcastable to (S, *batch), positive.
+    :param y: ``(*batch)``.
+    :param means: ``(S, *batch)``, one component per posterior draw.
+    :param sds: broadcastable to ``(S, *batch)``, positive.
     :param weights: (S,) summing to one; equal if None.
-    :returns: (*batch), in [0, 1].
+    :returns: ``(*batch)``, in [0, 1].
 
     Example::
 
@@ -140,17 +140,17 @@ def gaussian_mixture_cdf(y: Tensor, means: Tensor, sds: Tensor, weights: Tensor 
 def crps_gaussian_mixture(means: Tensor, sds: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
     r"""Return the CRPS of a Gaussian mixture in closed form: the predictive of a regression with Gaussian noise.
 
-    .. math:: \sum_i \pi_i A(y - \mu_i, \sigma_i^2) - \tfrac12 \sum_{ij} \pi_i \pi_j A(\mu_i - \mu_j, \sigma_i^2 +
-    \sigma_j^2),
-              \quad A(m, v) = m \big(2 \Phi(m / \sqrt v) - 1\big) + 2 \sqrt v\, \varphi(m / \sqrt v)
+    .. math::
+        \sum_i \pi_i A(y - \mu_i, \sigma_i^2) - \tfrac12 \sum_{ij} \pi_i \pi_j A(\mu_i - \mu_j, \sigma_i^2 + \sigma_j^2),
+        \quad A(m, v) = m \big(2 \Phi(m / \sqrt v) - 1\big) + 2 \sqrt v\, \varphi(m / \sqrt v)
 
     It costs S squared per point; thin the draws to a few hundred.
 
-    :param means: (S, *batch), in units of ``y``.
-    :param sds: broadcastable to (S, *batch), positive.
-    :param y: (*batch).
+    :param means: ``(S, *batch)``, in units of ``y``.
+    :param sds: broadcastable to ``(S, *batch)``, positive.
+    :param y: ``(*batch)``.
     :param weights: (S,) summing to one; equal if None.
-    :returns: (*batch), in units of ``y``.
+    :returns: ``(*batch)``, in units of ``y``.
 
     References: Grimit, Gneiting, Berrocal, Johnson (2006), *The continuous ranked probability score for circular variables
     and its application to mesoscale forecast ensemble verification*, https://doi.org/10.1256/qj.05.235
@@ -189,10 +189,10 @@ def pit(draws: Tensor, y: Tensor, generator: torch.Generator | None = None) -> T
     for discrete targets. Too narrow predictions pile them up at 0 and 1, too wide ones in the middle, biased ones on one
     side.
 
-    :param draws: (S, *batch) predictive draws (of the observation, noise included, not of its mean).
-    :param y: (*batch).
+    :param draws: ``(S, *batch)`` predictive draws (of the observation, noise included, not of its mean).
+    :param y: ``(*batch)``.
     :param generator: source of u; without it u = 1/2, which is deterministic and uniform up to 1 / (S + 1).
-    :returns: (*batch), in (0, 1).
+    :returns: ``(*batch)``, in (0, 1).
 
     References: Dawid (1984), *The prequential approach*; Czado, Gneiting, Held (2009), *Predictive model assessment for
     count data*, https://doi.org/10.1111/j.1541-0420.2009.01191.x
@@ -293,11 +293,12 @@ def regression_metrics(
 ) -> RegressionMetrics:
     """Score predictive draws of a real-valued target.
 
-    :param draws: (S, *batch) draws of the observation, noise included; ``posterior.predict(x)["y"]``.
-    :param y: (*batch) held-out values, in the units of the draws.
-    :param log_likelihood: (S', *batch) pointwise, nats, in the units of the draws; ``posterior.log_likelihood(x, y)["y"]``.
-    :param mean: (*batch) predictive mean where it is known better than by averaging ``draws``, such as the average of the
-        noise-free site ``"f"``.
+    :param draws: ``(S, *batch)`` draws of the observation, noise included; ``posterior.predict(x)["y"]``.
+    :param y: ``(*batch)`` held-out values, in the units of the draws.
+    :param log_likelihood: ``(S', *batch)`` pointwise, nats, in the units of the draws; as
+        ``posterior.log_likelihood(x, y)["y"]`` returns.
+    :param mean: ``(*batch)`` predictive mean where it is known better than by averaging ``draws``, such as the average of
+        the noise-free site ``"f"``.
     :param target_sd: standard deviation that targets were divided by, to report original units too; 1 if they were not.
     :raises DataError: if shapes do not fit, there is no draw or no point, or ``target_sd`` is not positive.
 

@@ -11,7 +11,7 @@ from guides.posterior import Posterior
 __all__ = ["Solved"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solved(Posterior):
     """A normal that a solver found. It has the methods of :class:`guides.Posterior`; see there.
 

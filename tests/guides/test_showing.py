@@ -64,6 +64,12 @@ def test_a_posterior_is_one_screen_that_names_model_sites_and_the_next_step(post
     assert len(repr(several.pooled()).splitlines()) <= SCREEN
 
 
+def test_every_kind_of_posterior_shows_itself_so():
+    """A subclass that is a dataclass gets a ``__repr__`` of its own unless it says otherwise."""
+    kinds = guides.Posterior.__subclasses__()
+    assert kinds and all(kind.__repr__ is guides.Posterior.__repr__ for kind in kinds), kinds
+
+
 def test_a_summary_is_a_mapping_and_a_table_below_its_verdict(posterior):
     found = posterior.summary(200, seed=0)
     draws = posterior.sample(200, seed=0)
