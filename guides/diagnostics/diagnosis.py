@@ -264,7 +264,7 @@ def _unscored(points: int, draws: int) -> Undefined:
 def _draws(posterior: PosteriorLike, local: frozenset[str], num_samples: int, seed: int | None, scored: bool) -> Any:
     """Return draws on the training data; without the latents of rows, and on few rows, where an encoder computes them."""
     if not local:
-        return posterior.draws(num_samples, seed=seed, log_likelihood=scored)
+        return _judged(posterior, posterior.draws(num_samples, seed=seed, log_likelihood=scored))
     rows = some_rows(cast(Any, posterior).training, _MAX_ROWS)
     draws = posterior.draws(num_samples, *rows.args, seed=seed)
     return replace(draws, latents={name: value for name, value in draws.latents.items() if name not in local})
@@ -278,9 +278,19 @@ def _settled(posterior: PosteriorLike, draws: DrawsLike, seed: int | None) -> tu
     found = answers(posterior, draws)
     while isinstance(found, Answers) and not found.settled and count * 4 <= most:
         count *= 4
-        draws = posterior.draws(count, seed=seed, log_likelihood=False)
+        draws = _judged(posterior, posterior.draws(count, seed=seed, log_likelihood=False))
         found = answers(posterior, draws)
     return draws, found
+
+
+def _judged(posterior: PosteriorLike, draws: Any) -> Any:
+    """Return draws without the discrete latents that were summed out.
+
+    Given the others they are drawn exactly, and one that is the same in all draws is no chain that never moved.
+    """
+    summed = {name for name, site in getattr(posterior, "sites", {}).items() if site.kind == "enumerated"}
+    kept = {name: value for name, value in draws.latents.items() if name not in summed}
+    return replace(draws, latents=kept) if summed else draws
 
 
 def _joint(name: str) -> Undefined:
