@@ -46,6 +46,7 @@ from guides.samplers.base import Sampler
 from guides.samplers.sampling import sample
 from guides.solvers.auto.auto import Auto, climb
 from guides.solvers.base import Solver
+from guides.solvers.pilot import check_precondition, obstacle, pilot_of, whitened
 from guides.solvers.solving import solve
 
 __all__ = ["fit", "fit_alike", "fit_many", "read_once"]
@@ -66,6 +67,7 @@ def fit(
     schedule: str | Callable[[float], float] = "constant",
     clip_norm: float | None = None,
     num_particles: int | None = None,
+    precondition: Any = None,
     validation: float | tuple[Any, ...] | None = None,
     patience: int | None = None,
     seed: int = 0,
@@ -100,6 +102,12 @@ def fit(
         ``"clipped_adam"`` (with every entry of the gradient cut to ±10 first) or ``"sgd"`` (with momentum).
     :param clip_norm: largest gradient norm; longer gradients are shortened to it.
     :param num_particles: Monte Carlo draws per step; by default the objective's own number, one for the ELBO.
+    :param precondition: optimise in a space where the posterior is near a standard normal, and start there: ``"pathfinder"``
+        finds it by some hundred gradients (:class:`guides.solvers.Pathfinder`), a posterior of the
+        same latents by its draws. ``"auto"`` is ``"pathfinder"`` where that can be done, and nothing elsewhere. For
+        ``mean_field``, ``full_rank``, ``low_rank`` and mixtures of them, up to 500 latents, no other parameters: in badly
+        scaled models, such as regressions on columns as they are, steps are then of the right length in every direction.
+        ``init_loc_fn`` and ``init_scale`` mean nothing then. What is fitted, returned and saved stays in the model's terms.
     :param validation: data to choose the best parameters by, either a fraction of ``data`` to hold out or a tuple like
         ``data``. Scored after every epoch by log predictive density, or by the objective where the guide computes latents
         from the rows it is given; the best parameters are restored at the end.
@@ -165,12 +173,13 @@ def fit(
         training, held_out = read_data(model, guide, data, validation, model_kwargs, where, seed, batch_size)
     given["batch_size"] = training.batch_size if batch_size is None else batch_size
     settings = Settings.of(training, held_out is not None, **{name: given[name] for name in keywords_of(Settings.of)})
+    check_precondition(precondition)
     chosen = make_objective(objective, num_particles)
     seeds = [seed + r for r in range(replicates)]
     many = [training] * replicates
     validations = None if held_out is None else [held_out] * replicates
     with undivided("guides.fit"):
-        return _fit(model, guide, chosen, many, validations, seeds, settings, where, checkpoint)
+        return _fit(model, guide, chosen, many, validations, seeds, settings, where, checkpoint, precondition=precondition)
 
 
 def _by_method(
@@ -305,6 +314,7 @@ def _fit(
     device: torch.device,
     checkpoint: str | Path | None,
     one_start: bool = False,
+    precondition: Any = None,
 ) -> Posterior:
     start = time.perf_counter()
     if isinstance(model, nn.Module) and device.type != "cpu":
@@ -318,6 +328,7 @@ def _fit(
         enough = program.guide.begin(FitContext(program, starts[0], datasets[0], seeds[0]))
         if enough is not None and settings.by_default:
             settings = replace(settings, steps=enough)
+    program, starts, pilot_gradients = _preconditioned(program, starts, model, guide, datasets, seeds, device, precondition)
     setup = time.perf_counter()
     file = None if checkpoint is None else Path(checkpoint)
     try:
@@ -328,13 +339,38 @@ def _fit(
         reason + scale_of(d) if "not finite" in reason else reason for reason, d in zip(trained.stop_reasons, datasets)
     )
     warn_of(trained, settings, stacklevel=4)
-    run = Run(program, datasets, validations, seeds, settings, trained.resume)
+    run = Run(program, datasets, validations, seeds, settings, trained.resume, pilot_gradients)
     posterior = Posterior.concluded(run, trained, family, family_options, setup=setup - start, began=setup)
     if len(seeds) == 1:
         posterior.program.parameters.write_back(posterior.flat[0], spared=is_owned)
     owning = posterior.owning().with_statistics(run)
     hand_over_statistics(owning.program, posterior.program)
     return owning
+
+
+def _preconditioned(
+    program: Program,
+    starts: Tensor,
+    model: Model,
+    guide: Any,
+    datasets: list[Data],
+    seeds: list[int],
+    device: torch.device,
+    precondition: Any,
+) -> tuple[Program, Tensor, int]:
+    """Return the program and the starts in the space to optimise in, and what it took to find it.
+
+    :raises OptionError: if a space was asked for and there can be none.
+    """
+    if precondition is None:
+        return program, starts, 0
+    why_not = obstacle(program, guide, datasets, device)
+    if why_not is None:
+        pilot = pilot_of(model, datasets[0], precondition, seeds[0])
+        return *whitened(program, pilot, seeds, starts), pilot.gradients
+    if not isinstance(precondition, str) or precondition != "auto":
+        raise OptionError(f"this fit cannot be preconditioned: {why_not}")
+    return program, starts, 0
 
 
 def _begin(

@@ -67,8 +67,11 @@ class FittedGuide:
         """
         end = time.perf_counter()
         objective = run.program.objective
-        program, flat = run.program.without_objective(trained.flat)
+        program, flat = run.program.in_own_terms(trained.flat)
+        program, flat = program.without_objective(flat)
         program, flat, info = finished(program, flat, run.datasets, run.seeds)
+        if run.pilot_gradients:
+            info = tuple({**each, "pilot_gradients": run.pilot_gradients} for each in info)
         return cls(
             family=family,
             options=options,
@@ -118,8 +121,8 @@ class FittedGuide:
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the model's gradient that the fit took, over all replicates."""
-        return self.losses.numel() * self.program.particles
+        """Evaluations of the model's gradient that the fit took, over all replicates, with those of its pilot."""
+        return self.losses.numel() * self.program.particles + int(self.info[0].get("pilot_gradients", 0))
 
     @property
     def corrects(self) -> bool:

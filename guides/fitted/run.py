@@ -26,6 +26,7 @@ class Run:
     state that it ended in.
 
     :ivar program: as it was trained, with what the objective learns for itself, before the family made a posterior of it.
+    :ivar pilot_gradients: evaluations of the model's gradient before the training; see ``precondition`` of a fit.
     """
 
     program: Program
@@ -34,6 +35,7 @@ class Run:
     seeds: list[int]
     settings: Settings
     resume: Resume
+    pilot_gradients: int = 0
 
     def row(self, index: int) -> Run:
         """Return that of one replicate."""

@@ -32,6 +32,7 @@ from guides.program.sites import counted, is_latent, is_observed, nodes, pointwi
 from guides.program.strata import Stratum, stratum_log_weight
 from guides.program.subsampling import OwnPlates
 from guides.program.vectorise import Vectorised
+from guides.program.whitened import WhitenedLayout
 
 __all__ = ["Program", "RescalePlates", "setup_rows"]
 
@@ -159,6 +160,14 @@ class Program:
         """Call ``function`` with the parameters ``flat`` in place, and all rows in the plates that the model subsamples."""
         with self.own.whole():
             return self.parameters.call(flat, function)
+
+    def in_own_terms(self, flat: Tensor) -> tuple[Program, Tensor]:
+        """Return the program and ``flat``, ``(replicates, size)``, in the model's terms, whatever space was optimised in."""
+        if not isinstance(self.parameters, WhitenedLayout):
+            return self, flat
+        layout = self.parameters.plain
+        plain = layout.flatten(self.parameters.constrained(flat), flat.shape[:-1])
+        return replace(self, parameters=replace(layout, initial=plain[0])), plain
 
     def without_objective(self, flat: Tensor) -> tuple[Program, Tensor]:
         """Return the program and ``flat``, ``(replicates, size)``, without what the objective learned for itself.
