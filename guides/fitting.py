@@ -16,6 +16,7 @@ from guides.errors import (
     DataError,
     NonFiniteLossError,
     OptionError,
+    UnsupportedModelError,
     check_whole,
 )
 from guides.families.base import Family, FitContext
@@ -364,13 +365,19 @@ def _preconditioned(
     """
     if precondition is None:
         return program, starts, 0
+    anyhow = isinstance(precondition, str) and precondition == "auto"
     why_not = obstacle(program, guide, datasets, device)
-    if why_not is None:
-        pilot = pilot_of(model, datasets[0], precondition, seeds[0])
-        return *whitened(program, pilot, seeds, starts), pilot.gradients
-    if not isinstance(precondition, str) or precondition != "auto":
+    if why_not is not None:
+        if anyhow:
+            return program, starts, 0
         raise OptionError(f"this fit cannot be preconditioned: {why_not}")
-    return program, starts, 0
+    try:
+        pilot = pilot_of(model, datasets[0], precondition, seeds[0])
+    except (NonFiniteLossError, UnsupportedModelError):  # of a density with no start, or of a model that has none
+        if anyhow:
+            return program, starts, 0
+        raise
+    return *whitened(program, pilot, seeds, starts), pilot.gradients
 
 
 def _begin(

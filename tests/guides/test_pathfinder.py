@@ -13,7 +13,8 @@ import guides
 from guides.distributions.bent import BentNormal
 from guides.errors import NonFiniteLossError, OptionError, UnsupportedModelError
 from guides.solvers.pathfinder import mixture
-from guides.solvers.pathfinder.paths import find_paths
+from guides.solvers.pathfinder.normals import PathNormals
+from guides.solvers.pathfinder.paths import Found, find_paths
 
 
 def normal(mean, precision, log_mass=0.0):
@@ -201,3 +202,15 @@ def test_what_cannot_be_is_refused_before_any_work(data):
         guides.fit(linear, "pathfinder", *data, paths=0)
     with pytest.raises(OptionError, match="steps=100 means nothing"):
         guides.fit(linear, "pathfinder", *data, steps=100)
+
+
+def test_paths_that_led_nowhere_leave_no_trace():
+    """A component of no weight and no sensible scale must not make the mixture's density NaN in single precision."""
+    loc, scale = torch.zeros(3, 2).double(), torch.tensor([[1.0, 1.0], [1e-30, 1e30], [2.0, 2.0]]).double()
+    normals = PathNormals(loc, scale, torch.eye(2).double().repeat(3, 1, 1), torch.eye(2).double().repeat(3, 1, 1))
+    log_weights = torch.log_softmax(torch.tensor([0.0, -50.0, 1.0]).double(), 0)
+    found = Found(normals, log_weights, log_weights, torch.ones(3).long(), 10, 10)
+    values = mixture.values_of(found, 4)
+    assert torch.equal(values["scale"], scale[[0, 2, 2, 2]])
+    torch.testing.assert_close(torch.softmax(values["logits"], 0)[[0, 2]], torch.softmax(log_weights[[0, 2]], 0))
+    assert torch.softmax(values["logits"].float(), 0)[[1, 3]].eq(0).all()

@@ -7,7 +7,7 @@ import torch
 from guide_models import line, linear, linear_posterior
 
 import guides
-from guides.errors import OptionError
+from guides.errors import OptionError, UnsupportedModelError
 from guides.program.whitened import Space
 from guides.solvers.pilot import Pilot
 
@@ -131,3 +131,16 @@ def test_what_cannot_be_is_refused_or_left_alone():
     plain = guides.fit(linear, "map", *data, steps=5, compile="eager")
     same = guides.fit(linear, "map", *data, steps=5, compile="eager", precondition="auto")
     torch.testing.assert_close(same.flat, plain.flat, rtol=0, atol=0)
+
+
+def test_auto_goes_without_a_pilot_where_there_is_no_density():
+    def noisy(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w + 0.1 * torch.randn(()), 1.0), obs=y)
+
+    x, y = line()
+    posterior = guides.fit(noisy, "mean_field", x, y, steps=5, compile="eager", precondition="auto")
+    assert posterior.evaluations == 5
+    with pytest.raises(UnsupportedModelError, match="random numbers beside its sample sites"):
+        guides.fit(noisy, "mean_field", x, y, steps=5, compile="eager", precondition="pathfinder")

@@ -20,6 +20,7 @@ __all__ = ["PathMixture", "values_of"]
 
 _DENSE = 500  # latents, up to which components hold a whole Cholesky factor
 _NO_WEIGHT = -1e3  # a logit that makes none, and is still a number
+_DEAD = 1e-6
 
 
 class PathMixture(Mixture):
@@ -51,10 +52,12 @@ def values_of(found: Found, components: int) -> dict[str, Tensor]:
 
     :param components: of the guide; those that no path stands for have no weight.
     """
-    missing = torch.full((components - len(found.log_weights),), found.best)
-    normals = found.normals[torch.cat([torch.arange(len(found.log_weights)), missing])]
-    logits = torch.cat([found.log_weights - found.log_weights.max(), missing.double() * 0.0 + _NO_WEIGHT])
-    values = {"logits": logits.clamp(min=_NO_WEIGHT), "loc": normals.loc}
+    weights = found.log_weights.exp()
+    alive = torch.where(weights > _DEAD, torch.arange(len(weights)), found.best)  # what has no weight may be no number
+    normals = found.normals[torch.cat([alive, alive.new_full((components - len(alive),), found.best)])]
+    logits = torch.full((components,), _NO_WEIGHT, dtype=torch.float64)
+    logits[: len(weights)] = torch.where(weights > _DEAD, found.log_weights - found.log_weights.max(), _NO_WEIGHT)
+    values = {"logits": logits, "loc": normals.loc}
     if normals.loc.shape[-1] <= _DENSE:
         tril = normals.tril()
         scale = tril.diagonal(dim1=-2, dim2=-1)
