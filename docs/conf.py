@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import warnings
@@ -35,7 +36,7 @@ templates_path = ["_templates"]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 suppress_warnings = ["misc.highlighting_failure", "myst.header"]
-nb_execution_mode = "cache"
+nb_execution_mode = os.environ.get("DOCS_EXECUTION", "force")  # "cache" runs a tutorial again only when its text changed
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
