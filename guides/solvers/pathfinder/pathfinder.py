@@ -84,7 +84,8 @@ class Pathfinder(Solver):
         >>> x = torch.linspace(1990.0, 2020.0, 31)  # years, which make the two coefficients all but one
         >>> posterior = guides.fit(model, "pathfinder", x, 0.1 * (x - 2000))
         >>> b = posterior.sample(4000)["b"]
-        >>> abs(float(b[:, 1].mean()) - 0.1) < 0.01, float(torch.corrcoef(b.T)[0, 1]) < -0.99
+        >>> # 0.0861 in closed form: the prior draws the intercept of -200 towards 0
+        >>> abs(float(b[:, 1].mean()) - 0.0861) < 0.002, float(torch.corrcoef(b.T)[0, 1]) < -0.99
         (True, True)
         >>> posterior.info[0]["gradients"] < 1000
         True
