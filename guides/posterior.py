@@ -27,7 +27,7 @@ from guides.families.choose import Model, guide_factory
 from guides.fitted.arviz_io import to_arviz
 from guides.fitted.fitted import FittedGuide
 from guides.fitted.run import warn_of
-from guides.fitted.saved import checked
+from guides.fitted.saved import checked, fields_of, latent_shapes
 from guides.fitted.shown import described, plot_fit, plot_predictions
 from guides.fitted.values import holds_module
 from guides.objectives.choose import make_objective
@@ -35,11 +35,10 @@ from guides.optimise.loop import train
 from guides.optimise.settings import Settings
 from guides.pooled import Pooled, pool_weights
 from guides.program.alone import undivided
-from guides.program.data import Data, forms_from, plain_forms
+from guides.program.data import Data, plain_forms
 from guides.program.guide import as_guide
 from guides.program.owning import is_owned
 from guides.program.program import Program
-from guides.program.sites import nodes
 from guides.registries import families
 from guides.showing.summary import Summary
 from guides.showing.tables import panel
@@ -229,7 +228,7 @@ class Posterior(FittedGuide):
             "args": tuple(a.cpu() if isinstance(a, Tensor) else a for a in self.training.args),
             "kwargs": self.training.kwargs,
             "forms": plain_forms(self.training.forms),
-            "sites": {n: tuple(nodes(self.program.prototype)[n]["value"].shape) for n in self.program.latents},
+            "sites": latent_shapes(self.program),
         }
 
     @classmethod
@@ -256,10 +255,6 @@ class Posterior(FittedGuide):
         return restore(found, model, guide)
 
 
-def _latent_shapes(program: Program) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(nodes(program.prototype)[name]["value"].shape) for name in program.latents}
-
-
 def _saved_model(content: dict[str, Any]) -> str:
     listed = ", ".join(f"{n} {tuple(s)}" for n, s in content.get("sites", {}).items())
     return f"a model with the latent sites {listed}" if listed else "another model"
@@ -267,7 +262,8 @@ def _saved_model(content: dict[str, Any]) -> str:
 
 def _restored(content: dict[str, Any], model: Model, guide: Any) -> Posterior:
     """Rebuild a posterior from what :meth:`guides.Posterior.save` wrote."""
-    training = replace(Data.of(content["args"], content["kwargs"]), forms=forms_from(content.get("forms", {})))
+    held = fields_of(content)
+    training: Data = held["training"]
     spec = guide if guide is not None else (content["family"], content["options"])
     if guide is None and content["family"] not in families:
         raise OptionError(f"the saved guide {content['family']!r} is not in the registry; pass it as guide=")
@@ -290,7 +286,7 @@ def _restored(content: dict[str, Any], model: Model, guide: Any) -> Posterior:
     finished = as_guide(program.guide).finished_guide()
     if finished is not None:
         program = Program.build(model, finished, objective, training, batch_size=None, seed=0)
-    here_sites = _latent_shapes(program)
+    here_sites = latent_shapes(program)
     if content.get("sites", here_sites) != here_sites:
         listed = ", ".join(f"{n} {s}" for n, s in here_sites.items())
         raise DataError(
@@ -302,19 +298,4 @@ def _restored(content: dict[str, Any], model: Model, guide: Any) -> Posterior:
         raise DataError(f"the saved parameters ({saved}) are not those of this model and guide ({here})")
     if len(content["flat"]) == 1:
         layout.write_back(content["flat"][0], spared=is_owned)
-    return Posterior(
-        family=family,
-        options=options,
-        losses=content["losses"],
-        objective=content["objective"],
-        steps=content["steps"],
-        seed=content["seed"],
-        stop_reasons=tuple(content["stop_reasons"]),
-        seconds=content["seconds"],
-        info=tuple(content["info"]),
-        validation=content["validation"],
-        program=program,
-        flat=content["flat"],
-        training=training,
-        run=None,
-    ).owning()
+    return Posterior(**{**held, "family": family, "options": options}, program=program).owning()

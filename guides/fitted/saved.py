@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from guides.errors import DataError
+from guides.program.data import Data, forms_from
+from guides.program.program import Program
+from guides.program.sites import nodes
 
-__all__ = ["checked"]
+__all__ = ["checked", "fields_of", "latent_shapes"]
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "family": str,
@@ -74,3 +78,20 @@ def checked(content: Mapping[str, Any], path: Any) -> dict[str, Any]:
     if not all(isinstance(part, Mapping) for part in content["info"]):
         raise refuse("its entry 'info' does not hold dictionaries")
     return dict(content)
+
+
+def fields_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that every kind of posterior has, but for its program, from what a file holds."""
+    as_they_are = ("family", "options", "losses", "objective", "steps", "seed", "seconds", "validation", "flat")
+    return {
+        **{name: content[name] for name in as_they_are},
+        "stop_reasons": tuple(content["stop_reasons"]),
+        "info": tuple(content["info"]),
+        "training": replace(Data.of(content["args"], content["kwargs"]), forms=forms_from(content.get("forms", {}))),
+        "run": None,
+    }
+
+
+def latent_shapes(program: Program) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every latent site, by which a file is known to be of a model."""
+    return {name: tuple(nodes(program.prototype)[name]["value"].shape) for name in program.latents}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -14,13 +14,12 @@ from torch import Tensor
 from guides.density.density import LogDensity, log_density
 from guides.density.method import check_no_parameters, name_of_method, start
 from guides.errors import DataError, NotAtTheModeWarning, check_whole
+from guides.fitted.saved import fields_of, latent_shapes
 from guides.objectives.elbo import ELBO
 from guides.posterior import RESTORERS
 from guides.program.alone import undivided
-from guides.program.data import Data, forms_from
 from guides.program.inputs import read
 from guides.program.program import Program
-from guides.program.sites import nodes
 from guides.registries import solvers
 from guides.solvers.base import Solution, Solver
 from guides.solvers.solved import Solved
@@ -86,31 +85,19 @@ def restore_solved(content: dict[str, Any], model: Callable[..., Any], guide: An
 
     :raises DataError: if it is of another model.
     """
-    training = replace(Data.of(content["args"], content["kwargs"]), forms=forms_from(content.get("forms", {})))
+    held = fields_of(content)
     solver: Solver = solvers[content["family"]](**content["options"])
-    program = Program.build(model, solver.guide(model), ELBO(), training, batch_size=None, seed=content["seed"])
-    here = {n: tuple(nodes(program.prototype)[n]["value"].shape) for n in program.latents}
+    program = Program.build(model, solver.guide(model), ELBO(), held["training"], batch_size=None, seed=content["seed"])
+    here = latent_shapes(program)
     layout = program.parameters
     if content["sites"] != here or layout.names != tuple(content["names"]) or layout.size != content["flat"].shape[-1]:
         raise DataError(f"the saved normal is of the latent sites {content['sites']}, this model has {here}")
-    held = content["solved"]
+    took = content["solved"]
     return Solved(
-        family=content["family"],
-        options=content["options"],
-        losses=content["losses"],
-        objective=content["objective"],
-        steps=content["steps"],
-        seed=content["seed"],
-        stop_reasons=tuple(content["stop_reasons"]),
-        seconds=content["seconds"],
-        info=tuple(content["info"]),
-        validation=content["validation"],
+        **held,
         program=program,
-        flat=content["flat"],
-        training=training,
-        run=None,
-        gradients=held["gradients"],
-        products=held["products"],
+        gradients=took["gradients"],
+        products=took["products"],
     ).owning()
 
 
