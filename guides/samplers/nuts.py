@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from guides.density.density import LogDensity
-from guides.errors import EagerFallbackWarning, check_whole
+from guides.errors import EagerFallbackWarning, UnsupportedModelError, check_whole
 from guides.fitted.groups import import_arviz
 from guides.registries import samplers
 from guides.samplers.address import model_at_address
@@ -53,6 +53,7 @@ class NUTS(Sampler):
     :param max_depth: most doublings of a path: 2^max_depth gradients per draw.
     :param cores: chains at a time; as many as there are processors by default.
     :raises OptionError: for a value that makes no sense.
+    :raises UnsupportedModelError: if the density does not depend on a latent.
 
     References: Hoffman, Gelman (2014), *The No-U-Turn sampler*, https://jmlr.org/papers/v15/hoffman14a.html; Betancourt
     (2017), *A conceptual introduction to Hamiltonian Monte Carlo*, https://arxiv.org/abs/1701.02434; nutpie,
@@ -85,6 +86,7 @@ class NUTS(Sampler):
 
     def run(self, density: LogDensity, start: Start, seed: int, progress: bool) -> Chains:
         """Draw."""
+        _check_depends(density, [start(seed + i) for i in range(self.chains)])
         if find_spec("nutpie") is None:
             warnings.warn(
                 "nutpie is not installed, so Pyro's own NUTS runs on the compiled density, some ten times more slowly; "
@@ -140,3 +142,16 @@ class NUTS(Sampler):
         steps = sum(int(found[group]["n_steps"].values.sum()) for group in ("sample_stats", "warmup_sample_stats"))
         statistics = {ours: np.array(stats[theirs].values) for ours, theirs in _STATISTICS.items()}
         return Chains(np.array(found["posterior"]["z"].values), statistics, steps)
+
+
+def _check_depends(density: LogDensity, points: list[np.ndarray]) -> None:
+    """Check that the density depends on every latent, without which nutpie finds no start and says nothing else.
+
+    :raises UnsupportedModelError: naming a latent.
+    """
+    flat = (density.gradient(np.stack(points)).numpy() == 0.0).all(0)
+    if flat.any():
+        raise UnsupportedModelError(
+            f"the log density does not depend on latent {density.names[int(flat.argmax())]!r}, so that there is no posterior "
+            "to draw it from: give it a proper prior, or data"
+        )

@@ -199,3 +199,12 @@ def test_machine_code_at_its_address_gives_what_its_function_gives(monkeypatch, 
     monkeypatch.setattr(sys.modules["guides.samplers.address"], "_RELEASE", "another")
     through_python = guides.fit(conjugate, "nuts", Y, draws=500, tune=300)
     assert torch.equal(through_python.points, posterior.points)
+
+
+def test_a_latent_that_the_density_does_not_depend_on_is_named() -> None:
+    def flat() -> None:
+        pyro.sample("w", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(errors.UnsupportedModelError, match=r"does not depend on latent 'w'.*give it a proper prior"):
+        guides.fit(flat, "nuts", draws=20, tune=20, chains=2, progress=False)
