@@ -99,6 +99,7 @@ def pilot_of(model: Callable[..., Any], data: Data, source: Any, seed: int) -> P
     :param source: ``"auto"``, ``"pathfinder"`` or a posterior of the same latents.
     :raises NonFiniteLossError, UnsupportedModelError: as Pathfinder does.
     :raises DataError: if the posterior is of other latents.
+    :raises OptionError: if its draws have no covariance.
     """
     density = log_density(model, *data.args, seed=seed, model_kwargs=data.kwargs)
     if isinstance(source, FittedGuide):
@@ -111,7 +112,15 @@ def pilot_of(model: Callable[..., Any], data: Data, source: Any, seed: int) -> P
 def _of_posterior(density: LogDensity, posterior: FittedGuide) -> Pilot:
     first = posterior.replicate(0) if posterior.replicates > 1 else posterior
     z = density.from_sites(first.sample(_DRAWS))
-    root = torch.linalg.cholesky(torch.atleast_2d(torch.cov(z.T)))
+    covariance = torch.atleast_2d(torch.cov(z.T))
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    if failed:
+        name = density.names[int(covariance.diagonal().argmin())]
+        raise OptionError(
+            f"precondition is a posterior of {posterior.family!r}, whose draws have no covariance (they hardly vary in "
+            f"{name!r}, or in a direction with others), so that it is no space to optimise in; pass one with a width, or "
+            "'pathfinder'"
+        )
     return Pilot(z.mean(0), root, z.mean(0, keepdim=True), torch.ones(1, dtype=torch.float64), 0)
 
 

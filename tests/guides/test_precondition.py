@@ -133,6 +133,18 @@ def test_what_cannot_be_is_refused_or_left_alone():
     torch.testing.assert_close(same.flat, plain.flat, rtol=0, atol=0)
 
 
+def test_a_posterior_without_a_width_is_no_space():
+    def model(y):
+        a, b = pyro.sample("a", dist.Normal(0.0, 1.0)), pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+    y = torch.linspace(-1.0, 1.0, 9)
+    point = guides.fit(model, "map", y, steps=3, compile="eager")
+    with pytest.raises(OptionError, match=r"a posterior of 'map', whose draws have no covariance.*hardly vary in 'a'"):
+        guides.fit(model, "full_rank", y, steps=10**6, precondition=point)
+
+
 def test_auto_goes_without_a_pilot_where_there_is_no_density():
     def noisy(x, y):
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
