@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guides.density.method import Method, check_applies, method_of, name_of_method
+from guides.density.method import check_applies, method_of, name_of_method
 from guides.errors import (
     DataError,
     NonFiniteLossError,
@@ -43,12 +43,9 @@ from guides.program.owning import is_owned
 from guides.program.parameters import isolated_store, reachable_modules
 from guides.program.program import Program
 from guides.program.running import scale_of
-from guides.samplers.base import Sampler
-from guides.samplers.sampling import sample
 from guides.solvers.auto.auto import Auto, climb
-from guides.solvers.base import Solver
+from guides.solvers.methods import run_method
 from guides.solvers.pilot import check_precondition, obstacle, pilot_of, whitened
-from guides.solvers.solving import solve
 
 __all__ = ["fit", "fit_alike", "fit_many", "read_once"]
 
@@ -161,7 +158,10 @@ def fit(
     if method is not None:
         check_model(model, f"fit(model, {name_of_method(method)!r}, x, y)")
         check_applies(method, given, fit)
-        return _by_method(model, method, data, seed, compile, progress, model_kwargs)
+        shared: dict[str, Any] = {"seed": seed, "compile": compile, "progress": progress, "model_kwargs": model_kwargs}
+        if isinstance(method, Auto):
+            return climb(model, method, data, **shared)
+        return run_method(model, method, data, **shared)
     check_names("fit", misspelt, keywords_of(fit), "arguments of the model go by position, or in model_kwargs={...}")
     check_model(model, "fit(model, 'mean_field', x, y)")
     if guide is not None and not is_guide(guide):
@@ -181,24 +181,6 @@ def fit(
     validations = None if held_out is None else [held_out] * replicates
     with undivided("guides.fit"):
         return _fit(model, guide, chosen, many, validations, seeds, settings, where, checkpoint, precondition=precondition)
-
-
-def _by_method(
-    model: Model,
-    method: Method,
-    data: tuple[Any, ...],
-    seed: int,
-    compile: str,
-    progress: bool | None,
-    model_kwargs: dict[str, Any] | None,
-) -> Posterior:
-    """Fit by what stands on the log density instead of taking steps."""
-    if isinstance(method, Auto):
-        return climb(model, method, data, seed=seed, compile=compile, progress=progress, model_kwargs=model_kwargs)
-    if isinstance(method, Solver):
-        return solve(model, method, data, seed=seed, compile=compile, model_kwargs=model_kwargs)
-    assert isinstance(method, Sampler)
-    return sample(model, method, data, seed=seed, compile=compile, progress=progress, model_kwargs=model_kwargs)
 
 
 def fit_many(

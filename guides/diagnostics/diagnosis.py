@@ -210,7 +210,7 @@ def diagnose(
         raise OptionError(
             f"num_samples is {num_samples}; diagnostics need at least {MIN_DRAWS} draws (1000 is a good number)"
         )
-    if isinstance(posterior, FittedGuide):
+    if isinstance(posterior, FittedGuide) and posterior.corrects:
         posterior = posterior.correcting(False)  # its guide is judged, and draws as that gives them
     sampled = is_sampled(posterior.guide)
     names = [n for n in diagnostics_registry if (n in _OF_CHAINS if sampled else n not in _OF_SAMPLERS)]

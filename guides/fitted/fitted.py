@@ -128,7 +128,7 @@ class FittedGuide:
     def corrects(self) -> bool:
         """Whether draws are corrected by their weights unless they are asked for as they are, ``corrected=False``; see
         :meth:`correcting`."""
-        return all(info.get("corrects", False) for info in self.info)
+        return any(info.get("corrects", False) for info in self.info)
 
     def correcting(self, corrects: bool = True) -> Self:
         """Return the same posterior, whose draws are corrected by default, or are not."""

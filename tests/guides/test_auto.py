@@ -76,6 +76,25 @@ def test_a_dear_rung_is_not_climbed_when_the_time_is_over() -> None:
     posterior = guides.fit(funnel, "auto", ladder=["pathfinder", dear], budget=5.0)
     story = posterior.info[0]["auto"]
     assert posterior.family == "pathfinder" and "nuts: not tried, for some" in story[1]
+    assert "what is left would take more than budget=5" in story[-1] or "is spent" in story[-1]
+
+
+def flat() -> None:
+    w = pyro.sample("w", dist.ImproperUniform(dist.constraints.real, (), ()))
+    pyro.factor("hardly", 1e-9 * w)
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def test_a_rung_that_cannot_is_a_line_of_the_story() -> None:
+    dadvi = ("dadvi", {"num_draws": 4, "max_iterations": 20})
+    quick = ("nuts", {"draws": 50, "tune": 50, "chains": 2})
+    posterior = guides.fit(flat, "auto", ladder=[dadvi, quick], progress=False)
+    assert posterior.family == "nuts"
+    assert posterior.info[0]["auto"][0].startswith(
+        "dadvi(num_draws=4, max_iterations=20): UnsupportedModelError: guide 'dad"
+    )
+    with pytest.raises(errors.UnsupportedModelError, match="no rung of the ladder gave a posterior: dadvi"):
+        guides.fit(flat, "auto", ladder=[dadvi])
 
 
 def test_an_approximation_is_passed_over_where_the_sampler_is_cheap() -> None:
@@ -91,6 +110,7 @@ def test_an_approximation_is_passed_over_where_the_sampler_is_cheap() -> None:
         ({"ladder": "nuts"}, r"ladder must be a list of methods, such as \['pathfinder', 'nuts'\], not 'nuts'"),
         ({"ladder": ["mean_field"]}, "'mean_field', which is no solver or sampler"),
         ({"ladder": ["auto"]}, "ladder holds 'auto'"),
+        ({"ladder": [Rung("auto")]}, "ladder holds Rung"),
         ({"ladder": [("nuts", {"drawz": 3})]}, "'nuts' has no option 'drawz'|drawz"),
         ({"steps": 100}, "steps=100 means nothing for the guide 'auto'"),
     ],

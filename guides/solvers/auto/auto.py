@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,14 +13,11 @@ import numpy as np
 from guides.density.density import LogDensity, log_density
 from guides.density.method import Method, check_no_parameters, start
 from guides.diagnostics.diagnosis import Diagnosis, diagnose
-from guides.errors import NonFiniteLossError, NoReferenceError, OptionError
+from guides.errors import NonFiniteLossError, OptionError, UnsupportedModelError
 from guides.posterior import Posterior
 from guides.registries import solvers
-from guides.samplers.base import Sampler
-from guides.samplers.sampling import sample
 from guides.solvers.auto.ladder import Rung, read_ladder
-from guides.solvers.base import Solver
-from guides.solvers.solving import solve
+from guides.solvers.methods import run_method
 
 __all__ = ["Auto", "climb"]
 
@@ -53,7 +50,7 @@ class Auto(Method):
     :param ladder: methods to try instead, by name or as ``(name, options)``.
     :raises OptionError: for a value that makes no sense.
     :raises NonFiniteLossError: if the density is finite at no start.
-    :raises UnsupportedModelError: for a model with parameters to be trained.
+    :raises UnsupportedModelError: for a model with parameters to be trained, or one of which no rung gives a posterior.
 
     References: the verdict by Yao et al. (2018), *Yes, but did it work?*; the order by Zhang et al. (2022), *Pathfinder*,
     and Magnusson et al. (2024), *posteriordb*, who find no approximation that is right everywhere.
@@ -102,6 +99,7 @@ def climb(
 ) -> Posterior:
     """Try the rungs of a ladder until one is good enough or the time is over; see :class:`Auto`."""
     began = time.perf_counter()
+    options = {"seed": seed, "compile": compile, "progress": progress, "model_kwargs": model_kwargs}
     density = log_density(model, *data, compile=compile, seed=seed, model_kwargs=model_kwargs)
     check_no_parameters(density, "the guide 'auto'")
     rungs = read_ladder(auto.ladder)
@@ -114,7 +112,7 @@ def climb(
         if why:
             story.append(f"{rung}: {why}")
             continue
-        found = _try(model, rung, data, density, seed, compile, progress, model_kwargs)
+        found = _try(model, rung, data, density, options)
         if isinstance(found, str):
             story.append(f"{rung}: {found}")
             continue
@@ -124,7 +122,7 @@ def climb(
         if _SURE[found.diagnosis.verdict] == 0:
             break
     if not tried:
-        raise NoReferenceError("no rung of the ladder gave a posterior: " + "; ".join(story))
+        raise UnsupportedModelError("no rung of the ladder gave a posterior: " + "; ".join(story))
     return _told(tried, story, time.perf_counter() - began, auto.budget)
 
 
@@ -133,35 +131,16 @@ def _try(
     rung: Rung,
     data: tuple[Any, ...],
     density: LogDensity,
-    seed: int,
-    compile: str,
-    progress: bool | None,
-    model_kwargs: dict[str, Any] | None,
+    options: Mapping[str, Any],
 ) -> _Tried | str:
     """Return a posterior with its verdict, or why there is none."""
     began = time.perf_counter()
-    method = rung.method
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a rung would warn of is in its verdict
-            if isinstance(method, Solver):
-                posterior: Posterior = solve(
-                    model, method, data, seed=seed, compile=compile, model_kwargs=model_kwargs, density=density
-                )
-            else:
-                assert isinstance(method, Sampler)
-                posterior = sample(
-                    model,
-                    method,
-                    data,
-                    seed=seed,
-                    compile=compile,
-                    progress=progress,
-                    model_kwargs=model_kwargs,
-                    density=density,
-                )
+            posterior = run_method(model, rung.method, data, density=density, **options)
             diagnosis = diagnose(posterior, only=["chains"] if rung.samples else ["answers", "pareto_k"])
-    except (NonFiniteLossError, OptionError) as error:
+    except (NonFiniteLossError, OptionError, UnsupportedModelError) as error:  # of this rung: the density was there
         return f"{type(error).__name__}: {error}"
     return _Tried(rung, posterior, diagnosis, time.perf_counter() - began)
 
@@ -198,6 +177,8 @@ def _told(tried: Sequence[_Tried], story: Sequence[str], seconds: float, budget:
         why = f"{best.rung} can be stood behind"
     elif seconds > budget:
         why = f"budget={budget:g} is spent; {best.rung} is the surest, and {verdict}"
+    elif any(": not tried, for some" in line for line in story):
+        why = f"what is left would take more than budget={budget:g}; {best.rung} is the surest, and {verdict}"
     else:
         why = f"the ladder is at its end; {best.rung} is the surest, and {verdict}"
     posterior = best.posterior.correcting(verdict == "corrected")

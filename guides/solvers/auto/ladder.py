@@ -65,7 +65,7 @@ def read_ladder(ladder: Sequence[Any] | None) -> tuple[Rung, ...]:
     rungs = []
     for each in ladder:
         name, options = each if isinstance(each, tuple) and len(each) == 2 else (each, {})
-        if isinstance(each, Rung):
+        if isinstance(each, Rung) and each.name != "auto":
             rung = each
         elif isinstance(name, str) and name != "auto" and isinstance(options, Mapping):
             rung = Rung(name, options, usual.get(name, 10_000))
