@@ -152,6 +152,6 @@ def _check_depends(density: LogDensity, points: list[np.ndarray]) -> None:
     flat = (density.gradient(np.stack(points)).numpy() == 0.0).all(0)
     if flat.any():
         raise UnsupportedModelError(
-            f"the log density does not depend on latent {density.names[int(flat.argmax())]!r}, so that there is no posterior "
-            "to draw it from: give it a proper prior, or data"
+            f"the log density does not depend on latent {density.names[int(flat.argmax())]!r}, so that there is no "
+            "posterior to draw it from: give it a proper prior, or data"
         )
