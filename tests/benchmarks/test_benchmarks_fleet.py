@@ -1,6 +1,6 @@
 """Dask and submitit themselves: the same cells with the same numbers, and none lost or doubled when a worker is killed.
 
-They start schedulers and workers and take a minute: ``python -m pytest -m fleet``; docs/scaling.md has the commands.
+They start schedulers and workers and take a minute: ``python -m pytest -m fleet``, as docs/scaling.md says.
 """
 
 from __future__ import annotations
